@@ -1,0 +1,77 @@
+"""Progress for people: done of total, rate and time left, on standard error.
+
+On a terminal one line is redrawn in place; in a log file or under a job a line is written every few seconds.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LOG_EVERY_SECONDS = 5.0
+
+
+def say(text: str) -> None:
+    """Write one line for a person to standard error; standard output belongs to results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """Counts finished units of work and shows rate and time left.
+
+    Parameters
+    ----------
+    title
+        What is being done: ``"preprocess"``.
+    total
+        How many units there are.
+    unit
+        The unit in the plural: ``"clips"``.
+    """
+
+    def __init__(self, title: str, total: int, unit: str) -> None:
+        self.title, self.total, self.unit = title, total, unit
+        self.done = 0
+        self._start = time.monotonic()
+        self._shown = -LOG_EVERY_SECONDS
+        self._live = sys.stderr.isatty()
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Count ``count`` more units as done; ``note`` (a loss, an accuracy) is shown behind the figures."""
+        self.done += count
+        now = time.monotonic() - self._start
+        last = self.done >= self.total
+        if not (self._live or last or now - self._shown >= LOG_EVERY_SECONDS):
+            return
+        self._shown = now
+        line = f"{self.title}: {self._figures(now)}" + (f"  {note}" if note else "")
+        if self._live:
+            print(f"\r\x1b[2K{line}", end="\n" if last else "", file=sys.stderr, flush=True)
+        else:
+            say(line)
+
+    def _figures(self, elapsed: float) -> str:
+        rate = self.done / elapsed if elapsed > 0 else 0.0
+        left = f", {clock((self.total - self.done) / rate)} left" if rate > 0 and self.done < self.total else ""
+        return f"{self.done}/{self.total} {self.unit}, {rate:.2f}/s, {clock(elapsed)} elapsed{left}"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as ``m:ss`` or ``h:mm:ss``."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+@contextmanager
+def stage(title: str) -> Iterator[None]:
+    """Say that ``title`` begins, and how long it took."""
+    say(f"{title} …")
+    start = time.monotonic()
+    yield
+    say(f"{title}: done in {clock(time.monotonic() - start)}")

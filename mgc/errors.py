@@ -1,0 +1,69 @@
+"""What can go wrong, in the words a user reads.
+
+``InputError`` (exit code 2): something the user gave cannot be used; nothing was written.
+``RunError`` (exit code 1): the work itself failed.
+``ClipError``: one clip cannot become a feature; it is quarantined and the work goes on.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class MgcError(Exception):
+    """Root of all errors that mgc raises on purpose; the message is one line for a person."""
+
+    exit_code = 1
+
+
+class InputError(MgcError):
+    """A file, flag or identifier the user gave cannot be used; the message names it and says what to do."""
+
+    exit_code = 2
+
+
+class RunError(MgcError):
+    """The work was started and failed."""
+
+
+class Reason(StrEnum):
+    """Why a clip is in quarantine: the fixed list."""
+
+    MISSING = "missing"
+    """The tracks table names a file that is not there."""
+    UNREADABLE = "unreadable"
+    """The path is not a regular file, or reading it is not permitted."""
+    EMPTY = "empty"
+    """The file has no bytes."""
+    NOT_AUDIO = "not_audio"
+    """No decoder recognises the bytes as audio."""
+    DECODE_ERROR = "decode_error"
+    """The decoder gave up inside the file."""
+    TOO_SHORT = "too_short"
+    """Less audio came out than ``--min-seconds``."""
+    NOT_FINITE = "not_finite"
+    """The decoded samples hold NaN or infinity."""
+
+
+class ClipError(MgcError):
+    """One clip cannot become a feature.
+
+    Parameters
+    ----------
+    reason
+        The entry of the fixed list.
+    detail
+        What was seen, for a person.
+    seconds
+        Length of the decoded audio, where any was decoded.
+    """
+
+    def __init__(self, reason: Reason, detail: str, seconds: float | None = None) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+        self.seconds = seconds
+
+    def __reduce__(self) -> tuple[type[ClipError], tuple[Reason, str, float | None]]:
+        """Pickle by the constructor's arguments: workers raise this across processes."""
+        return type(self), (self.reason, self.detail, self.seconds)
