@@ -43,6 +43,8 @@ class Reason(StrEnum):
     """Less audio came out than ``--min-seconds``."""
     NOT_FINITE = "not_finite"
     """The decoded samples hold NaN or infinity."""
+    FAILED = "failed"
+    """An error that no other reason covers; the detail names it."""
 
 
 class ClipError(MgcError):

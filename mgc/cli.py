@@ -1,0 +1,359 @@
+"""The command line: every command, flag and exit code in one place; the work is in the steps.
+
+Each command is a frozen dataclass whose fields are its flags and whose ``run`` imports its step, so that help is quick.
+Exit codes: 0 done, 1 the work failed, 2 the input cannot be used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias, Union
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
+
+from mgc.config import PRESETS, TrainConfig, read_config
+from mgc.console import say
+from mgc.errors import InputError, MgcError
+from mgc.ray_session import disconnect
+
+Preset: TypeAlias = Literal["baseline", "regularized"]
+DEFAULT_PRESET: Preset = "regularized"
+DESCRIPTION = "Music genre classification: from a folder of MP3s to a tracked model."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """How a command answers."""
+
+    json: bool = False
+    """End standard output with one line of JSON."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+    def run(self) -> dict[str, Any]:
+        """Do the work; the result is what ``--json`` prints."""
+        raise NotImplementedError
+
+    def show(self, result: dict[str, Any]) -> str:
+        """The result for a person."""
+        return _rows(result)
+
+    def problem(self, result: dict[str, Any]) -> str | None:
+        """Why the input, though it could be read, must not be used (exit code 2)."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Toy(Output):
+    """Generate an FMA-shaped synthetic set of eight genres, with some broken clips in it."""
+
+    out: Positional[Path]
+    """Folder to make: OUT/fma_small, OUT/fma_metadata."""
+    clips_per_genre: int = 12
+    seed: int = 0
+
+    def run(self) -> dict[str, Any]:
+        from mgc import toy
+
+        return asdict(toy.make(self.out, clips_per_genre=self.clips_per_genre, seed=self.seed))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit(Output):
+    """Count a collection and look for missing files, artists in two splits, and duplicates."""
+
+    root: str
+    """FMA folder, folder with a folder per genre, or CSV file (path,genre[,split,artist])."""
+    subset: str = "small"
+    """Of an FMA folder: small, medium or large."""
+
+    def run(self) -> dict[str, Any]:
+        from mgc import audit
+
+        return audit.audit(self.root, subset=self.subset)
+
+    def show(self, result: dict[str, Any]) -> str:
+        from mgc import audit
+
+        return audit.summary(result)
+
+    def problem(self, result: dict[str, Any]) -> str | None:
+        from mgc.tracks import leak_message
+
+        return None if result["ok"] else leak_message(result["artist_leaks"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess(Output):
+    """Turn a collection into a feature set: log-Mel spectrograms in Parquet shards."""
+
+    root: str
+    """FMA folder, folder with a folder per genre, or CSV file (path,genre[,split,artist])."""
+    out: Path
+    """Folder of the feature set; what is finished in it is kept."""
+    subset: str = "small"
+    """Of an FMA folder: small, medium or large."""
+    workers: int | None = None
+    """Tasks at a time; all CPUs by default."""
+    limit: int | None = None
+    """Take only so many clips, drawn over all splits."""
+    min_seconds: float = 5.0
+    """Quarantine clips with less audio."""
+    max_quarantined: float = 0.05
+    """Share of the clips that may fail before the job does."""
+    clips_per_shard: int = 64
+    """Clips in a Parquet file."""
+
+    def run(self) -> dict[str, Any]:
+        from mgc import preprocess
+
+        return preprocess.preprocess(
+            self.root,
+            self.out,
+            subset=self.subset,
+            workers=self.workers,
+            limit=self.limit,
+            min_seconds=self.min_seconds,
+            max_quarantined=self.max_quarantined,
+            clips_per_shard=self.clips_per_shard,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learning(Output):
+    """What training and tuning share; the configuration starts from the preset, then --config, then single flags."""
+
+    features: Path
+    """A finished feature set."""
+    preset: Preset = DEFAULT_PRESET
+    """baseline is the seed's plain CNN, regularized what helps it most."""
+    config_file: Annotated[Path | None, arg(name="config")] = None
+    """JSON file of (some) configuration fields, as mgc tune writes it."""
+    allow_leaks: bool = False
+    """Go on although artists are in more than one split; the run is tagged."""
+    config: Annotated[OmitArgPrefixes[TrainConfig], arg(name="")] = field(default_factory=TrainConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Learning):
+    """Fit the CNN, on one device or several, and keep the best validation epoch."""
+
+    gpus: int | None = None
+    """GPUs; one if there is one by default, 2 or more train through Ray Train."""
+    workers: int = 1
+    """CPU workers; 2 or more train through Ray Train."""
+    run_name: str | None = None
+    """Name of the MLflow run."""
+
+    def run(self) -> dict[str, Any]:
+        from mgc import train
+
+        return train.train(
+            self.features,
+            self.config,
+            gpus=self.gpus,
+            workers=self.workers,
+            run_name=self.run_name,
+            allow_leaks=self.allow_leaks,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tune(Learning):
+    """Search the regularisation: dropout, BatchNorm, head, weight decay, learning rate, label smoothing."""
+
+    trials: int = 20
+    """Configurations to try."""
+    concurrent: int = 2
+    """Trials at a time."""
+    name: str | None = None
+    """Name of the sweep; the time by default."""
+    resume: str | None = None
+    """Go on with the interrupted sweep of this name."""
+
+    def run(self) -> dict[str, Any]:
+        from mgc import tune
+
+        return tune.tune(
+            self.features,
+            self.config,
+            trials=self.trials,
+            concurrent=self.concurrent,
+            name=self.name,
+            resume=self.resume,
+            allow_leaks=self.allow_leaks,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Output):
+    """Score a run on a split: accuracy with its interval, macro-F1, per-genre F1, confusion."""
+
+    run_id: Annotated[str, arg(name="run")]
+    """MLflow run of a training or a trial."""
+    features: Path
+    """A finished feature set."""
+    split: Literal["training", "validation", "test"] = "test"
+
+    def run(self) -> dict[str, Any]:
+        from mgc import evaluate
+
+        return evaluate.evaluate(self.run_id, self.features, split=self.split)
+
+    def show(self, result: dict[str, Any]) -> str:
+        low, high = result["ci95"]
+        head = f"{result['split']}: accuracy {result['accuracy']:.3f} [{low:.3f}, {high:.3f}] of {result['n']} clips"
+        rows = {genre: f"F1 {row['f1']:.3f} of {row['support']}" for genre, row in result["per_genre"].items()}
+        return f"{head}, macro-F1 {result['macro_f1']:.3f}\n{_rows(rows)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict(Output):
+    """Predict the genre of audio files of any length."""
+
+    model: str
+    """MLflow run, or a checkpoint folder."""
+    clips: Positional[tuple[Path, ...]]
+    """Audio files."""
+
+    def run(self) -> dict[str, Any]:
+        from mgc import predict
+
+        if not self.clips:
+            raise InputError("CLIP: name at least one audio file")
+        return predict.predict(self.model, self.clips)
+
+    def show(self, result: dict[str, Any]) -> str:
+        return _rows({c["path"]: f"{c['genre']} ({c['probabilities'][c['genre']]:.0%})" for c in result["clips"]})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ui(Output):
+    """Open MLflow's own UI on the project's store."""
+
+    port: int = 5000
+
+    def run(self) -> dict[str, Any]:
+        from mgc import tracking
+
+        return tracking.serve(self.port)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo(Output):
+    """Run the main job end to end on a generated set."""
+
+    out: Path = Path("demo")
+    """Folder for the generated set and its features; made anew."""
+
+    def run(self) -> dict[str, Any]:
+        from mgc import demo
+
+        return demo.demo(self.out)
+
+    def show(self, result: dict[str, Any]) -> str:
+        from mgc import demo
+
+        return demo.summary(result)
+
+
+COMMANDS: dict[str, type[Output]] = {
+    "toy": Toy,
+    "audit": Audit,
+    "preprocess": Preprocess,
+    "train": Train,
+    "tune": Tune,
+    "evaluate": Evaluate,
+    "predict": Predict,
+    "ui": Ui,
+    "demo": Demo,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and exit with its code."""
+    sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
+
+
+def run(arguments: list[str]) -> int:
+    """Parse and run one command; print its result, or one line on what went wrong; return the exit code."""
+    try:
+        command = parse(arguments)
+        return answer(command.run, command)
+    except InputError as error:  # a preset's --config file
+        return _complain(error, Output(json="--json" in arguments, debug="--debug" in arguments))
+
+
+def parse(arguments: list[str]) -> Output:
+    """Turn arguments into a command; exits with help or usage as argparse does (2 for wrong usage)."""
+    base = _base_config(arguments)
+    kinds: list[Any] = []
+    for name, kind in COMMANDS.items():
+        default = kind(features=tyro.MISSING, config=base) if issubclass(kind, Learning) else tyro.MISSING_NONPROP
+        kinds.append(Annotated[kind, subcommand(name, default=default)])
+    command: Output = tyro.cli(Union[tuple(kinds)], prog="mgc", args=arguments, description=DESCRIPTION)  # noqa: UP007
+    return command
+
+
+def answer(step: Callable[[], dict[str, Any]], command: Output) -> int:
+    """Run a step or a recipe of steps; print its result, or one line on what went wrong; return the exit code."""
+    try:
+        result = step()
+    except MgcError as error:
+        return _complain(error, command)
+    except KeyboardInterrupt:
+        say("interrupted")
+        return 130
+    except Exception as error:
+        unexpected = MgcError(f"unexpected {type(error).__name__}: {error} (--debug shows where)".replace("\n", " "))
+        return _complain(unexpected.with_traceback(error.__traceback__), command)
+    disconnect()  # nothing of Ray's may follow the last line
+    problem = command.problem(result)
+    print(json.dumps(result) if command.json else command.show(result), flush=True)
+    if problem:
+        say(f"mgc: {problem}")
+    return 2 if problem else 0
+
+
+def _complain(error: MgcError, command: Output) -> int:
+    disconnect()
+    if command.debug:
+        traceback.print_exception(error)
+    say(f"mgc: {error}")
+    if command.json:
+        print(json.dumps({"error": str(error)}), flush=True)
+    return error.exit_code
+
+
+def _base_config(arguments: list[str]) -> TrainConfig:
+    """The configuration that single flags change: the preset, under the --config file."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset", choices=PRESETS, default=DEFAULT_PRESET)
+    parser.add_argument("--config", type=Path)
+    try:
+        known, _ = parser.parse_known_args(arguments, namespace=argparse.Namespace())
+    except SystemExit:
+        return PRESETS[DEFAULT_PRESET]  # a wrong --preset: the real parser says so
+    preset = PRESETS[known.preset]
+    return read_config(known.config, preset) if known.config else preset
+
+
+def _rows(values: dict[str, Any]) -> str:
+    """Plain values as aligned lines."""
+    width = max(map(len, values))
+    return "\n".join(f"{name:<{width}}  {_plain(value)}" for name, value in values.items())
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else json.dumps(value) if isinstance(value, dict) else str(value)
+
+
+if __name__ == "__main__":
+    main()

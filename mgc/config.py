@@ -1,0 +1,158 @@
+"""What describes a training run: one frozen tree of plain values.
+
+tyro turns it into flags and help, MLflow keeps its leaves as parameters, the checkpoint holds it whole, and
+``--config FILE`` reads it back. No torch here: ``mgc train --help`` must be quick.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from mgc.errors import InputError
+
+Node = TypeVar("Node", bound="ModelConfig | OptimConfig | TrainConfig")
+
+
+def _require(ok: bool, name: str, value: object, rule: str) -> None:
+    if not ok:
+        raise InputError(f"{name}={value!r} must be {rule}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network; the defaults are the seed's baseline, 752,520 parameters for 8 genres."""
+
+    channels: tuple[int, ...] = (16, 32, 64, 128)
+    """Filters of each block: 3 × 3 convolution, ReLU, 2 × 2 max pooling, dropout."""
+    norm: bool = False
+    """BatchNorm after each convolution."""
+    input_norm: bool = False
+    """BatchNorm of each mel band at the input."""
+    dropout: float = 0.1
+    """Dropout at the end of each block."""
+    head: Literal["flatten", "avg", "avgmax"] = "flatten"
+    """What the linear layer sees: all values, each channel's mean, or its mean and its maximum."""
+    head_dropout: float = 0.0
+    """Dropout before the linear layer."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.channels) and all(n > 0 for n in self.channels), "model.channels", self.channels, "positive")
+        _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "in [0, 1)")
+        _require(0 <= self.head_dropout < 1, "model.head-dropout", self.head_dropout, "in [0, 1)")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How the weights are learnt: AdamW, which with weight decay 0 is the baseline's Adam."""
+
+    lr: float = 1e-3
+    """Learning rate at the start."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Keep the learning rate, or let it fall to zero along half a cosine."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    label_smoothing: float = 0.0
+    """Share of the target spread over all genres."""
+    batch_size: int = 32
+    """Clips in an optimiser's step, over all workers together."""
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, "optim.lr", self.lr, "positive")
+        _require(self.weight_decay >= 0, "optim.weight-decay", self.weight_decay, "at least 0")
+        _require(0 <= self.label_smoothing < 1, "optim.label-smoothing", self.label_smoothing, "in [0, 1)")
+        _require(self.batch_size > 0, "optim.batch-size", self.batch_size, "positive")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A whole run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    epochs: int = 20
+    """Passes over the training clips."""
+    seed: int = 0
+    """Of the initial weights, the order of the clips and the dropout."""
+
+    def __post_init__(self) -> None:
+        _require(self.epochs > 0, "epochs", self.epochs, "at least 1")
+        _require(self.seed >= 0, "seed", self.seed, "at least 0")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The tree as plain values that JSON holds."""
+        tree: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return tree
+
+
+PRESETS: dict[str, TrainConfig] = {
+    "baseline": TrainConfig(),
+    "regularized": TrainConfig(
+        model=ModelConfig(norm=True, input_norm=True, dropout=0.2, head="avgmax", head_dropout=0.5),
+        optim=OptimConfig(schedule="cosine", weight_decay=1e-2, label_smoothing=0.1),
+    ),
+}
+"""``baseline`` is the seed's network, exactly; ``regularized`` is what helps it most at no cost in time."""
+
+
+def overlay(base: Node, tree: dict[str, Any], where: str = "") -> Node:
+    """The configuration ``base`` with the values of a (partial) tree in place of its own.
+
+    Raises
+    ------
+    InputError
+        The tree has a field that the configuration has not, or a value of another type.
+    """
+    hints = get_type_hints(type(base))
+    known = {each.name for each in fields(base)}
+    changes: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{where}{key}"
+        if key not in known:
+            raise InputError(f"config field «{name}» does not exist; there are {', '.join(sorted(known))}")
+        current = getattr(base, key)
+        if is_dataclass(current):
+            if not isinstance(value, dict):
+                raise InputError(f"config field «{name}»: {value!r} must be an object")
+            changes[key] = overlay(current, value, f"{name}.")  # type: ignore[type-var]
+        else:
+            changes[key] = _value(hints[key], value, name)
+    return replace(base, **changes)
+
+
+def read_config(file: Path, base: TrainConfig) -> TrainConfig:
+    """A configuration file (JSON, whole or partial, as ``mgc tune`` writes it) over ``base``.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, is not JSON, or does not fit the configuration.
+    """
+    try:
+        tree = json.loads(file.read_text())
+    except OSError as error:
+        raise InputError(f"--config {file}: {error.strerror}") from None
+    except ValueError as error:
+        raise InputError(f"--config {file}: not JSON ({error})") from None
+    if not isinstance(tree, dict):
+        raise InputError(f"--config {file}: must hold an object, like {json.dumps({'epochs': 20})}")
+    try:
+        return overlay(base, tree)
+    except InputError as error:
+        raise InputError(f"--config {file}: {error}") from None
+
+
+def _value(hint: Any, value: Any, name: str) -> Any:
+    """Check one leaf against its type; integers pass for floats, lists for tuples."""
+    if get_origin(hint) is Literal:
+        _require(value in get_args(hint), name, value, f"one of {', '.join(get_args(hint))}")
+        return value
+    if get_origin(hint) is tuple:
+        ok = isinstance(value, list | tuple) and all(type(item) is int for item in value)
+        _require(ok, name, value, "a list of whole numbers")
+        return tuple(value)
+    ok = type(value) is hint or (hint is float and type(value) is int)
+    _require(ok, name, value, {bool: "true or false", int: "a whole number", float: "a number"}.get(hint, str(hint)))
+    return hint(value)

@@ -1,0 +1,299 @@
+"""The feature set: a directory of Parquet shards that anyone can read, and the manifest that makes it whole.
+
+    manifest.json        written last, by rename: without it the set is unfinished and is refused here
+    shards/training-00003-of-00016.parquet
+    quarantine.parquet   the clips that gave no feature, each with its reason
+    README.md            the card: what is inside, and the lines that read it elsewhere
+
+This module owns the contract and its reading; ``mgc.shards`` writes the shards, ``mgc.preprocess`` drives them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mgc.errors import InputError
+from mgc.logmel import LogMelSpec
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+FORMAT = 1
+"""Version of the layout; a reader refuses another."""
+MANIFEST = "manifest.json"
+QUARANTINE = "quarantine.parquet"
+SHARDS = "shards"
+
+SCHEMA = pa.schema(
+    [
+        ("track_id", pa.int64()),
+        ("split", pa.string()),
+        ("genre", pa.string()),
+        ("label", pa.int8()),
+        ("artist_id", pa.string()),
+        ("path", pa.string()),
+        ("source_sha1", pa.string()),
+        ("seconds", pa.float64()),
+        ("padded", pa.bool_()),
+        ("mean_db", pa.float32()),
+        ("std_db", pa.float32()),
+        ("logmel", pa.binary()),
+    ]
+)
+"""A shard row. ``logmel`` is the z-scored matrix as little-endian float16 in C order (a ``binary`` column reads 2.8
+times as fast as Arrow's fixed-shape tensor); its shape, dtype and recipe are in the schema's metadata."""
+
+QUARANTINE_SCHEMA = pa.schema(
+    [
+        ("track_id", pa.int64()),
+        ("path", pa.string()),
+        ("genre", pa.string()),
+        ("split", pa.string()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("seconds", pa.float64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One shard in the manifest."""
+
+    file: str
+    """Path relative to the set: ``shards/training-00000-of-00002.parquet``."""
+    split: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a finished feature set says of itself."""
+
+    format: int
+    fingerprint: str
+    """Hash of recipe, decoder, plan and source files; a set with another one is another set."""
+    recipe: dict[str, Any]
+    """What the fingerprint covers but for the tracks: spec, decoder, min_seconds, clips_per_shard, seed."""
+    genres: tuple[str, ...]
+    """Label i is ``genres[i]``."""
+    clips: dict[str, dict[str, int]]
+    """Rows by split and genre."""
+    quarantined: dict[str, int]
+    """Clips without a feature, by reason."""
+    artist_leaks: tuple[dict[str, Any], ...]
+    """Artists in more than one split, as ``mgc.tracks.artist_leaks`` lists them."""
+    shards: tuple[ShardEntry, ...]
+
+    @property
+    def spec(self) -> LogMelSpec:
+        """The log-Mel recipe."""
+        return LogMelSpec(**self.recipe["spec"])
+
+    def to_json(self) -> str:
+        """Stable, readable JSON: the same set gives the same bytes."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Read what ``to_json`` wrote; KeyError, TypeError or ValueError if it is not that."""
+        fields = json.loads(text)
+        fields["genres"] = tuple(fields["genres"])
+        fields["artist_leaks"] = tuple(fields["artist_leaks"])
+        fields["shards"] = tuple(ShardEntry(**entry) for entry in fields["shards"])
+        return cls(**fields)
+
+
+@dataclass(frozen=True)
+class Split:
+    """The clips of one split in memory, ordered by shard and row.
+
+    Shape suffixes: N clips, F mel bands, T frames.
+    """
+
+    mel_NFT: NDArray[np.float16]
+    labels_N: NDArray[np.int64]
+    track_ids_N: NDArray[np.int64]
+    paths: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+
+@dataclass(frozen=True)
+class LearningSet:
+    """What a fit needs of a feature set, in memory: it may look at training and validation, never at test."""
+
+    training: Split
+    validation: Split
+    genres: tuple[str, ...]
+    spec: LogMelSpec
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """A finished feature set on disk."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | Path) -> FeatureSet:
+        """Open a set by its manifest.
+
+        Raises
+        ------
+        InputError
+            There is no such directory, the set is unfinished, or the manifest cannot be read.
+        """
+        path = Path(path).absolute()
+        if not path.is_dir():
+            raise InputError(f"--features {path}: no such directory; make it with «mgc preprocess --out {path}»")
+        manifest = read_manifest(path)
+        if manifest is None:
+            raise InputError(f"--features {path}: unfinished (no {MANIFEST}); run the same «mgc preprocess» again")
+        return cls(path, manifest)
+
+    def load(self, split: str) -> Split:
+        """Read one split into memory: 330 kB a clip.
+
+        Raises
+        ------
+        InputError
+            The split has no clips, or a shard is gone or not what the manifest says.
+        """
+        entries = [entry for entry in self.manifest.shards if entry.split == split]
+        rows = sum(entry.rows for entry in entries)
+        if rows == 0:
+            raise InputError(f"--features {self.path}: no clips in split «{split}»")
+        mel_NFT = np.empty((rows, *self.manifest.spec.shape), np.float16)
+        columns: dict[str, list[Any]] = {"label": [], "track_id": [], "path": []}
+        start = 0
+        for entry in entries:
+            table = self._read(entry)
+            mel_NFT[start : start + entry.rows] = logmels(table, self.manifest.spec.shape)
+            start += entry.rows
+            for name, values in columns.items():
+                values.extend(table[name].to_pylist())
+        return Split(
+            mel_NFT,
+            np.array(columns["label"], np.int64),
+            np.array(columns["track_id"], np.int64),
+            tuple(columns["path"]),
+        )
+
+    def learning_set(self) -> LearningSet:
+        """Read training and validation into memory."""
+        manifest = self.manifest
+        return LearningSet(
+            self.load("training"), self.load("validation"), manifest.genres, manifest.spec, manifest.fingerprint
+        )
+
+    def _read(self, entry: ShardEntry) -> pa.Table:
+        try:
+            table = pq.read_table(self.path / entry.file, columns=["label", "track_id", "path", "logmel"])
+        except (OSError, pa.ArrowException) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{self.path / entry.file}: cannot be read ({reason}); preprocess again") from None
+        if len(table) != entry.rows:
+            raise InputError(f"{self.path / entry.file}: {len(table)} rows, the manifest says {entry.rows}")
+        return table
+
+
+def logmels(table: pa.Table, shape: tuple[int, int]) -> NDArray[np.float16]:
+    """Matrices of a shard's ``logmel`` column [shape=(rows, *shape)], without a copy where Arrow allows."""
+    column = table["logmel"].combine_chunks()
+    if len(column) == 0:
+        return np.empty((0, *shape), np.float16)
+    values = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+    offsets = np.frombuffer(values.buffers()[1], np.int32)[values.offset : values.offset + len(values) + 1]
+    data = np.frombuffer(values.buffers()[2], "<f2", offset=offsets[0], count=(offsets[-1] - offsets[0]) // 2)
+    return data.reshape(len(values), *shape)
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    """The manifest of a set, or None while the set is unfinished.
+
+    Raises
+    ------
+    InputError
+        The file is there and is not a manifest of this format.
+    """
+    file = path / MANIFEST
+    try:
+        manifest = Manifest.from_json(file.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{file}: not a manifest ({error}); choose another folder or delete it") from None
+    if manifest.format != FORMAT:
+        raise InputError(f"{file}: format {manifest.format}, this version reads {FORMAT}; preprocess into a new folder")
+    return manifest
+
+
+def card(manifest: Manifest) -> str:
+    """The set's README: what is inside and how others read it."""
+    splits = list(manifest.clips)
+    header = "| genre | " + " | ".join(splits) + " |\n|---|" + "---:|" * len(splits)
+    table = "\n".join(
+        f"| {genre} | " + " | ".join(str(manifest.clips[split].get(genre, 0)) for split in splits) + " |"
+        for genre in manifest.genres
+    )
+    bands, frames = manifest.spec.shape
+    quarantine = ", ".join(f"{count} {reason}" for reason, count in manifest.quarantined.items()) or "none"
+    spec = "\n".join(f"- {name}: {value}" for name, value in manifest.recipe["spec"].items())
+    return f"""# Log-Mel feature set
+
+Z-scored log-Mel spectrograms, {bands} bands × {frames} frames, made by mgc.
+
+{header}
+{table}
+
+In quarantine (`{QUARANTINE}`): {quarantine}.
+
+## Recipe
+{spec}
+- decoder: {manifest.recipe["decoder"]}
+- fingerprint: `{manifest.fingerprint}`
+
+## Reading it
+`logmel` holds {bands} × {frames} little-endian float16 values in C order; dB = value × `std_db` + `mean_db`.
+Run these lines in this folder.
+
+pyarrow:
+```python
+import numpy as np, pyarrow.parquet as pq
+table = pq.read_table("shards")
+first = np.frombuffer(table["logmel"][0].as_py(), "<f2").reshape({bands}, {frames})
+```
+
+DuckDB:
+```python
+import duckdb
+duckdb.sql("SELECT split, genre, count(*) AS clips FROM 'shards/*.parquet' GROUP BY ALL ORDER BY ALL").show()
+```
+
+polars:
+```python
+import numpy as np, polars as pl
+frame = pl.read_parquet("shards/*.parquet")
+first = np.frombuffer(frame["logmel"][0], "<f2").reshape({bands}, {frames})
+```
+
+pandas:
+```python
+import numpy as np, pandas as pd
+frame = pd.read_parquet("shards")
+first = np.frombuffer(frame["logmel"][0], "<f2").reshape({bands}, {frames})
+```
+"""  # noqa: S608 (the DuckDB line is prose)

@@ -1,0 +1,186 @@
+"""FMA's layout: ``fma_metadata/tracks.csv`` beside ``fma_small/NNN/NNNNNN.mp3``.
+
+``tracks.csv`` has three header rows, quoted cells of many lines, genres that are NaN, and 106,574 rows in 260 MB.
+Its subsets are nested: *medium* holds the rows of *small* too, and *large* holds all.
+The layout is documented at https://github.com/mdeff/fma.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+
+from mgc.errors import InputError
+
+SUBSETS = ("small", "medium", "large")
+"""From the smallest to the largest; each includes those before it."""
+
+SPLITS = ("training", "validation", "test")
+
+TRACKS_CSV = Path("fma_metadata") / "tracks.csv"
+
+NEEDED = {
+    "track_id": "track_id",
+    "genre": "track.genre_top",
+    "split": "set.split",
+    "subset": "set.subset",
+    "artist_id": "artist.id",
+    "artist_name": "artist.name",
+}
+OPTIONAL = {"title": "track.title", "duration": "track.duration"}
+"""Our column: FMA's, as its first two header rows joined by a dot."""
+
+
+def is_fma(root: Path) -> bool:
+    """Whether ``root`` is laid out like FMA, be it incomplete: any of its own folders is there."""
+    return any((root / name).is_dir() for name in ("fma_metadata", *(f"fma_{subset}" for subset in SUBSETS)))
+
+
+def clip_path(track_id: int, subset: str) -> str:
+    """Where FMA keeps a clip, as a POSIX path relative to its root.
+
+    Examples
+    --------
+    >>> clip_path(2, "small")
+    'fma_small/000/000002.mp3'
+    """
+    padded = f"{track_id:06d}"
+    return f"fma_{subset}/{padded[:3]}/{padded}.mp3"
+
+
+def check_subset(subset: str) -> None:
+    """Refuse a subset that FMA does not have."""
+    if subset not in SUBSETS:
+        raise InputError(f"subset={subset!r} is not one of FMA's; choose from {', '.join(SUBSETS)}")
+
+
+def read(root: Path, subset: str) -> tuple[pa.Table, dict[str, int]]:
+    """Read the rows of one subset from FMA's ``tracks.csv``.
+
+    Parameters
+    ----------
+    root
+        The folder that holds ``fma_metadata``.
+    subset
+        One of ``SUBSETS``; the smaller ones are included.
+
+    Returns
+    -------
+    rows
+        In the file's order: ``track_id`` (int64), ``path`` relative to ``root``, ``genre``,
+        ``split`` (one of ``SPLITS``), ``artist_id``, ``artist_name``, ``title`` and ``duration`` (float64, seconds
+        of the whole track, of which the clip is 30 s). Whether the clips are there is not looked at.
+    left_out
+        How many rows are of an ``other_subset``, and how many of the subset have ``no_genre``.
+
+    Raises
+    ------
+    InputError
+        No such root or file, columns missing, an unknown or an empty subset, a cell that is no number or no split.
+    """
+    check_subset(subset)
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; give the folder that holds fma_metadata and fma_{subset}")
+    file = root / TRACKS_CSV
+    if not file.is_file():
+        raise InputError(f"{root}: no {TRACKS_CSV.as_posix()}; unpack fma_metadata.zip there")
+    rows = _parse(file)
+    chosen = _of_subset(rows, subset, file)
+    with_genre = chosen.filter(pc.is_valid(chosen["genre"]))
+    if not with_genre.num_rows:
+        raise InputError(f"{file}: none of the {chosen.num_rows} rows of subset {subset} has a genre")
+    left_out = {
+        "other_subset": rows.num_rows - chosen.num_rows,
+        "no_genre": chosen.num_rows - with_genre.num_rows,
+    }
+    ids = _cast(with_genre, "track_id", pa.int64(), file)
+    if ids.null_count:
+        raise InputError(f"{file}: {ids.null_count} rows of subset {subset} have no track_id; give them one")
+    for track_id, split in zip(ids.to_pylist(), with_genre["split"].to_pylist(), strict=True):
+        if split not in SPLITS:
+            raise InputError(f"{file}: track {track_id} has split={split!r}; expected one of {', '.join(SPLITS)}")
+    columns = {
+        "track_id": ids,
+        "path": pa.array([clip_path(track_id, subset) for track_id in ids.to_pylist()], pa.string()),
+        **{name: with_genre[name] for name in ("genre", "split", "artist_id", "artist_name", "title")},
+        "duration": _cast(with_genre, "duration", pa.float64(), file),
+    }
+    return pa.table(columns), left_out
+
+
+def _of_subset(rows: pa.Table, subset: str, file: Path) -> pa.Table:
+    wanted = SUBSETS[: SUBSETS.index(subset) + 1]
+    chosen = rows.filter(pc.is_in(rows["subset"], value_set=pa.array(wanted)))
+    if not chosen.num_rows:
+        counts = {str(count["values"]): count["counts"] for count in pc.value_counts(rows["subset"]).to_pylist()}
+        held = ", ".join(f"{name} ({count} rows)" for name, count in sorted(counts.items())) or "no rows at all"
+        raise InputError(f"{file}: no row of subset {subset}; the file has {held}")
+    return chosen
+
+
+def _parse(file: Path) -> pa.Table:
+    """The columns of ``NEEDED`` and ``OPTIONAL`` of every row, as stripped strings; empty cells are null."""
+    found, width, header_lines = _header(file)
+    missing = [theirs for theirs in NEEDED.values() if theirs not in found]
+    if missing:
+        raise InputError(
+            f"{file}: needed columns are missing: {', '.join(missing)}; "
+            "expected FMA's tracks.csv, three header rows and all"
+        )
+    present = {ours: str(found[theirs]) for ours, theirs in (NEEDED | OPTIONAL).items() if theirs in found}
+    try:
+        cells = pacsv.read_csv(
+            file,
+            # 16 MiB a block: a row may cross one block boundary, not two
+            read_options=pacsv.ReadOptions(
+                skip_rows=header_lines, column_names=[str(i) for i in range(width)], block_size=16 << 20
+            ),
+            parse_options=pacsv.ParseOptions(newlines_in_values=True),
+            convert_options=pacsv.ConvertOptions(
+                include_columns=list(present.values()),
+                column_types=dict.fromkeys(present.values(), pa.string()),
+                null_values=["", "NaN", "nan"],
+                strings_can_be_null=True,
+            ),
+        )
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{file}: not readable as CSV: {_first_line(error)}; unpack it again") from error
+    nothing = pa.nulls(cells.num_rows, pa.string())
+    return pa.table(
+        {ours: _stripped(cells[present[ours]]) if ours in present else nothing for ours in NEEDED | OPTIONAL}
+    )
+
+
+def _header(file: Path) -> tuple[dict[str, int], int, int]:
+    """Column positions by name, the number of columns, and the number of lines that the header takes."""
+    try:
+        with file.open(newline="", encoding="utf-8") as handle:
+            reader = csv.reader(handle)
+            top, second, third = ([cell.strip() for cell in next(reader, [])] for _ in range(3))
+            lines = reader.line_num
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{file}: not readable as CSV: {_first_line(error)}; unpack it again") from error
+    found = {".".join(pair): position for position, pair in enumerate(zip(top, second, strict=False))}
+    if "track_id" in third:
+        found["track_id"] = third.index("track_id")
+    return found, len(top), lines
+
+
+def _stripped(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    trimmed = pc.utf8_trim_whitespace(column)
+    return pc.if_else(pc.equal(trimmed, ""), pa.scalar(None, pa.string()), trimmed)
+
+
+def _cast(rows: pa.Table, name: str, kind: pa.DataType, file: Path) -> pa.ChunkedArray:
+    try:
+        return rows[name].cast(kind)
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{file}: column {name} holds something that is no number: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

@@ -1,0 +1,57 @@
+"""Joining or starting Ray, quietly: the one place that calls ``ray.init`` and that knows what a Ray job is.
+
+``RAY_ADDRESS`` (set by ``ray job submit``, or by hand: ``RAY_ADDRESS=auto``) joins a cluster; without it Ray starts on
+this machine, on loopback, and ends with the process.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from mgc.errors import InputError
+
+_connected_here = False
+
+
+def connect() -> int:
+    """Join or start Ray, unless this process already has, and return the cluster's CPUs."""
+    import ray  # here, because asking whether this is a job must not cost the second that importing Ray takes
+
+    global _connected_here
+    if not ray.is_initialized():
+        _connected_here = True
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(logging_level=logging.ERROR)
+        else:
+            ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR)
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def disconnect() -> None:
+    """Leave or stop Ray, if ``connect`` joined or started it."""
+    global _connected_here
+    if _connected_here:
+        import ray
+
+        ray.shutdown()
+        _connected_here = False
+
+
+def in_job() -> bool:
+    """Whether this process is the entry point of a ``ray job submit``, whose working directory is a copy."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def output_path(flag: str, path: str | Path) -> Path:
+    """The absolute form of a path that a command writes to.
+
+    Raises
+    ------
+    InputError
+        The path is relative and this is a Ray job: the output would land in the copy and be lost.
+    """
+    if in_job() and not Path(path).is_absolute():
+        raise InputError(f"{flag} {path}: must be absolute in a Ray job, whose working directory is a copy")
+    return Path(path).absolute()

@@ -1,0 +1,302 @@
+"""MLflow, known here and nowhere else: where the store is, what a run holds, how a model is kept.
+
+The store is ``MLFLOW_TRACKING_URI`` or, without it, ``mlflow_runs/`` in the working directory: an SQLite database and
+the artifacts beside it. In a Ray job, whose working directory is a copy, it is ``mlflow_runs/`` beside the feature set.
+One process owns one run; the driver opens the store before any other process does, because several processes that meet
+a fresh database crash each other.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import mlflow
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from mgc.console import say
+from mgc.errors import InputError
+from mgc.ray_session import in_job
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import torch
+    from matplotlib.figure import Figure
+
+    from mgc.features import FeatureSet
+
+HOME = "mlflow_runs"
+CHECKPOINT = "checkpoint"
+"""Artifact folder of a run that holds what ``mgc.checkpoint`` writes."""
+PARENT_TAG = "mlflow.parentRunId"
+VERSIONS_OF = ("mgc", "torch", "ray", "mlflow", "numpy", "pyarrow", "soundfile", "soxr")
+
+
+def home(beside: Path) -> Path:
+    """The folder of the default store; ``beside`` is the feature set at work, for a Ray job."""
+    return (beside.parent if in_job() else Path.cwd()) / HOME
+
+
+def open_store(beside: Path) -> str:
+    """Create the store if need be and return its URI, which other processes are then given."""
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home(beside)}/mlflow.db"
+    if uri.startswith("sqlite:///"):
+        _database_folder(uri).mkdir(parents=True, exist_ok=True)
+    client = _client(uri)
+    try:
+        client.search_experiments(max_results=1)
+    except MlflowException as error:
+        raise InputError(f"MLflow store {uri}: cannot be opened ({_first_line(error)})") from None
+    return uri
+
+
+def existing_store(beside: Path) -> str:
+    """The URI of the store, which must be there: asking for a run must not make an empty database.
+
+    Raises
+    ------
+    InputError
+        There is no store yet.
+    """
+    if not os.environ.get("MLFLOW_TRACKING_URI") and not (home(beside) / "mlflow.db").exists():
+        raise InputError(f"{home(beside)}: no MLflow store here yet; train first, or set MLFLOW_TRACKING_URI")
+    return open_store(beside)
+
+
+def serve(port: int) -> NoReturn:
+    """Become MLflow's own UI on the store, on loopback.
+
+    Raises
+    ------
+    InputError
+        There is no store, or it is a server, which has its UI already.
+    """
+    uri = existing_store(Path.cwd())
+    if uri.startswith("http"):
+        raise InputError(f"MLFLOW_TRACKING_URI={uri}: is a server with its own UI; open it in a browser")
+    say(f"MLflow UI of {uri}: http://127.0.0.1:{port}")
+    server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
+    os.execv(sys.executable, [*server, "--port", str(port)])
+
+
+@dataclass(frozen=True)
+class Run:
+    """One MLflow run; small and picklable, so that the worker that owns the run can be handed it."""
+
+    uri: str
+    id: str
+
+    @classmethod
+    def start(
+        cls,
+        uri: str,
+        experiment: str,
+        *,
+        name: str | None,
+        step: str,
+        config: Mapping[str, Any],
+        tags: Mapping[str, str] | None = None,
+        parent: str | None = None,
+    ) -> Run:
+        """Begin a run: its whole configuration as parameters, and where the code and its libraries stand.
+
+        Parameters
+        ----------
+        step
+            What kind of run it is (``preprocess``, ``train``, ``tune``, ``trial``), as the tag ``mgc.step``.
+        config
+            A tree of plain values; its leaves become parameters with dotted names.
+        parent
+            Id of the run this one is nested under.
+        """
+        client = _client(uri)
+        all_tags = {"mgc.step": step, **_provenance(), **(tags or {}), **({PARENT_TAG: parent} if parent else {})}
+        run = client.create_run(_experiment(uri, experiment), run_name=name, tags=all_tags)
+        params = [Param(key, str(value)) for key, value in flatten(config).items()]
+        client.log_batch(run.info.run_id, params=params, synchronous=True)
+        return cls(uri, run.info.run_id)
+
+    @classmethod
+    def find(cls, uri: str, run_id: str) -> Run:
+        """A run of the store by its id.
+
+        Raises
+        ------
+        InputError
+            The store has no such run.
+        """
+        try:
+            _client(uri).get_run(run_id)
+        except MlflowException:
+            raise InputError(f"--run {run_id}: the MLflow store {uri} has no such run; «mgc ui» lists them") from None
+        return cls(uri, run_id)
+
+    @contextmanager
+    def closing(self) -> Iterator[None]:
+        """Mark the run finished when the block ends well, failed (with the reason) when it raises."""
+        try:
+            yield
+        except BaseException as error:
+            self.tag({"mgc.error": f"{type(error).__name__}: {error}"[:5000]})
+            self.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+        self.finish("FINISHED")
+
+    def finish(self, status: str) -> None:
+        """Close the run as FINISHED, FAILED or KILLED."""
+        self._client.set_terminated(self.id, status)
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Set tags."""
+        self._client.log_batch(self.id, tags=[RunTag(key, value) for key, value in tags.items()], synchronous=True)
+
+    def metrics(self, values: Mapping[str, float], *, epoch: int = 0) -> None:
+        """Log metrics, all at once, at one epoch."""
+        now = _now_ms()
+        batch = [Metric(key, float(value), now, epoch) for key, value in values.items()]
+        self._client.log_batch(self.id, metrics=batch, synchronous=True)
+
+    def figure(self, figure: Figure, path: str) -> None:
+        """Keep a picture as an artifact."""
+        self._client.log_figure(self.id, figure, path)
+
+    def text(self, text: str, path: str) -> None:
+        """Keep a text as an artifact."""
+        self._client.log_text(self.id, text, path)
+
+    def file(self, file: Path, folder: str | None = None) -> None:
+        """Keep a file as an artifact, in a folder of the run's artifacts."""
+        self._client.log_artifact(self.id, str(file), folder)
+
+    def folder(self, folder: Path, path: str) -> None:
+        """Keep a folder's files as artifacts under ``path``."""
+        self._client.log_artifacts(self.id, str(folder), path)
+
+    def features(self, features: FeatureSet, context: str) -> None:
+        """Name the feature set, by its fingerprint, as the run's input."""
+        manifest = features.manifest
+        dataset = Dataset(
+            name=features.path.name,
+            digest=manifest.fingerprint[:36],
+            source_type="local",
+            source=json.dumps({"uri": features.path.as_uri()}),
+            profile=json.dumps({"clips": {split: sum(genres.values()) for split, genres in manifest.clips.items()}}),
+        )
+        self._client.log_inputs(self.id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
+        self.tag({"mgc.features.fingerprint": manifest.fingerprint, "mgc.features.path": str(features.path)})
+
+    def model(self, model: torch.nn.Module, shape: tuple[int, int], n_genres: int) -> None:
+        """Keep the model in MLflow's own form: a ``pt2`` program (no pickle) with signature and input example.
+
+        It takes float32 [shape=(batch, 1, *shape)] and gives logits [shape=(batch, n_genres)].
+        """
+        import numpy as np
+        from mlflow.models import ModelSignature
+        from mlflow.types import Schema, TensorSpec
+
+        float32 = np.dtype(np.float32)
+        signature = ModelSignature(
+            inputs=Schema([TensorSpec(float32, (-1, 1, *shape), name="logmel")]),
+            outputs=Schema([TensorSpec(float32, (-1, n_genres), name="logits")]),
+        )
+        mlflow.set_tracking_uri(self.uri)
+        with mlflow.start_run(run_id=self.id, log_system_metrics=False):
+            mlflow.pytorch.log_model(
+                model,
+                name="model",
+                serialization_format="pt2",
+                signature=signature,
+                # two rows: torch.export takes a batch of one for a constant
+                input_example=np.zeros((2, 1, *shape), np.float32),
+                pip_requirements=[f"torch=={version('torch').split('+')[0]}"],
+            )
+
+    def checkpoint(self, destination: Path) -> Path:
+        """Fetch the run's checkpoint folder and return its path.
+
+        Raises
+        ------
+        InputError
+            The run kept none.
+        """
+        try:
+            fetched = self._client.download_artifacts(self.id, CHECKPOINT, str(destination))
+        except (MlflowException, OSError):
+            raise InputError(f"--run {self.id}: this run kept no checkpoint (is it a training run?)") from None
+        return Path(fetched)
+
+    def children(self) -> list[mlflow.entities.Run]:
+        """The runs nested under this one, oldest first."""
+        experiment = self._client.get_run(self.id).info.experiment_id
+        query = f"tags.`{PARENT_TAG}` = '{self.id}'"
+        return list(self._client.search_runs([experiment], query, order_by=["attributes.start_time ASC"]))
+
+    @property
+    def _client(self) -> mlflow.MlflowClient:
+        return _client(self.uri)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of a tree by their dotted names: ``{"model.dropout": 0.1}``."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            leaves |= flatten(value, f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves
+
+
+@lru_cache(maxsize=4)
+def _client(uri: str) -> mlflow.MlflowClient:
+    return mlflow.MlflowClient(uri)
+
+
+def _experiment(uri: str, name: str) -> str:
+    """Id of an experiment, made if need be; of an SQLite store the artifacts lie beside the database."""
+    client = _client(uri)
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    local = (_database_folder(uri) / "artifacts").as_uri() if uri.startswith("sqlite:///") else None
+    return str(client.create_experiment(name, artifact_location=local))
+
+
+def _database_folder(uri: str) -> Path:
+    return Path(uri.removeprefix("sqlite:///")).absolute().parent
+
+
+def _provenance() -> dict[str, str]:
+    """The commit of the code, whether it was changed since, and the libraries' versions."""
+    tags = {f"mgc.version.{name}": version(name) for name in VERSIONS_OF}
+    tags["mgc.version.python"] = platform.python_version()
+    git = ["git", "-C", str(Path(__file__).parent)]
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    if head.returncode == 0:
+        tags["mlflow.source.git.commit"] = head.stdout.strip()
+        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=False)
+        tags["mgc.git.dirty"] = str(bool(dirty.stdout.strip())).lower()
+    return tags
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

@@ -1,0 +1,376 @@
+"""The tracks table: one row a clip, from FMA's metadata, from a folder per genre or from a CSV file.
+
+``read(root)`` tells the three kinds of root apart:
+
+- **FMA**: ``fma_metadata/tracks.csv`` beside ``fma_small/``; the official split. Rows stay even where the clip's file
+  is absent: the audit reports it, preprocessing quarantines it.
+- **A folder per genre** (GTZAN's layout): ``ROOT/blues/blues.00000.wav``; the artists are unknown, the split is drawn.
+- **A CSV file**: ``path,genre[,split,artist][,title][,duration]``; paths are relative to the file's folder; without
+  the column ``split`` one is drawn, with all clips of an artist in one split.
+
+The same input gives the same ids, labels and splits on any machine.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mgc import fma
+from mgc.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+SPLITS = fma.SPLITS
+_SPLIT_WORDS = {"train": "training", "valid": "validation", "val": "validation"} | {name: name for name in SPLITS}
+_TENTHS = {"training": 8, "validation": 1, "test": 1}
+
+SCHEMA = pa.schema(
+    [
+        pa.field("track_id", pa.int64(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),  # POSIX, relative to audio_root
+        pa.field("genre", pa.string(), nullable=False),
+        pa.field("label", pa.int8(), nullable=False),  # position in the sorted genres
+        pa.field("split", pa.string(), nullable=False),  # one of SPLITS
+        pa.field("artist_id", pa.string()),
+        pa.field("artist_name", pa.string()),
+        pa.field("title", pa.string()),
+        pa.field("duration", pa.float64()),  # seconds, as the source says: of the whole track in FMA
+    ]
+)
+_UNLABELLED = pa.schema([field for field in SCHEMA if field.name != "label"])
+
+AUDIO_SUFFIXES = frozenset({".mp3", ".wav", ".flac", ".ogg", ".au", ".m4a", ".aif", ".aiff"})
+MAX_GENRES = 127  # an int8 label
+
+_KINDS = (
+    "ROOT is an FMA folder (fma_metadata/tracks.csv beside fma_small), a folder with a folder per genre, "
+    "or a CSV file with the columns path,genre"
+)
+
+
+@dataclass(frozen=True)
+class Tracks:
+    """The clips of one data set.
+
+    Parameters
+    ----------
+    table
+        One row a clip, sorted by ``track_id``, of the schema ``SCHEMA``.
+    audio_root
+        Absolute; ``audio_root / path`` is a clip's file.
+    left_out
+        How many rows or files of the source are not in the table, by reason.
+    """
+
+    table: pa.Table
+    audio_root: Path
+    left_out: dict[str, int]
+
+    @property
+    def genres(self) -> tuple[str, ...]:
+        """The genres by label: ``genres[label]`` is the genre."""
+        return tuple(sorted(pc.unique(self.table["genre"]).to_pylist()))
+
+
+def read(root: str | Path, *, subset: str = "small", seed: int = 0) -> Tracks:
+    """Read the tracks table of ``root``, whichever kind it is.
+
+    Parameters
+    ----------
+    root
+        An FMA folder, a folder with a folder per genre, or a CSV file.
+    subset
+        Which of FMA's nested subsets; other kinds of root have none and ignore it.
+    seed
+        Draws the split where the source has none.
+
+    Raises
+    ------
+    InputError
+        ``root`` is none of the three, or something in it is not as it should be; the message says what and where.
+    """
+    fma.check_subset(subset)
+    root = Path(os.path.abspath(Path(root).expanduser()))
+    if root.is_file():
+        return _from_csv(root, seed)
+    if not root.is_dir():
+        raise InputError(f"{root}: no such file or folder; {_KINDS}")
+    if fma.is_fma(root):
+        rows, left_out = fma.read(root, subset)
+        return _finish(rows, root, left_out)
+    return _from_folders(root, seed)
+
+
+def _from_folders(root: Path, seed: int) -> Tracks:
+    clips: list[tuple[str, str]] = []  # path, genre
+    left_out = {"no_genre": 0, "not_audio": 0}
+    for path in _visible_files(root):
+        genre, _, inside = path.partition("/")
+        if os.path.splitext(path)[1].lower() not in AUDIO_SUFFIXES:
+            left_out["not_audio"] += 1
+        elif not inside:
+            left_out["no_genre"] += 1
+        else:
+            clips.append((path, genre))
+    if clips and all(re.fullmatch(r"(\d{3})/\1\d{3}\.mp3", path) for path, _ in clips):
+        raise InputError(
+            f"{root}: looks like the inside of fma_small, its folders are no genres; "
+            "give the folder above, which also holds fma_metadata/tracks.csv"
+        )
+    if len(genres := {genre for _, genre in clips}) < 2:
+        found = f"audio in one folder only ({genres.pop()})" if genres else "no folder with audio in it"
+        raise InputError(f"{root}: no fma_metadata/tracks.csv, and {found}; {_KINDS}")
+    rows = [{"track_id": path_id(path), "path": path, "genre": genre} for path, genre in clips]
+    return _finish(_with_drawn_split(rows, seed), root, left_out)
+
+
+def _visible_files(root: Path) -> Iterator[str]:
+    """Relative POSIX paths of all files below ``root``, but for hidden files and what is in hidden folders."""
+    for folder, folders, files in os.walk(root, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith("."):
+                yield (Path(folder) / name).relative_to(root).as_posix()
+
+
+def _from_csv(file: Path, seed: int) -> Tracks:
+    rows: list[dict[str, Any]] = []
+    line_of: dict[str, int] = {}
+    for line, cells in _csv_rows(file):
+        row = _csv_row(cells, file.parent, f"{file}, line {line}")
+        if row["path"] in line_of:
+            raise InputError(
+                f"{file}, line {line}: path={cells['path']!r} is on line {line_of[row['path']]} already; keep one"
+            )
+        line_of[row["path"]] = line
+        rows.append(row)
+    if not rows:
+        raise InputError(f"{file}: no rows below the header; add a line per clip")
+    table = pa.Table.from_pylist(rows, schema=_UNLABELLED) if "split" in rows[0] else _with_drawn_split(rows, seed)
+    return _finish(table, file.parent, {})
+
+
+def _csv_rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Each row with the line it begins on; cells are stripped, rows that are all blank skipped."""
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as handle:
+            reader = csv.reader(handle)
+            header = [cell.strip().lower() for cell in next(reader, [])]
+            missing = [name for name in ("path", "genre") if name not in header]
+            if missing:
+                raise InputError(
+                    f"{file}: needed columns are missing: {', '.join(missing)}; its header needs "
+                    "path,genre[,split,artist], commas between (of FMA give the folder that holds fma_metadata)"
+                )
+            line = reader.line_num + 1
+            for row in reader:
+                cells = [cell.strip() for cell in row]
+                if len(cells) > len(header):
+                    raise InputError(
+                        f"{file}, line {line}: {len(cells)} cells under {len(header)} columns; "
+                        "put cells with a comma in double quotes"
+                    )
+                if any(cells):
+                    yield line, dict.fromkeys(header, "") | dict(zip(header, cells, strict=False))
+                line = reader.line_num + 1
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{file}: not readable as CSV: {error}; {_KINDS}") from error
+
+
+def _csv_row(cells: dict[str, str], folder: Path, where: str) -> dict[str, Any]:
+    for name in ("path", "genre"):
+        if not cells[name]:
+            raise InputError(f"{where}: {name} is empty; fill it in or remove the line")
+    path = _relative(cells["path"], folder)
+    artist = cells.get("artist") or None
+    row = {
+        "track_id": path_id(path),
+        "path": path,
+        "genre": cells["genre"],
+        "artist_id": _same_name(artist) if artist else None,
+        "artist_name": artist,
+        "title": cells.get("title") or None,
+        "duration": _seconds(cells.get("duration", ""), where),
+    }
+    if "split" in cells:
+        split = _SPLIT_WORDS.get(cells["split"].lower())
+        if split is None:
+            raise InputError(f"{where}: split={cells['split']!r}; expected one of {', '.join(SPLITS)}")
+        row["split"] = split
+    return row
+
+
+def _relative(cell: str, folder: Path) -> str:
+    """A CSV's path relative to its folder; one that is absolute and outside stays as it is."""
+    path = Path(os.path.normpath(folder / cell))
+    if os.path.isabs(cell) and not path.is_relative_to(folder):
+        return path.as_posix()
+    return Path(os.path.relpath(path, folder)).as_posix()
+
+
+def _seconds(cell: str, where: str) -> float | None:
+    if not cell:
+        return None
+    try:
+        return float(cell)
+    except ValueError:
+        raise InputError(f"{where}: duration={cell!r} is no number; give seconds or leave it empty") from None
+
+
+def path_id(path: str) -> int:
+    """A positive 48-bit id that depends on the path alone, so that adding clips changes no other id."""
+    try:
+        return 1 + int.from_bytes(_sha1(path)[:6], "big")
+    except UnicodeEncodeError:
+        raise InputError(f"{path!r}: the file's name is not UTF-8; rename it") from None
+
+
+def _sha1(text: str) -> bytes:
+    return hashlib.sha1(text.encode(), usedforsecurity=False).digest()
+
+
+def _with_drawn_split(rows: list[dict[str, Any]], seed: int) -> pa.Table:
+    groups = [f"artist:{row['artist_id']}" if row.get("artist_id") else f"clip:{row['path']}" for row in rows]
+    splits = draw_splits(groups, [row["genre"] for row in rows], seed)
+    split_rows = [row | {"split": split} for row, split in zip(rows, splits, strict=True)]
+    return pa.Table.from_pylist(split_rows, schema=_UNLABELLED)
+
+
+def _finish(rows: pa.Table, audio_root: Path, left_out: dict[str, int]) -> Tracks:
+    """Sort, check that ids are unique, and label."""
+    rows = rows.sort_by("track_id")
+    ids, paths = rows["track_id"].to_pylist(), rows["path"].to_pylist()
+    for before in range(len(ids) - 1):
+        if ids[before] == ids[before + 1]:
+            raise InputError(
+                f"{audio_root}: track_id {ids[before]} stands for two clips, {paths[before]} and {paths[before + 1]}; "
+                "remove or rename one"
+            )
+    genres = pa.array(sorted(pc.unique(rows["genre"]).to_pylist()), pa.string())
+    if len(genres) > MAX_GENRES:
+        raise InputError(f"{audio_root}: {len(genres)} genres, at most {MAX_GENRES} are possible; is genre a title?")
+    labelled = rows.append_column("label", pc.index_in(rows["genre"], value_set=genres))
+    return Tracks(labelled.select(SCHEMA.names).cast(SCHEMA).combine_chunks(), audio_root, left_out)
+
+
+def draw_splits(groups: Sequence[str], genres: Sequence[str], seed: int) -> list[str]:
+    """Draw a split for each clip: 80/10/10 within each genre, all clips of a group in one split.
+
+    Genre by genre, the one of fewest groups first, the groups are shuffled by a hash of seed, genre and name (so
+    neither the clips' order nor a library's random numbers matter), the large ones before the small, and each goes
+    where most clips are lacking. Groups of one clip come out exact: 100 clips of a genre are 80, 10 and 10.
+
+    Parameters
+    ----------
+    groups
+        A name a clip: its artist, or something of its own.
+    genres
+        A genre a clip. A group may have clips of several; it goes where the first of them puts it.
+    seed
+        Another seed shuffles otherwise.
+
+    Returns
+    -------
+    list[str]
+        One of ``SPLITS`` a clip. A genre of three or more groups is in all three splits (unless other genres
+        have dealt its groups away already), one of fewer may be in training alone.
+    """
+    clips: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for group, genre in zip(groups, genres, strict=True):
+        clips[genre][group] += 1
+    drawn: dict[str, str] = {}
+    for genre in sorted(clips, key=lambda name: (len(clips[name]), name)):
+        _deal(clips[genre], f"{seed}/{genre}", drawn)
+    return [drawn[group] for group in groups]
+
+
+def _deal(sizes: Counter[str], salt: str, drawn: dict[str, str]) -> None:
+    """Add the groups of one genre to ``drawn``, reckoning with those that are there already."""
+    filled: Counter[str] = Counter()
+    for group in drawn.keys() & sizes.keys():
+        filled[drawn[group]] += sizes[group]
+
+    def shuffled(group: str) -> tuple[int, bytes]:
+        return -sizes[group], _sha1(f"{salt}/{group}")
+
+    def lacking(split: str) -> int:
+        return _TENTHS[split] * sizes.total() - 10 * filled[split]
+
+    waiting = sorted(sizes.keys() - drawn.keys(), key=shuffled)
+    for left, group in zip(range(len(waiting), 0, -1), waiting, strict=True):
+        empty = [split for split in SPLITS if not filled[split]]
+        last_chance = len(sizes) >= len(SPLITS) and left <= len(empty)
+        drawn[group] = max(empty if last_chance else SPLITS, key=lacking)
+        filled[drawn[group]] += sizes[group]
+
+
+def artist_leaks(table: pa.Table) -> list[dict[str, Any]]:
+    """Find the artists that occur in more than one split.
+
+    Artists are told apart by id, then by name, without regard to case and spacing. A name is listed only where
+    it reaches a split that none of its ids, listed already, does.
+
+    Returns
+    -------
+    list[dict]
+        ``{"by": "id" | "name", "artist_id", "artist_name", "splits": {split: clips}}``, those by id first, each by
+        name. ``artist_id`` of a leak by name is every id of that name, joined by commas.
+    """
+    by_id: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    by_name: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in table.select(["split", "artist_id", "artist_name"]).to_pylist():
+        if (row["artist_id"] or "").strip():
+            by_id[row["artist_id"]].append(row)
+        if name := _same_name(row["artist_name"] or ""):
+            by_name[name].append(row)
+    listed = {artist: leak for artist, rows in by_id.items() if len((leak := _where("id", rows))["splits"]) > 1}
+    leaks = list(listed.values())
+    for rows in by_name.values():
+        leak = _where("name", rows)
+        known = [listed[row["artist_id"]]["splits"] for row in rows if row["artist_id"] in listed]
+        if len(leak["splits"]) > 1 and not any(leak["splits"].keys() <= splits.keys() for splits in known):
+            leaks.append(leak)
+    return sorted(leaks, key=lambda leak: (leak["by"], _same_name(leak["artist_name"] or ""), leak["artist_id"] or ""))
+
+
+def _where(by: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """One artist and the splits its clips are in."""
+    counts = Counter(row["split"] for row in rows)
+    return {
+        "by": by,
+        "artist_id": ", ".join(sorted({row["artist_id"] for row in rows if row["artist_id"]})) or None,
+        "artist_name": min((row["artist_name"] for row in rows if row["artist_name"]), default=None),
+        "splits": {split: counts[split] for split in SPLITS if counts[split]},
+    }
+
+
+def _same_name(name: str) -> str:
+    """What two spellings of one name have in common."""
+    return " ".join(unicodedata.normalize("NFC", name).casefold().split())
+
+
+def leak_message(leaks: Sequence[dict[str, Any]], *, most: int = 5) -> str:
+    """One line that names the artists of ``artist_leaks``: the first ``most``, and how many more there are."""
+    if not leaks:
+        return "no artist is in more than one split"
+
+    def who(leak: dict[str, Any]) -> str:
+        name = " ".join((leak["artist_name"] or f"artist id {leak['artist_id']}").split())
+        same = ", by name" if leak["by"] == "name" else ""
+        return f"{name} ({', '.join(f'{split} {clips}' for split, clips in leak['splits'].items())}{same})"
+
+    count = "1 artist is" if len(leaks) == 1 else f"{len(leaks)} artists are"
+    more = f"; and {len(leaks) - most} more" if len(leaks) > most else ""
+    return f"{count} in more than one split: {'; '.join(who(leak) for leak in leaks[:most])}{more}"

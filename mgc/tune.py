@@ -1,0 +1,325 @@
+"""Search the regularisation with Ray Tune: Optuna proposes, ASHA stops what lags, MLflow keeps every trial.
+
+    python -m mgc.tune --features FEATURES --trials 20 --concurrent 2
+
+A trial is a plain function around ``mgc.fit`` on one device: the features are loaded once and shared through Ray's
+object store. A sweep is a folder, ``mlflow_runs/sweeps/NAME``; killed, ``--resume NAME`` goes on with it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune as ray_tune
+
+from mgc import checkpoint, tracking
+from mgc.config import TrainConfig, overlay
+from mgc.console import Progress, say
+from mgc.errors import InputError, RunError
+from mgc.features import LearningSet
+from mgc.files import write_text
+from mgc.fit import Epoch, fit
+from mgc.ray_session import connect
+from mgc.train import EXPERIMENT, describe, keep, open_for_learning
+
+SPACE: dict[str, Any] = {
+    "model.norm": ray_tune.choice([False, True]),
+    "model.input_norm": ray_tune.choice([False, True]),
+    "model.dropout": ray_tune.uniform(0.0, 0.5),
+    "model.head": ray_tune.choice(["flatten", "avg", "avgmax"]),
+    "model.head_dropout": ray_tune.uniform(0.0, 0.6),
+    "optim.lr": ray_tune.loguniform(2e-4, 5e-3),
+    "optim.weight_decay": ray_tune.loguniform(1e-5, 1e-1),
+    "optim.label_smoothing": ray_tune.uniform(0.0, 0.2),
+}
+"""What is searched: fields of the configuration by their dotted names."""
+
+METRIC = "val_accuracy"
+SWEEP = "sweep.json"
+BEST_CONFIG = "best_config.json"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep as its folder remembers it."""
+
+    features: str
+    fingerprint: str
+    base: dict[str, Any]
+    """The configuration that the trials change."""
+    trials: int
+    concurrent: int
+    uri: str
+    parent_run_id: str
+
+    @classmethod
+    def read(cls, folder: Path) -> Sweep:
+        """The sweep of a folder.
+
+        Raises
+        ------
+        InputError
+            There is none.
+        """
+        try:
+            return cls(**json.loads((folder / SWEEP).read_text()))
+        except (OSError, ValueError, TypeError):
+            known = sorted(path.parent.name for path in folder.parent.glob(f"*/{SWEEP}"))
+            raise InputError(
+                f"--resume {folder.name}: no such sweep; there are: {', '.join(known) or 'none'}"
+            ) from None
+
+
+def tune(
+    features: str | Path,
+    config: TrainConfig,
+    *,
+    trials: int = 20,
+    concurrent: int = 2,
+    name: str | None = None,
+    resume: str | None = None,
+    allow_leaks: bool = False,
+) -> dict[str, Any]:
+    """Search ``SPACE`` for the best validation accuracy.
+
+    Parameters
+    ----------
+    features
+        A finished feature set.
+    config
+        What the trials start from; its epochs are the most a trial gets. A resumed sweep keeps its own.
+    trials
+        Configurations to try.
+    concurrent
+        Trials at a time; the CPUs (and GPUs) are shared out among them.
+    resume
+        Name of an interrupted sweep to go on with.
+
+    Returns
+    -------
+    dict
+        ``parent_run_id``, ``trials``, ``failed``, ``pruned``, ``best_run_id``, ``best_config`` (a tree),
+        ``val_accuracy`` (of the best trial's kept model), ``config_file`` (the best configuration, for ``--config``),
+        ``name``.
+
+    Raises
+    ------
+    InputError
+        The feature set cannot be used, or there is no such sweep.
+    RunError
+        Every trial failed.
+    """
+    for flag, value in (("trials", trials), ("concurrent", concurrent)):
+        if value < 1:
+            raise InputError(f"--{flag} {value}: must be at least 1")
+    feature_set = open_for_learning(features, allow_leaks=allow_leaks)
+    sweeps = tracking.home(feature_set.path) / "sweeps"
+    name = resume or name or time.strftime("sweep-%Y%m%d-%H%M%S")
+    folder = sweeps / name
+    if resume:
+        sweep = Sweep.read(folder)
+        if sweep.fingerprint != feature_set.manifest.fingerprint:
+            raise InputError(f"--resume {resume}: was started on another feature set, {sweep.features}")
+        parent = tracking.Run.find(sweep.uri, sweep.parent_run_id)
+    else:
+        if folder.exists():
+            raise InputError(f"--name {name}: this sweep is there already; use --resume {name} or another name")
+        uri = tracking.open_store(feature_set.path)
+        settings = {"trials": trials, "concurrent": concurrent, "space": describe_space(), **config.to_dict()}
+        parent = tracking.Run.start(uri, EXPERIMENT, name=name, step="tune", config=settings)
+        describe(parent, feature_set)
+        base, fingerprint = config.to_dict(), feature_set.manifest.fingerprint
+        sweep = Sweep(str(feature_set.path), fingerprint, base, trials, concurrent, uri, parent.id)
+        folder.mkdir(parents=True)
+        write_text(json.dumps(asdict(sweep), indent=1) + "\n", folder / SWEEP)
+    with parent.closing():
+        say(f"tune: sweep {name} (interrupted, it goes on with --resume {name}); starting Ray …")
+        data = feature_set.learning_set()
+        results = _run(sweep, folder, data, resume=resume is not None)
+        return _conclude(sweep, folder, data, results, parent) | {"name": name}
+
+
+def describe_space() -> dict[str, str]:
+    """The search space as readable text, by dimension."""
+    return {name: f"{domain.domain_str} {domain.sampler or ''}".strip() for name, domain in SPACE.items()}
+
+
+def _run(sweep: Sweep, folder: Path, data: LearningSet, *, resume: bool) -> Any:
+    """Run or resume the trials; return Tune's result grid."""
+    cpus = connect()
+    import ray
+    from ray.tune.schedulers import ASHAScheduler
+    from ray.tune.search.optuna import OptunaSearch
+
+    logging.getLogger("optuna").setLevel(logging.WARNING)
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    epochs, seed = int(sweep.base["epochs"]), int(sweep.base["seed"])
+    gpus = float(ray.cluster_resources().get("GPU", 0))
+    resources = {"cpu": max(1, cpus // sweep.concurrent), "gpu": min(1.0, gpus / sweep.concurrent)}
+    trainable = ray_tune.with_parameters(_trial, sweep=sweep, folder=folder, data=data)
+    trainable = ray_tune.with_resources(trainable, resources)
+    if resume:
+        tuner = ray_tune.Tuner.restore(str(folder / "tune"), trainable, resume_unfinished=True, restart_errored=False)
+    else:
+        tuner = ray_tune.Tuner(
+            trainable,
+            param_space=SPACE,
+            tune_config=ray_tune.TuneConfig(
+                metric=METRIC,
+                mode="max",
+                num_samples=sweep.trials,
+                max_concurrent_trials=sweep.concurrent,
+                search_alg=OptunaSearch(seed=seed),
+                # one beyond the last epoch, so that a trial that gets there ends by itself and keeps its model
+                scheduler=ASHAScheduler(time_attr="epoch", max_t=epochs + 1, grace_period=max(1, epochs // 4)),
+            ),
+            run_config=ray_tune.RunConfig(
+                name="tune", storage_path=str(folder), verbose=0, callbacks=[_Watch(sweep.trials)]
+            ),
+        )
+    return tuner.fit()
+
+
+def _trial(sample: dict[str, Any], *, sweep: Sweep, folder: Path, data: LearningSet) -> None:
+    """One trial, in its own process; it owns its MLflow run, and takes it up again when the sweep is resumed."""
+    from mgc.fit import STATE
+
+    context = ray_tune.get_context()
+    trial_id = context.get_trial_id()
+    resources = context.get_trial_resources().head_bundle
+    torch.set_num_threads(max(1, int(resources.get("CPU", 1))))
+    config = overlay(overlay(TrainConfig(), sweep.base), _tree(sample))
+    work = folder / "trials" / trial_id
+    run = _own_run(sweep, work, trial_id, config)
+
+    def report(point: Epoch) -> None:
+        run.metrics(point.metrics(), epoch=point.epoch)
+        ray_tune.report({METRIC: point.val_accuracy, "epoch": point.epoch})
+
+    with run.closing():
+        if not (work / checkpoint.CARD).exists() or (work / STATE).exists():
+            device = "cuda" if resources.get("GPU", 0) > 0 else "cpu"
+            keep(run, fit(config, data, work, on_epoch=report, device=device), data, program=False)
+
+
+def _own_run(sweep: Sweep, work: Path, trial_id: str, config: TrainConfig) -> tracking.Run:
+    """The trial's MLflow run: the one its folder names, or a new one."""
+    note = work / "run_id"
+    if note.exists():
+        return tracking.Run(sweep.uri, note.read_text())
+    run = tracking.Run.start(
+        sweep.uri,
+        EXPERIMENT,
+        name=trial_id,
+        step="trial",
+        config=config.to_dict(),
+        parent=sweep.parent_run_id,
+        tags={"mgc.trial": trial_id, "mgc.features.fingerprint": sweep.fingerprint},
+    )
+    work.mkdir(parents=True, exist_ok=True)
+    write_text(run.id, note)
+    return run
+
+
+class _Watch(ray_tune.Callback):  # type: ignore[misc]
+    """Shows the sweep's progress as trials end."""
+
+    def __init__(self, trials: int) -> None:
+        self.trials = trials
+        self.progress: Progress | None = None
+        self.best = 0.0
+
+    def setup(self, **_: Any) -> None:
+        self.progress = Progress("tune", self.trials, "trials")
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
+        self.best = max(self.best, result[METRIC])
+        self._advance(0, trials)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self._advance(1, trials)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self._advance(1, trials)
+
+    def _advance(self, count: int, trials: list[Any]) -> None:
+        running = sum(trial.status == "RUNNING" for trial in trials)
+        if self.progress:
+            self.progress.advance(count, f"{running} running; best validation accuracy {self.best:.3f}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"progress": None}
+
+
+def _conclude(sweep: Sweep, folder: Path, data: LearningSet, results: Any, parent: tracking.Run) -> dict[str, Any]:
+    """Close what the trials left open, choose the best of those that ran to the end, and keep it."""
+    finished: list[tuple[float, Path]] = []
+    failed = pruned = 0
+    for result in results:
+        work = folder / "trials" / Path(result.path).name.split("_")[2]
+        if result.error is not None:
+            failed += 1
+            _close(sweep, work, "FAILED", {"mgc.error": str(result.error).strip().splitlines()[-1][:5000]})
+        elif (work / checkpoint.CARD).exists():
+            figures = checkpoint.read(work)[1].figures
+            finished.append((figures["val_accuracy"], work))
+        else:
+            pruned += 1
+            _close(sweep, work, "FINISHED", {"mgc.pruned": "true"})
+    if not finished:
+        raise RunError(f"tune: none of {len(results)} trials ran to its end ({failed} failed); see «mgc ui»")
+    accuracy, work = max(finished, key=lambda pair: pair[0])
+    model, card = checkpoint.read(work)
+    best_run = tracking.Run(sweep.uri, (work / "run_id").read_text())
+    best_run.model(model, card.spec.shape, len(card.genres))
+    config = card.config.to_dict()
+    config_file = folder / BEST_CONFIG
+    write_text(json.dumps(config, indent=1) + "\n", config_file)
+    parent.file(config_file)
+    parent.metrics({"best_val_accuracy": accuracy, "trials": len(results), "failed": failed, "pruned": pruned})
+    parent.tag({"mgc.best_run_id": best_run.id})
+    return {
+        "parent_run_id": parent.id,
+        "trials": len(results),
+        "failed": failed,
+        "pruned": pruned,
+        "best_run_id": best_run.id,
+        "best_config": config,
+        "val_accuracy": accuracy,
+        "config_file": str(config_file),
+    }
+
+
+def _close(sweep: Sweep, work: Path, status: str, tags: dict[str, str]) -> None:
+    """End the run of a trial that was stopped or killed before it could."""
+    note = work / "run_id"
+    if note.exists():
+        run = tracking.Run(sweep.uri, note.read_text())
+        run.tag(tags)
+        run.finish(status)
+
+
+def _tree(sample: dict[str, Any]) -> dict[str, Any]:
+    """``{"model.dropout": 0.1}`` as ``{"model": {"dropout": 0.1}}``."""
+    tree: dict[str, Any] = {}
+    for name, value in sample.items():
+        *path, leaf = name.split(".")
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+        node[leaf] = value
+    return tree
+
+
+if __name__ == "__main__":
+    from mgc.cli import main
+
+    main(["tune", *sys.argv[1:]])

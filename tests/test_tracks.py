@@ -1,0 +1,399 @@
+"""The tracks table: three kinds of root, ids and splits that stay put, and artists that leak."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from mgc import tracks
+from mgc.errors import InputError
+from mgc.tracks import SCHEMA, SPLITS, artist_leaks, draw_splits, leak_message, path_id, read
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+MINI = SHARED / "soundtrack8-mini"
+REAL_HEAD = SHARED / "fma_real" / "tracks_head.csv"
+
+
+def genre_folders(root, clips=20, genres=("blues", "rock")):
+    for genre in genres:
+        (root / genre).mkdir(parents=True, exist_ok=True)
+        for i in range(clips):
+            (root / genre / f"{genre}.{i:05d}.wav").write_bytes(b"RIFF")
+    return root
+
+
+def write_csv(tmp_path, text):
+    file = tmp_path / "clips.csv"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def column_by_path(found, column):
+    return dict(zip(found.table["path"].to_pylist(), found.table[column].to_pylist(), strict=True))
+
+
+def rows_table(*rows):
+    """A table for artist_leaks of (split, artist_id, artist_name)."""
+    names = ("split", "artist_id", "artist_name")
+    return pa.Table.from_pylist(
+        [dict(zip(names, row, strict=True)) for row in rows], schema=pa.schema([(name, pa.string()) for name in names])
+    )
+
+
+# An FMA folder
+
+
+def test_the_mini_set_has_its_official_split_and_eight_labels():
+    if not MINI.is_dir():
+        pytest.skip(f"{MINI} is absent: a checkout without the shared data")
+    found = read(MINI)
+    assert found.table.schema == SCHEMA
+    assert Counter(found.table["split"].to_pylist()) == {"training": 88, "validation": 16, "test": 16}
+    assert len(found.genres) == 8
+    assert found.left_out == {"other_subset": 60, "no_genre": 0}
+    assert all((found.audio_root / path).is_file() for path in found.table["path"].to_pylist())
+    assert artist_leaks(found.table) == []
+
+
+def test_rows_whose_clips_are_absent_stay_and_labels_are_positions_in_the_sorted_genres(tmp_path):
+    if not REAL_HEAD.is_file():
+        pytest.skip(f"{REAL_HEAD} is absent: a checkout without the shared data")
+    (tmp_path / "fma_metadata").mkdir()
+    shutil.copy(REAL_HEAD, tmp_path / "fma_metadata" / "tracks.csv")
+    found = read(tmp_path)
+    assert found.table.num_rows > 2
+    assert found.genres == tuple(sorted(set(found.table["genre"].to_pylist())))
+    for row in found.table.to_pylist():
+        assert found.genres[row["label"]] == row["genre"]
+    assert found.table.slice(0, 1).to_pylist() == [
+        {
+            "track_id": 2,
+            "path": "fma_small/000/000002.mp3",
+            "genre": "Hip-Hop",
+            "label": found.genres.index("Hip-Hop"),
+            "split": "training",
+            "artist_id": "1",
+            "artist_name": "AWOL",
+            "title": "Food",
+            "duration": 168.0,
+        }
+    ]
+
+
+def test_an_fma_folder_without_metadata_is_not_taken_for_genre_folders(tmp_path):
+    genre_folders(tmp_path / "fma_small", genres=("000", "001"))
+    (tmp_path / "other").mkdir()
+    with pytest.raises(InputError, match=r"no fma_metadata/tracks\.csv"):
+        read(tmp_path)
+
+
+def test_the_inside_of_fma_small_is_not_taken_for_genre_folders(tmp_path):
+    for name in ("000/000002.mp3", "141/141576.mp3"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(InputError, match=r"inside of fma_small.*folder above"):
+        read(tmp_path)
+
+
+# A folder per genre
+
+
+def test_a_folder_per_genre_is_split_80_10_10_with_unknown_artists(tmp_path):
+    found = read(genre_folders(tmp_path))
+    assert found.table.schema == SCHEMA
+    assert found.audio_root == tmp_path
+    assert found.genres == ("blues", "rock")
+    for genre in found.genres:
+        split = [row["split"] for row in found.table.to_pylist() if row["genre"] == genre]
+        assert Counter(split) == {"training": 16, "validation": 2, "test": 2}
+    assert found.table["artist_id"].null_count == found.table["artist_name"].null_count == 40
+    assert found.table["path"].to_pylist() == sorted(found.table["path"].to_pylist(), key=path_id)
+
+
+def test_only_visible_audio_files_inside_genre_folders_count(tmp_path):
+    genre_folders(tmp_path, clips=1)
+    for name in ("rock/deep/A.MP3", "rock/notes.txt", "rock/._a.mp3", ".cache/a.mp3", "loose.flac", "README.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    found = read(tmp_path)
+    assert column_by_path(found, "genre") == {
+        "blues/blues.00000.wav": "blues",
+        "rock/rock.00000.wav": "rock",
+        "rock/deep/A.MP3": "rock",
+    }
+    assert found.left_out == {"no_genre": 1, "not_audio": 2}
+
+
+def test_a_copy_elsewhere_is_the_same_table_to_the_byte(tmp_path):
+    here, there = genre_folders(tmp_path / "a"), tmp_path / "b"
+    shutil.copytree(here, there)
+    assert read(here).table.equals(read(there).table)
+    assert read(str(here) + "/").table.equals(read(there).table)
+
+
+def test_adding_clips_keeps_every_old_id(tmp_path):
+    before = column_by_path(read(genre_folders(tmp_path, clips=5)), "track_id")
+    genre_folders(tmp_path, clips=9, genres=("ambient", "blues", "rock"))
+    after = column_by_path(read(tmp_path), "track_id")
+    assert len(after) == 27
+    assert before.items() <= after.items()
+    assert len(set(after.values())) == 27
+    assert all(0 < track_id <= 2**48 for track_id in after.values())
+
+
+def test_an_id_is_what_it_was_in_the_first_release():
+    assert path_id("rock/rock.00000.wav") == 121179905276954
+
+
+def test_another_seed_draws_another_split_and_the_same_seed_the_same(tmp_path):
+    genre_folders(tmp_path)
+    first, again, other = (column_by_path(read(tmp_path, seed=seed), "split") for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+    assert Counter(first.values()) == Counter(other.values())
+
+
+def test_clips_of_the_same_id_are_an_error_that_names_both(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracks, "path_id", lambda path: 7)
+    with pytest.raises(InputError, match=r"track_id 7 stands for two clips, .*00000.wav and .*wav; remove or rename"):
+        read(genre_folders(tmp_path))
+
+
+def test_a_folder_without_two_genres_says_what_a_root_is(tmp_path):
+    with pytest.raises(InputError, match=r"no folder with audio in it; ROOT is an FMA folder .*folder per genre.*CSV"):
+        read(tmp_path)
+    with pytest.raises(InputError, match=r"audio in one folder only \(rock\)"):
+        read(genre_folders(tmp_path, genres=("rock",)))
+
+
+def test_no_such_root_and_no_such_subset_are_named(tmp_path):
+    with pytest.raises(InputError, match="nowhere: no such file or folder"):
+        read(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="subset='full'"):
+        read(genre_folders(tmp_path), subset="full")
+
+
+def test_more_genres_than_an_int8_label_can_count_are_refused(tmp_path):
+    genre_folders(tmp_path, clips=1, genres=[f"g{i}" for i in range(127)])
+    assert read(tmp_path).table["label"].to_pylist().count(126) == 1
+    genre_folders(tmp_path, clips=1, genres=["one more"])
+    with pytest.raises(InputError, match="128 genres, at most 127"):
+        read(tmp_path)
+
+
+def test_a_file_name_that_is_not_utf8_is_one_clear_line():
+    with pytest.raises(InputError, match="not UTF-8; rename it"):
+        path_id("rock/\udcff.mp3")
+
+
+# A CSV file
+
+
+def test_a_csv_gives_its_split_artist_title_and_duration(tmp_path):
+    file = write_csv(
+        tmp_path,
+        "\ufeffpath,mood,genre,split,artist,title,duration\n"
+        '"a, b/1.mp3",sad,Rock,TRAIN, The  Who ,"My\nGeneration",198.5\n'
+        "\n"
+        "./x/../2.mp3,,Blues,val,,,\n"
+        "3.mp3,,Blues,test\n",
+    )
+    found = read(file)
+    rows = {row["path"]: row for row in found.table.to_pylist()}
+    assert found.table.schema == SCHEMA
+    assert found.audio_root == tmp_path
+    assert rows["a, b/1.mp3"] == {
+        "track_id": path_id("a, b/1.mp3"),
+        "path": "a, b/1.mp3",
+        "genre": "Rock",
+        "label": 1,
+        "split": "training",
+        "artist_id": "the who",
+        "artist_name": "The  Who",
+        "title": "My\nGeneration",
+        "duration": 198.5,
+    }
+    assert (rows["2.mp3"]["split"], rows["3.mp3"]["split"]) == ("validation", "test")
+    assert rows["2.mp3"]["artist_id"] is rows["2.mp3"]["artist_name"] is rows["2.mp3"]["duration"] is None
+
+
+def test_absolute_paths_inside_the_folder_are_the_relative_ones_and_outside_stay(tmp_path):
+    relative = read(write_csv(tmp_path, "path,genre\nsub/1.mp3,Rock\n"))
+    absolute = read(write_csv(tmp_path, f"path,genre\n{tmp_path}/sub/1.mp3,Rock\n"))
+    assert absolute.table.equals(relative.table)
+    outside = read(write_csv(tmp_path, f"path,genre\n/music/1.mp3,Rock\n../2.mp3,Rock\n{tmp_path}/../3.mp3,Rock\n"))
+    assert set(outside.table["path"].to_pylist()) == {"/music/1.mp3", "../2.mp3", f"{tmp_path.parent}/3.mp3"}
+    assert outside.audio_root / "/music/1.mp3" == Path("/music/1.mp3")
+
+
+def test_a_drawn_split_keeps_an_artist_in_one_split_however_the_name_is_spelt(tmp_path):
+    artists = [f"Artist {i % 30}" if i % 2 else f" artist {i % 30} ".upper() for i in range(300)]
+    lines = [f"{i}.mp3,{('Rock', 'Pop', 'Folk')[i % 7 % 3]},{artist}" for i, artist in enumerate(artists)]
+    found = read(write_csv(tmp_path, "\n".join(["path,genre,artist", *lines])))
+    assert artist_leaks(found.table) == []
+    assert set(found.table["split"].to_pylist()) == set(SPLITS)
+
+
+def test_the_order_of_a_csvs_lines_does_not_matter(tmp_path):
+    lines = [f"{i}.mp3,{('Rock', 'Pop')[i % 3 % 2]},{('', 'X', 'Y', 'Z')[i % 4]}" for i in range(60)]
+    first = read(write_csv(tmp_path, "\n".join(["path,genre,artist", *lines])))
+    random.Random(3).shuffle(lines)
+    again = read(write_csv(tmp_path, "\n".join(["path,genre,artist", *lines])))
+    assert first.table.equals(again.table)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,label\na,b\n", "needed columns are missing: path, genre;"),
+        ("path;genre\na;b\n", "needed columns are missing: path, genre; .*commas"),
+        ("", "needed columns are missing"),
+        ("path,genre\n", "no rows below the header"),
+        ('path,genre,title\n1.mp3,Rock,"a\nb"\n2.mp3, \n', "line 4: genre is empty"),
+        ("path,genre\n1.mp3\n", "line 2: genre is empty"),
+        ("path,genre\n,Rock\n", "line 2: path is empty"),
+        ("path,genre\n1.mp3,Rock\n\n./1.mp3,Rock\n", r"line 4: path='\./1\.mp3' is on line 2 already"),
+        ("path,genre,split\n1.mp3,Rock,train\n2.mp3,Rock,dev\n", "line 3: split='dev'; expected one of training"),
+        ("path,genre,split\n1.mp3,Rock,train\n2.mp3,Rock\n", "line 3: split=''"),
+        ("path,genre,duration\n1.mp3,Rock,3:20\n", "line 2: duration='3:20' is no number"),
+        ("path,genre\n1, 2.mp3,Rock\n", "line 2: 3 cells under 2 columns; .*double quotes"),
+    ],
+)
+def test_a_line_of_a_csv_that_cannot_be_used_is_named(tmp_path, text, message):
+    with pytest.raises(InputError, match=message) as caught:
+        read(write_csv(tmp_path, text))
+    assert "clips.csv" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_binary_file_as_root_says_what_a_root_is(tmp_path):
+    (tmp_path / "a.mp3").write_bytes(b"\xff\xfb\x90\x64" * 50)
+    with pytest.raises(InputError, match=r"a\.mp3: not readable as CSV: .*ROOT is"):
+        read(tmp_path / "a.mp3")
+
+
+# Drawing splits
+
+
+@pytest.mark.parametrize(("clips", "want"), [(100, (80, 10, 10)), (20, (16, 2, 2)), (1000, (800, 100, 100))])
+def test_single_clips_are_dealt_exactly(clips, want):
+    drawn = draw_splits([f"{i}" for i in range(clips)], ["Rock"] * clips, seed=0)
+    assert tuple(drawn.count(split) for split in SPLITS) == want
+
+
+@pytest.mark.parametrize("clips", range(3, 30))
+def test_a_genre_of_three_or_more_groups_is_in_all_splits_and_mostly_in_training(clips):
+    drawn = Counter(draw_splits([f"{i}" for i in range(clips)], ["Rock"] * clips, seed=clips))
+    assert min(drawn[split] for split in SPLITS) >= 1
+    assert abs(drawn["validation"] - drawn["test"]) <= 1
+    assert clips < 5 or drawn["training"] >= 0.6 * clips
+
+
+def test_a_genre_of_fewer_than_three_groups_is_for_training():
+    assert draw_splits(["a", "b"], ["Rock", "Rock"], seed=0) == ["training", "training"]
+
+
+def test_the_draw_does_not_depend_on_the_order_of_the_clips():
+    groups = [f"{i % 23}" for i in range(200)]
+    genres = [f"g{i % 5}" for i in range(200)]
+    pairs = list(zip(groups, genres, draw_splits(groups, genres, seed=4), strict=True))
+    random.Random(0).shuffle(pairs)
+    again = draw_splits([pair[0] for pair in pairs], [pair[1] for pair in pairs], seed=4)
+    assert again == [pair[2] for pair in pairs]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_uneven_groups_stay_whole_and_each_genre_comes_close_to_80_10_10(seed):
+    rng = random.Random(seed)
+    groups = [f"artist {int(rng.paretovariate(0.5)) % 200}" for _ in range(3000)]
+    genres = [f"g{int(group[7:]) % 3}" for group in groups]  # a genre an artist
+    drawn = draw_splits(groups, genres, seed)
+    splits_of, counts = defaultdict(set), defaultdict(Counter)
+    for group, genre, split in zip(groups, genres, drawn, strict=True):
+        splits_of[group].add(split)
+        counts[genre][split] += 1
+    assert all(len(splits) == 1 for splits in splits_of.values())
+    for count in counts.values():
+        assert 0.05 < count["test"] / count.total() < 0.2
+        assert 0.05 < count["validation"] / count.total() < 0.2
+
+
+def test_an_artist_of_two_genres_is_in_one_split_and_both_genres_are_in_all():
+    groups = [f"{i // 2}" for i in range(60)]
+    genres = ["Rock", "Pop"] * 30
+    drawn = draw_splits(groups, genres, seed=0)
+    assert all(drawn[i] == drawn[i + 1] for i in range(0, 60, 2))
+    assert Counter(drawn[::2]) == Counter(drawn[1::2]) == {"training": 24, "validation": 3, "test": 3}
+
+
+def test_a_genre_reckons_with_the_artists_that_another_genre_has_dealt():
+    shared, own = [f"{i}" for i in range(10)], ["x", "y"]
+    drawn = draw_splits([*shared, *shared, *own], ["Pop"] * 10 + ["Rock"] * 12, seed=0)
+    assert Counter(drawn[:10]) == {"training": 8, "validation": 1, "test": 1}
+    assert Counter(drawn[10:]) == {"training": 10, "validation": 1, "test": 1}
+
+
+# Leaks
+
+
+def test_an_artist_of_two_splits_leaks_by_id_and_is_listed_once():
+    table = rows_table(("training", "7", "AWOL"), ("training", "7", "AWOL"), ("test", "7", "AWOL"))
+    assert artist_leaks(table) == [
+        {"by": "id", "artist_id": "7", "artist_name": "AWOL", "splits": {"training": 2, "test": 1}}
+    ]
+
+
+def test_one_name_under_two_ids_leaks_by_name():
+    table = rows_table(("training", "7", "AWOL"), ("validation", "8", " awol\n"), ("test", "9", "Other"))
+    (leak,) = artist_leaks(table)
+    assert (leak["by"], leak["artist_id"]) == ("name", "7, 8")
+    assert leak["splits"] == {"training": 1, "validation": 1}
+
+
+def test_a_name_that_reaches_further_than_its_leaking_id_is_listed_too():
+    table = rows_table(("training", "7", "AWOL"), ("test", "7", "AWOL"), ("validation", "8", "AWOL"))
+    assert [(leak["by"], list(leak["splits"])) for leak in artist_leaks(table)] == [
+        ("id", ["training", "test"]),
+        ("name", ["training", "validation", "test"]),
+    ]
+
+
+def test_unknown_artists_and_artists_of_one_split_do_not_leak():
+    table = rows_table(
+        ("training", None, None), ("test", None, None), ("test", "", " "), ("training", "", ""),
+        ("training", "1", "A"), ("training", "1", "A"), ("test", "2", "B"),
+    )  # fmt: skip
+    assert artist_leaks(table) == []
+
+
+def test_leaks_do_not_depend_on_the_order_of_the_rows_and_go_into_json():
+    rows = [(split, f"{i}", f"Name {i % 4}") for i in range(8) for split in SPLITS[: 1 + i % 3]]
+    rows += [("test", None, "Zed"), ("training", "x", "zed")]
+    want = artist_leaks(rows_table(*rows))
+    assert json.loads(json.dumps(want)) == want
+    assert [leak["by"] for leak in want] == sorted(leak["by"] for leak in want)
+    for seed in range(5):
+        random.Random(seed).shuffle(rows)
+        assert artist_leaks(rows_table(*rows)) == want
+
+
+def test_the_leak_message_is_one_line_that_names_five_and_counts_the_rest():
+    rows = [(split, f"{i}", f"Band\n{i}") for i in range(8) for split in ("training", "test")]
+    message = leak_message(artist_leaks(rows_table(*rows)))
+    assert message.startswith("8 artists are in more than one split: Band 0 (training 1, test 1); Band 1 (")
+    assert message.endswith("; and 3 more")
+    assert "\n" not in message
+    assert "Band 5" not in message
+
+
+def test_the_leak_message_falls_back_on_the_id_and_says_when_only_the_name_is_the_same():
+    nameless = artist_leaks(rows_table(("training", "7", None), ("test", "7", None)))
+    assert leak_message(nameless) == "1 artist is in more than one split: artist id 7 (training 1, test 1)"
+    by_name = artist_leaks(rows_table(("training", "7", "X"), ("test", "8", "X")))
+    assert leak_message(by_name).endswith("X (training 1, test 1, by name)")
