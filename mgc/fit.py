@@ -9,11 +9,13 @@ Shape suffixes: N clips in memory, B clips in a batch, F mel bands, T frames, G 
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -98,8 +100,10 @@ def fit(
         The folder holds the state of another fit.
     """
     rank, world = _rank_and_world()
+    _keep_freed_memory()
     torch.manual_seed(config.seed)
-    model = GenreCNN(config.model, len(data.genres), data.spec.shape).to(device)
+    model = GenreCNN(config.model, len(data.genres), data.spec.shape)
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if world > 1 and torch.device(device).type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.optim.lr, weight_decay=config.optim.weight_decay)
@@ -248,6 +252,18 @@ class _Progress:
             moments.setdefault(int(index), {})[name] = tensor
         optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
         return cls([Epoch(**point) for point in json.loads(metadata["history"])], parts["best"])
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep what is freed: a step's activations, hundreds of MB, are else mapped and zeroed anew each time.
+
+    With channels_last this makes a step of 32 clips on two cores 2.6 times as fast (docs/log.md).
+    """
+    m_mmap_max, m_trim_threshold = -4, -1
+    with suppress(OSError, AttributeError):  # another C library
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, -1)
 
 
 def _signature(config: TrainConfig, data: LearningSet) -> str:
