@@ -69,8 +69,8 @@ def windows(path: str | Path, *, sample_rate: int, seconds: float) -> Iterator[A
     _require_bytes(path)
     try:
         file = soundfile.SoundFile(path)
-    except soundfile.LibsndfileError as error:
-        raise ClipError(Reason.NOT_AUDIO, f"no decoder knows these bytes ({error.error_string})") from None
+    except soundfile.LibsndfileError:  # whose own words are «File does not exist»
+        raise ClipError(Reason.NOT_AUDIO, "no decoder recognises these bytes") from None
     with file:
         frames = int(seconds * file.samplerate)
         first = True

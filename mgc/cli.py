@@ -298,7 +298,8 @@ def parse(arguments: list[str]) -> Output:
     for name, kind in COMMANDS.items():
         default = kind(features=tyro.MISSING, config=base) if issubclass(kind, Learning) else tyro.MISSING_NONPROP
         kinds.append(Annotated[kind, subcommand(name, default=default)])
-    command: Output = tyro.cli(Union[tuple(kinds)], prog="mgc", args=arguments, description=DESCRIPTION)  # noqa: UP007
+    union: Any = Union[tuple(kinds)]  # noqa: UP007 (made at run time)
+    command: Output = tyro.cli(union, prog="mgc", args=arguments, description=DESCRIPTION)
     return command
 
 

@@ -1,5 +1,7 @@
 """Joining or starting Ray, quietly: the one place that calls ``ray.init`` and that knows what a Ray job is.
 
+Workers' output stays in Ray's logs; their errors arrive as exceptions.
+
 ``RAY_ADDRESS`` (set by ``ray job submit``, or by hand: ``RAY_ADDRESS=auto``) joins a cluster; without it Ray starts on
 this machine, on loopback, and ends with the process.
 """
@@ -23,9 +25,9 @@ def connect() -> int:
     if not ray.is_initialized():
         _connected_here = True
         if os.environ.get("RAY_ADDRESS"):
-            ray.init(logging_level=logging.ERROR)
+            ray.init(logging_level=logging.ERROR, log_to_driver=False)
         else:
-            ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR)
+            ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 

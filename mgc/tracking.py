@@ -54,6 +54,7 @@ def open_store(beside: Path) -> str:
     """Create the store if need be and return its URI, which other processes are then given."""
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home(beside)}/mlflow.db"
     if uri.startswith("sqlite:///"):
         _database_folder(uri).mkdir(parents=True, exist_ok=True)

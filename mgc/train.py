@@ -7,7 +7,11 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -76,10 +80,11 @@ def train(
     with run.closing():
         describe(run, feature_set)
         say(f"train: {len(data.training)} clips, {len(data.validation)} for validation, on {place}; run {run.id}")
+        watch = _Watch(run, config.epochs)
         if place.workers > 1:
-            fitted = _fit_on_ray(config, feature_set.path, folder, run, place)
+            fitted = _fit_on_ray(config, feature_set.path, folder, place, watch)
         else:
-            fitted = fit(config, data, folder, on_epoch=_Watch(run, config.epochs), device=place.device)
+            fitted = fit(config, data, folder, on_epoch=watch, device=place.device)
         keep(run, fitted, data)
     return {
         "run_id": run.id,
@@ -154,14 +159,11 @@ def _place(gpus: int | None, workers: int) -> Place:
     if gpus is None:
         gpus = 1 if workers == 1 and torch.cuda.is_available() else 0
     there = torch.cuda.device_count()
-    if gpus > 1 and there < gpus:
-        import os
+    if gpus > max(1, there) and os.environ.get("RAY_ADDRESS"):  # the cluster's GPUs count, not this machine's
+        connect()
+        import ray
 
-        if os.environ.get("RAY_ADDRESS"):  # the cluster's GPUs count, not this machine's
-            connect()
-            import ray
-
-            there = int(ray.cluster_resources().get("GPU", 0))
+        there = int(ray.cluster_resources().get("GPU", 0))
     if gpus > there:
         raise InputError(f"--gpus {gpus}: there {'is' if there == 1 else 'are'} {there} here; ask for fewer, or none")
     return Place(gpus, True) if gpus else Place(workers, False)
@@ -183,35 +185,52 @@ class _Watch:
         )
 
 
-def _fit_on_ray(config: TrainConfig, features: Path, folder: Path, run: tracking.Run, place: Place) -> Fitted:
-    """Run ``fit`` in every worker of a TorchTrainer (DDP over gloo or NCCL); rank 0 owns the MLflow run."""
+def _fit_on_ray(
+    config: TrainConfig, features: Path, folder: Path, place: Place, on_epoch: Callable[[Epoch], None]
+) -> Fitted:
+    """Run ``fit`` in every worker of a TorchTrainer (DDP over gloo or NCCL); rank 0's epochs are heard of here."""
     connect()
     import ray.train
     from ray.train.torch import TorchTrainer
+    from ray.util.queue import Queue
 
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    epochs = Queue(actor_options={"num_cpus": 0})
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"config": config, "features": features, "folder": folder, "run": run, "place": place},
+        train_loop_config={
+            "config": config,
+            "features": features,
+            "folder": folder,
+            "epochs": epochs,
+            "gpu": place.gpu,
+        },
         scaling_config=ray.train.ScalingConfig(num_workers=place.workers, use_gpu=place.gpu),
-        run_config=ray.train.RunConfig(name=run.id, storage_path=str(folder.parent.parent / "ray")),
+        run_config=ray.train.RunConfig(name=folder.name, storage_path=str(folder.parent.parent / "ray_train")),
     )
-    try:
-        result = trainer.fit()
-    except Exception as error:
-        raise RunError(f"train: {str(error).strip().splitlines()[-1]}") from error
-    fitted = result.return_value
+
+    def listen() -> None:
+        for point in iter(epochs.get, None):
+            on_epoch(point)
+
+    with ThreadPoolExecutor(1) as executor:
+        listening = executor.submit(listen)
+        try:
+            fitted = trainer.fit().return_value
+        except Exception as error:
+            raise RunError(f"train: {str(error).strip().splitlines()[-1]}") from error
+        finally:
+            epochs.put(None)
+        listening.result()
     assert isinstance(fitted, Fitted)
     return fitted
 
 
 def _worker(job: dict[str, Any]) -> Fitted:
     """The training function of one Ray Train worker."""
-    from ray.train.torch import get_device
-
-    first = torch.distributed.get_rank() == 0
-    watch = _Watch(job["run"], job["config"].epochs) if first else lambda _: None
+    tell = job["epochs"].put if torch.distributed.get_rank() == 0 else lambda _: None
     data = FeatureSet.open(job["features"]).learning_set()
-    return fit(job["config"], data, job["folder"], on_epoch=watch, device=get_device())
+    return fit(job["config"], data, job["folder"], on_epoch=tell, device=job["device"])
 
 
 if __name__ == "__main__":

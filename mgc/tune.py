@@ -26,7 +26,7 @@ from mgc.console import Progress, say
 from mgc.errors import InputError, RunError
 from mgc.features import LearningSet
 from mgc.files import write_text
-from mgc.fit import Epoch, fit
+from mgc.fit import STATE, Epoch, fit
 from mgc.ray_session import connect
 from mgc.train import EXPERIMENT, describe, keep, open_for_learning
 
@@ -159,12 +159,13 @@ def _run(sweep: Sweep, folder: Path, data: LearningSet, *, resume: bool) -> Any:
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search.optuna import OptunaSearch
 
-    logging.getLogger("optuna").setLevel(logging.WARNING)
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # whose banner ignores verbose=0
+    for name in ("optuna", "ray.tune"):  # a trial's error is shown by _Watch and kept with its run
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     epochs, seed = int(sweep.base["epochs"]), int(sweep.base["seed"])
     gpus = float(ray.cluster_resources().get("GPU", 0))
     resources = {"cpu": max(1, cpus // sweep.concurrent), "gpu": min(1.0, gpus / sweep.concurrent)}
-    trainable = ray_tune.with_parameters(_trial, sweep=sweep, folder=folder, data=data)
+    trainable = ray_tune.with_parameters(_trial, sweep=sweep, folder=folder, data=data, resources=resources)
     trainable = ray_tune.with_resources(trainable, resources)
     if resume:
         tuner = ray_tune.Tuner.restore(str(folder / "tune"), trainable, resume_unfinished=True, restart_errored=False)
@@ -188,14 +189,12 @@ def _run(sweep: Sweep, folder: Path, data: LearningSet, *, resume: bool) -> Any:
     return tuner.fit()
 
 
-def _trial(sample: dict[str, Any], *, sweep: Sweep, folder: Path, data: LearningSet) -> None:
+def _trial(
+    sample: dict[str, Any], *, sweep: Sweep, folder: Path, data: LearningSet, resources: dict[str, float]
+) -> None:
     """One trial, in its own process; it owns its MLflow run, and takes it up again when the sweep is resumed."""
-    from mgc.fit import STATE
-
-    context = ray_tune.get_context()
-    trial_id = context.get_trial_id()
-    resources = context.get_trial_resources().head_bundle
-    torch.set_num_threads(max(1, int(resources.get("CPU", 1))))
+    trial_id = ray_tune.get_context().get_trial_id()
+    torch.set_num_threads(int(resources["cpu"]))
     config = overlay(overlay(TrainConfig(), sweep.base), _tree(sample))
     work = folder / "trials" / trial_id
     run = _own_run(sweep, work, trial_id, config)
@@ -206,7 +205,7 @@ def _trial(sample: dict[str, Any], *, sweep: Sweep, folder: Path, data: Learning
 
     with run.closing():
         if not (work / checkpoint.CARD).exists() or (work / STATE).exists():
-            device = "cuda" if resources.get("GPU", 0) > 0 else "cpu"
+            device = "cuda" if resources["gpu"] > 0 else "cpu"
             keep(run, fit(config, data, work, on_epoch=report, device=device), data, program=False)
 
 
@@ -249,6 +248,7 @@ class _Watch(ray_tune.Callback):  # type: ignore[misc]
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         self._advance(1, trials)
+        say(f"tune: trial {trial.trial_id} failed")
 
     def _advance(self, count: int, trials: list[Any]) -> None:
         running = sum(trial.status == "RUNNING" for trial in trials)
