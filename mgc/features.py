@@ -232,7 +232,7 @@ def read_manifest(path: Path) -> Manifest | None:
     file = path / MANIFEST
     try:
         manifest = Manifest.from_json(file.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{file}: not a manifest ({error}); choose another folder or delete it") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -53,17 +52,15 @@ def score(labels_N: NDArray[np.int64], predicted_N: NDArray[np.int64], genres: t
     )
 
 
-def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (E. B. Wilson, JASA 1927); unlike the normal one it stays in [0, 1].
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a proportion (E. B. Wilson, JASA 1927); unlike the normal one it stays in [0, 1].
 
     Examples
     --------
     >>> tuple(round(bound, 3) for bound in wilson(312, 800))
     (0.357, 0.424)
     """
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    share = successes / n
-    scale = 1 + z**2 / n
-    centre = (share + z**2 / (2 * n)) / scale
-    half = z * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5 / scale
-    return max(0.0, centre - half), min(1.0, centre + half)
+    from scipy.stats import binomtest
+
+    interval = binomtest(successes, n).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)

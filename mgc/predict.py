@@ -16,7 +16,7 @@ import torch
 
 from mgc import audio, checkpoint
 from mgc.checkpoint import Card
-from mgc.errors import ClipError, InputError
+from mgc.errors import ClipError, InputError, Reason
 from mgc.logmel import log_mel, standardize
 from mgc.model import GenreCNN, predict_logits
 
@@ -80,6 +80,8 @@ def _windows(path: Path, card: Card) -> Iterator[Any]:
     """Features of a file, window by window [shape=spec.shape, dtype=float32]."""
     spec = card.spec
     for index, piece in enumerate(audio.windows(path, sample_rate=spec.sample_rate, seconds=spec.seconds)):
+        if piece.seconds == 0:
+            raise ClipError(Reason.TOO_SHORT, "no audio came out", 0.0)
         if index and piece.seconds < MIN_REST * spec.seconds:
             return
         yield standardize(log_mel(piece.samples, spec))[0]

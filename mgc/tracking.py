@@ -215,8 +215,7 @@ class Run:
             inputs=Schema([TensorSpec(float32, (-1, 1, *shape), name="logmel")]),
             outputs=Schema([TensorSpec(float32, (-1, n_genres), name="logits")]),
         )
-        mlflow.set_tracking_uri(self.uri)
-        with mlflow.start_run(run_id=self.id, log_system_metrics=False):
+        with _current(self.uri), mlflow.start_run(run_id=self.id, log_system_metrics=False):
             mlflow.pytorch.log_model(
                 model,
                 name="model",
@@ -266,6 +265,19 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 @lru_cache(maxsize=4)
 def _client(uri: str) -> mlflow.MlflowClient:
     return mlflow.MlflowClient(uri)
+
+
+@contextmanager
+def _current(uri: str) -> Iterator[None]:
+    """Make a store MLflow's current one for a call that takes no client, and leave no trace in the environment."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None)
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 def _experiment(uri: str, name: str) -> str:

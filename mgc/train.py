@@ -203,7 +203,7 @@ def _fit_on_ray(
             "features": features,
             "folder": folder,
             "epochs": epochs,
-            "gpu": place.gpu,
+            "device": place.device,
         },
         scaling_config=ray.train.ScalingConfig(num_workers=place.workers, use_gpu=place.gpu),
         run_config=ray.train.RunConfig(name=folder.name, storage_path=str(folder.parent.parent / "ray_train")),

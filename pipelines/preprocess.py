@@ -1,0 +1,35 @@
+"""The preprocessing job: audit a collection, then turn it into a feature set.
+
+    ray job submit --address http://HEAD:8265 --working-dir . -- \
+        python pipelines/preprocess.py --root /data/fma --out /data/features
+
+The working directory of a job is a copy, so ``--out`` must be absolute, and both paths must be on storage that every
+node of the cluster sees. Flags, exit codes and ``--json`` are those of ``mgc preprocess``; unlike it, the job ends
+before anything is written when an artist is in two splits. It runs as a plain script too.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from mgc.cli import Audit, Output, Preprocess, answer, parse
+from mgc.console import say
+from mgc.errors import InputError
+
+
+def audit_and_preprocess(arguments: list[str]) -> dict[str, Any]:
+    """Refuse a collection that leaks; preprocess the others."""
+    command = parse(["preprocess", *arguments])
+    assert isinstance(command, Preprocess)
+    audit = Audit(root=command.root, subset=command.subset)
+    found = audit.run()
+    say(audit.show(found))
+    if problem := audit.problem(found):
+        raise InputError(problem)
+    return command.run()
+
+
+if __name__ == "__main__":
+    given = sys.argv[1:]
+    sys.exit(answer(lambda: audit_and_preprocess(given), Output(json="--json" in given, debug="--debug" in given)))

@@ -1,0 +1,139 @@
+"""Decoding: every file gives samples or one reason of the fixed list, on any content whatever its suffix says."""
+
+from __future__ import annotations
+
+import csv
+import os
+from itertools import pairwise
+
+import librosa
+import numpy as np
+import pytest
+import soundfile
+
+from mgc import audio, shards
+from mgc.errors import ClipError, Reason
+
+RATE = 22_050
+SECONDS = 29.9
+
+OUTCOMES = {
+    "ok_cbr256_44k_stereo.mp3": 29.9,
+    "ok_mono_48k.mp3": 29.9,
+    "ok_digital_silence.mp3": 29.9,
+    "odd_wav_renamed.mp3": 29.9,
+    "ok_vbr_v2_noxing.mp3": 16.24,  # no Xing header: libsndfile takes the length that it guesses for the file's end
+    "short_truncated_half.mp3": 14.97,
+    "warn_bitflips.mp3": Reason.TOO_SHORT,  # 2.3 s: libsndfile ends at the damage without an error
+    "short_1s.mp3": Reason.TOO_SHORT,
+    "bad_zero_length.mp3": Reason.EMPTY,
+    "bad_text_renamed.mp3": Reason.NOT_AUDIO,
+    "bad_id3_only.mp3": Reason.NOT_AUDIO,
+    "bad_random_bytes.mp3": Reason.NOT_AUDIO,
+    "warn_middle_zeroed.mp3": Reason.DECODE_ERROR,
+}
+"""What becomes of each odd file at ``--min-seconds 5``: the seconds that are decoded, or the reason there are none."""
+
+
+def outcome(path):
+    """What ``shards.extract`` makes of a file: seconds, or the reason."""
+    clip = {"track_id": 1, "split": "test", "genre": "Odd", "label": 0, "artist_id": None, "path": path.name}
+    try:
+        row = shards.extract(clip, path, shards.Recipe(min_seconds=5.0))
+    except ClipError as error:
+        return error.reason
+    assert np.isfinite(np.frombuffer(row["logmel"], "<f2")).all()
+    return row["seconds"]
+
+
+@pytest.mark.parametrize("name", OUTCOMES)
+def test_every_odd_file_has_its_outcome(odd_mp3, name):
+    expected = OUTCOMES[name]
+    found = outcome(odd_mp3 / name)
+    assert found == (expected if isinstance(expected, Reason) else pytest.approx(expected, abs=0.01))
+
+
+def test_the_table_of_outcomes_names_every_odd_file(odd_mp3):
+    with (odd_mp3 / "manifest.csv").open() as file:
+        assert {row["file"] for row in csv.DictReader(file)} == set(OUTCOMES)
+
+
+def test_a_short_clip_is_a_feature_where_the_limit_allows_it(odd_mp3):
+    samples, seconds = audio.load(odd_mp3 / "short_1s.mp3", sample_rate=RATE, seconds=SECONDS)
+    assert seconds == pytest.approx(54_767 / 44_100)
+    assert len(samples) == pytest.approx(seconds * RATE, abs=1)
+
+
+@pytest.mark.parametrize("name", ["ok_cbr256_44k_stereo.mp3", "ok_mono_48k.mp3", "odd_wav_renamed.mp3"])
+def test_samples_are_those_of_librosa_at_any_rate_and_channel_count(odd_mp3, name):
+    samples, seconds = audio.load(odd_mp3 / name, sample_rate=RATE, seconds=5.0)
+    reference, _ = librosa.load(odd_mp3 / name, sr=RATE, duration=5.0)
+    assert samples.dtype == np.float32
+    assert seconds == pytest.approx(5.0)
+    assert len(samples) == len(reference) == 5 * RATE
+    np.testing.assert_allclose(samples, reference, atol=2e-6)
+
+
+def test_samples_beyond_full_scale_are_not_clipped(tmp_path):
+    loud = 1.5 * np.sin(np.arange(RATE, dtype=np.float32))
+    soundfile.write(tmp_path / "loud.wav", loud, RATE, subtype="FLOAT")
+    assert np.abs(audio.load(tmp_path / "loud.wav", sample_rate=RATE, seconds=1).samples).max() > 1.4
+
+
+def test_mono_is_the_mean_of_all_channels(tmp_path):
+    channels = np.random.default_rng(0).uniform(-1, 1, (RATE, 6)).astype(np.float32)
+    soundfile.write(tmp_path / "six.wav", channels, RATE, subtype="FLOAT")
+    samples = audio.load(tmp_path / "six.wav", sample_rate=RATE, seconds=1).samples
+    np.testing.assert_allclose(samples, channels.mean(axis=1), atol=1e-6)
+
+
+def reason_of(path):
+    with pytest.raises(ClipError) as caught:
+        audio.load(path, sample_rate=RATE, seconds=SECONDS)
+    return caught.value.reason
+
+
+def test_a_file_that_is_not_there_is_missing(tmp_path):
+    assert reason_of(tmp_path / "no.mp3") == Reason.MISSING
+
+
+def test_what_is_not_a_regular_file_is_unreadable(tmp_path):
+    (tmp_path / "x.mp3").mkdir()
+    assert reason_of(tmp_path / "x.mp3") == Reason.UNREADABLE
+    os.mkfifo(tmp_path / "pipe.mp3")
+    assert reason_of(tmp_path / "pipe.mp3") == Reason.UNREADABLE
+    (tmp_path / "a_file").write_bytes(b"x")
+    assert reason_of(tmp_path / "a_file" / "y.mp3") == Reason.UNREADABLE
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_samples_that_are_no_numbers_are_not_finite(tmp_path, value):
+    samples = np.zeros((RATE, 2), np.float32)
+    samples[1000, 1] = value
+    soundfile.write(tmp_path / "nan.wav", samples, RATE, subtype="FLOAT")
+    assert reason_of(tmp_path / "nan.wav") == Reason.NOT_FINITE
+
+
+def test_a_header_without_samples_is_empty_audio_that_is_too_short(tmp_path):
+    soundfile.write(tmp_path / "none.wav", np.zeros(0, np.float32), RATE)
+    samples, seconds = audio.load(tmp_path / "none.wav", sample_rate=RATE, seconds=SECONDS)
+    assert (len(samples), seconds) == (0, 0.0)
+    assert outcome(tmp_path / "none.wav") == Reason.TOO_SHORT
+
+
+@pytest.mark.parametrize("piece", [4.0, 7.5, 29.9, 60.0])
+def test_windows_cover_the_file_and_the_first_is_what_load_gives(fma_clip, piece):
+    windows = list(audio.windows(fma_clip, sample_rate=RATE, seconds=piece))
+    frames = soundfile.info(fma_clip).frames
+    assert sum(window.seconds for window in windows) == pytest.approx(frames / 44_100, abs=1e-6)
+    assert all(window.seconds == pytest.approx(piece) for window, _ in pairwise(windows))
+    assert 0 < windows[-1].seconds <= piece
+    first = audio.load(fma_clip, sample_rate=RATE, seconds=piece)
+    np.testing.assert_array_equal(windows[0].samples, first.samples)
+    assert windows[0].seconds == first.seconds
+
+
+def test_a_file_of_whole_pieces_ends_with_a_whole_piece(tmp_path):
+    soundfile.write(tmp_path / "two.wav", np.zeros(2 * RATE, np.float32), RATE)
+    windows = list(audio.windows(tmp_path / "two.wav", sample_rate=RATE, seconds=1.0))
+    assert [len(window.samples) for window in windows] == [RATE, RATE]

@@ -1,0 +1,240 @@
+"""The contract: names, flags, exit codes, the last line of standard output; and how quick and light help is."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from mgc import cli
+from mgc.config import PRESETS, ModelConfig, TrainConfig
+
+HEAVY = ("torch", "ray", "mlflow", "librosa", "pandas", "matplotlib", "sklearn", "pyarrow", "numpy")
+
+
+def python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize(
+    "code", ["import mgc", "from mgc import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass"]
+)
+def test_help_loads_nothing_heavy(code):
+    loaded = python(f"{code}\nimport sys; print('LOADED', *[name for name in {HEAVY} if name in sys.modules])")
+    assert loaded.splitlines()[-1] == "LOADED"
+
+
+def test_every_command_and_flag_is_the_contracts():
+    """A new flag is added here on purpose, an old one is never lost by accident."""
+    flags = {
+        name: {each.name: each.default for each in fields(kind) if each.name not in {"json", "debug", "config"}}
+        for name, kind in cli.COMMANDS.items()
+    }
+    for name, kind in cli.COMMANDS.items():
+        assert issubclass(kind, cli.Output), name
+    assert {name: set(defaults) for name, defaults in flags.items()} == {
+        "toy": {"out", "clips_per_genre", "seed"},
+        "audit": {"root", "subset"},
+        "preprocess": {
+            "root", "out", "subset", "workers", "limit", "min_seconds", "max_quarantined", "clips_per_shard",
+        },
+        "train": {"features", "preset", "config_file", "allow_leaks", "gpus", "workers", "run_name"},
+        "tune": {"features", "preset", "config_file", "allow_leaks", "trials", "concurrent", "name", "resume"},
+        "evaluate": {"run_id", "features", "split"},
+        "predict": {"model", "clips"},
+        "ui": {"port"},
+        "demo": {"out"},
+    }  # fmt: skip
+    assert flags["toy"]["clips_per_genre"] == 12
+    assert flags["preprocess"]["min_seconds"] == 5.0
+    assert flags["preprocess"]["max_quarantined"] == 0.05
+    assert (flags["tune"]["trials"], flags["tune"]["concurrent"]) == (20, 2)
+    assert flags["evaluate"]["split"] == "test"
+    assert flags["ui"]["port"] == 5000
+    assert {preset.epochs for preset in PRESETS.values()} == {20}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "toy OUT --clips-per-genre 12 --seed 0",
+        "audit --root ROOT --subset small",
+        "preprocess --root R --out F --subset small --workers 1 --limit 9 --min-seconds 5.0 --max-quarantined 0.05",
+        "train --features F --preset baseline --epochs 20 --gpus 0 --workers 1 --seed 0 --run-name N",
+        "tune --features F --trials 20 --concurrent 2 --epochs 20 --resume N",
+        "evaluate --run ID --features F --split test",
+        "predict --model M a.mp3 b.mp3",
+        "ui --port 5000",
+        "demo --out DIR",
+    ],
+)
+def test_the_contracts_lines_are_understood(line):
+    assert cli.parse([*line.split(), "--json"]).json
+
+
+def test_flags_change_the_file_and_the_file_changes_the_preset(tmp_path):
+    file = tmp_path / "c.json"
+    file.write_text('{"epochs": 3, "model": {"dropout": 0.4}}')
+    line = ["train", "--features", "F", "--preset", "baseline", "--config", str(file), "--dropout", "0.3"]
+    config = cli.parse(line).config
+    assert (config.epochs, config.model.dropout, config.model.head) == (3, 0.3, "flatten")
+    assert cli.parse(["train", "--features", "F"]).config == PRESETS["regularized"]
+
+
+def mgc(*arguments: object, capsys) -> tuple[int, str, str]:
+    code = cli.run([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_bad_input_is_one_line_that_names_it_exit_2_and_nothing_written(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fma" / "fma_small").mkdir(parents=True)
+    (tmp_path / "columns.csv").write_text("file,label\na.mp3,Rock\n")
+    (tmp_path / "none.csv").write_text("path,genre\n")
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "file").write_text("")
+    before = sorted(tmp_path.rglob("*"))
+    out = tmp_path / "out"
+    for line, named in [
+        (["audit", "--root", tmp_path / "nowhere"], "nowhere"),
+        (["preprocess", "--root", tmp_path / "nowhere", "--out", out], "nowhere"),
+        (["preprocess", "--root", tmp_path / "fma", "--out", out], "fma"),
+        (["preprocess", "--root", tmp_path / "columns.csv", "--out", out], "path"),
+        (["preprocess", "--root", tmp_path / "none.csv", "--out", out], "none.csv"),
+        (["preprocess", "--root", tmp_path / "none.csv", "--out", out, "--workers", 0], "--workers 0"),
+        (["train", "--features", tmp_path / "nowhere"], "nowhere"),
+        (["train", "--features", tmp_path / "unfinished"], "unfinished"),
+        (["train", "--features", tmp_path / "unfinished", "--config", "no.json"], "no.json"),
+        (["train", "--features", tmp_path / "unfinished", "--dropout", "2"], "dropout=2.0"),
+        (["tune", "--features", tmp_path / "unfinished", "--trials", 0], "--trials 0"),
+        (["evaluate", "--run", "abc", "--features", tmp_path / "unfinished"], "unfinished"),
+        (["predict", "--model", "abc", tmp_path / "file"], "mlflow_runs"),
+    ]:
+        code, printed, said = mgc(*line, capsys=capsys)
+        assert code == 2, line
+        assert printed == "", line
+        assert len(said.splitlines()) == 1, said
+        assert said.startswith("mgc: "), said
+        assert named in said, said
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_output_that_cannot_be_written_is_named(capsys, mini, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, said = mgc("preprocess", "--root", mini, "--out", tmp_path / "file" / "features", capsys=capsys)
+    assert (code, len(said.splitlines())) == (2, 1)
+    assert "cannot be written" in said
+
+
+def test_more_gpus_than_there_are_and_an_unknown_run_are_named(capsys, features):
+    code, _, said = mgc("train", "--features", features.path, "--gpus", 99, capsys=capsys)
+    assert (code, len(said.splitlines())) == (2, 1)
+    assert "--gpus 99" in said
+
+
+def test_with_json_an_error_is_json_too(capsys, tmp_path):
+    code, printed, said = mgc("audit", "--root", tmp_path / "nowhere", "--json", capsys=capsys)
+    assert code == 2
+    assert json.loads(printed)["error"] in said
+
+
+def test_a_wrong_flag_is_wrong_usage(capsys):
+    for line in (["train", "--features", "F", "--no-such-flag"], ["train", "--preset", "best"], ["no-such-command"]):
+        with pytest.raises(SystemExit) as caught:
+            cli.run(line)
+        assert caught.value.code == 2
+    capsys.readouterr()
+
+
+def test_an_audit_that_finds_a_leak_prints_its_report_and_exits_2(capsys, tmp_path):
+    (tmp_path / "set.csv").write_text("path,genre,split,artist\na.mp3,Rock,train,AWOL\nb.mp3,Folk,test,AWOL\n")
+    code, printed, said = mgc("audit", "--root", tmp_path / "set.csv", "--json", capsys=capsys)
+    assert code == 2
+    report = json.loads(printed.splitlines()[-1])
+    keys = {"clips", "by_split", "by_genre", "missing", "artist_leaks", "duplicate_clips", "ok"}
+    assert keys <= set(report)
+    assert not report["ok"]
+    assert "AWOL" in said
+
+
+def test_an_unexpected_error_is_one_line_and_exit_1(capsys, monkeypatch):
+    def explode(self):
+        raise ZeroDivisionError("no\nreason")
+
+    monkeypatch.setattr(cli.Audit, "run", explode)
+    code, _, said = mgc("audit", "--root", "x", capsys=capsys)
+    assert code == 1
+    assert said == "mgc: unexpected ZeroDivisionError: no reason (--debug shows where)\n"
+    code, _, said = mgc("audit", "--root", "x", "--debug", capsys=capsys)
+    assert "in explode" in said
+
+
+@pytest.mark.parametrize("module", ["train", "tune", "preprocess"])
+def test_a_module_run_as_a_program_is_its_subcommand(module, tmp_path):
+    flag = "--root" if module == "preprocess" else "--features"
+    extra = ["--out", str(tmp_path / "out")] if module == "preprocess" else []
+    line = [sys.executable, "-m", f"mgc.{module}", flag, str(tmp_path / "nowhere"), *extra]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("mgc: ")
+    assert "nowhere" in done.stderr
+
+
+def test_real_music_through_the_whole_path(capsys, mini, ray_session, tmp_path, monkeypatch):
+    """audit, preprocess, train, evaluate, predict and the UI's API, on thirty real clips, as a user types them."""
+    features = tmp_path / "features"
+
+    def answer(*arguments):
+        code, printed, said = mgc(*arguments, "--json", capsys=capsys)
+        assert code == 0, said
+        return json.loads(printed.splitlines()[-1])
+
+    assert answer("audit", "--root", mini)["by_split"] == {"training": 88, "validation": 16, "test": 16}
+    made = answer("preprocess", "--root", mini, "--out", features, "--limit", 30)
+    assert made["written"] == 30
+    again = answer("preprocess", "--root", mini, "--out", features, "--limit", 30)
+    assert (again["written"], again["skipped"]) == (0, 30)
+    run = answer("train", "--features", features, "--preset", "baseline", "--epochs", 1, "--batch-size", 8)
+    scores = answer("evaluate", "--run", run["run_id"], "--features", features, "--split", "validation")
+    assert scores["accuracy"] == pytest.approx(run["val_accuracy"])
+    clip = next(Path(mini).rglob("*.mp3"))
+    by_run = answer("predict", "--model", run["run_id"], clip)
+    by_folder = answer("predict", "--model", run["checkpoint"], clip)
+    assert by_run == by_folder
+    assert sum(by_run["clips"][0]["probabilities"].values()) == pytest.approx(1)
+
+
+def test_the_ui_shows_the_stores_runs(features, ray_session, tmp_path):
+    """`mgc ui` is MLflow's own server: its REST API knows a run that `mgc train` made."""
+    from mgc.train import train
+
+    run = train(features.path, TrainConfig(epochs=1, model=ModelConfig(channels=(4,))))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen([sys.executable, "-m", "mgc.cli", "ui", "--port", str(port)], start_new_session=True)
+    try:
+        url = f"http://127.0.0.1:{port}/api/2.0/mlflow/runs/get?run_id={run['run_id']}"
+        deadline = time.monotonic() + 90
+        while True:
+            try:
+                with urllib.request.urlopen(url, timeout=5) as response:
+                    found = json.load(response)["run"]
+                break
+            except OSError:
+                assert time.monotonic() < deadline, "the UI did not come up"
+                assert server.poll() is None, "the UI ended"
+                time.sleep(0.5)
+        assert found["info"]["status"] == "FINISHED"
+        assert {"key": "model.channels", "value": "[4]"} in found["data"]["params"]
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)

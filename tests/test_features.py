@@ -1,0 +1,193 @@
+"""The feature set's contract: a finished set reads as it was written, anything else is refused in one clear line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import GENRES, SPEC, make_features
+
+from mgc.errors import InputError
+from mgc.features import MANIFEST, FeatureSet, Manifest, logmels
+
+
+@pytest.fixture
+def broken(features, tmp_path):
+    """A copy of the small set, to be broken."""
+    return shutil.copytree(features.path, tmp_path / "set")
+
+
+def refused(path, *words):
+    with pytest.raises(InputError) as caught:
+        FeatureSet.open(path)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    for word in (str(path), *words):
+        assert word in message
+
+
+# Opening
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
+    refused(tmp_path / "no", "no such directory", "mgc preprocess")
+
+
+def test_a_file_in_place_of_the_folder_is_refused(broken):
+    refused(broken / MANIFEST, "no such directory")
+
+
+def test_a_set_without_a_manifest_is_refused_as_unfinished(broken):
+    (broken / MANIFEST).unlink()
+    refused(broken, "unfinished")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "7", '"text"', "{}", '{"format": 1}', '{"shards": [1]}'])
+def test_a_damaged_manifest_is_refused(broken, text):
+    (broken / MANIFEST).write_text(text)
+    refused(broken, "not a manifest")
+
+
+def test_a_manifest_with_bytes_that_are_no_text_is_refused(broken):
+    (broken / MANIFEST).write_bytes(b"\xff\xfe\x00")
+    refused(broken, "not a manifest")
+
+
+def test_a_manifest_without_one_of_its_fields_is_refused(broken):
+    whole = json.loads((broken / MANIFEST).read_text())
+    for field in whole:
+        (broken / MANIFEST).write_text(json.dumps({key: value for key, value in whole.items() if key != field}))
+        refused(broken, "not a manifest")
+
+
+def test_a_manifest_of_another_format_is_refused(broken):
+    (broken / MANIFEST).write_text(json.dumps(json.loads((broken / MANIFEST).read_text()) | {"format": 2}))
+    refused(broken, "format 2", "reads 1")
+
+
+def test_a_later_format_of_other_fields_is_refused_as_another_format(broken):
+    (broken / MANIFEST).write_text(json.dumps({"format": 2, "pieces": []}))
+    refused(broken, "format 2")
+
+
+def test_a_manifest_reads_back_as_it_was_written(features):
+    manifest = features.manifest
+    assert Manifest.from_json(manifest.to_json()) == manifest
+    assert Manifest.from_json(manifest.to_json()).to_json() == manifest.to_json()
+    assert FeatureSet.open(features.path) == features
+    assert manifest.spec == SPEC
+
+
+# Reading
+
+
+def test_a_split_reads_as_it_was_written(features):
+    for split, count in (("training", 44), ("validation", 12), ("test", 13)):
+        loaded = features.load(split)
+        (entry,) = (entry for entry in features.manifest.shards if entry.split == split)
+        rows = pq.read_table(features.path / entry.file).to_pylist()
+        assert len(loaded) == len(rows) == count
+        assert loaded.mel_NFT.shape == (count, *SPEC.shape)
+        assert loaded.mel_NFT.dtype == np.float16
+        assert [mel.tobytes() for mel in loaded.mel_NFT] == [row["logmel"] for row in rows]
+        assert loaded.labels_N.tolist() == [row["label"] for row in rows]
+        assert loaded.track_ids_N.tolist() == [row["track_id"] for row in rows]
+        assert list(loaded.paths) == [row["path"] for row in rows]
+
+
+def test_a_split_of_several_shards_reads_in_their_order_whatever_their_sizes(tmp_path):
+    made = make_features(tmp_path / "set")
+    (entry,) = (entry for entry in made.manifest.shards if entry.split == "training")
+    whole = pq.read_table(made.path / entry.file)
+    expected = made.load("training")
+    entries, start = [], 0
+    for rows in (7, 0, 1, 36):
+        name = f"shards/{len(entries)}.parquet"
+        pq.write_table(whole.slice(start, rows), made.path / name, row_group_size=5)
+        entries.append({"file": name, "split": "training", "rows": rows, "bytes": 0, "sha256": ""})
+        start += rows
+    others = [e for e in json.loads((made.path / MANIFEST).read_text())["shards"] if e["split"] != "training"]
+    text = json.dumps(json.loads((made.path / MANIFEST).read_text()) | {"shards": entries + others})
+    (made.path / MANIFEST).write_text(text)
+    loaded = FeatureSet.open(made.path).load("training")
+    np.testing.assert_array_equal(loaded.mel_NFT, expected.mel_NFT)
+    np.testing.assert_array_equal(loaded.track_ids_N, expected.track_ids_N)
+
+
+def test_learning_sees_training_and_validation_and_no_test_clip(features):
+    learning = features.learning_set()
+    assert (len(learning.training), len(learning.validation)) == (44, 12)
+    seen = {*learning.training.track_ids_N.tolist(), *learning.validation.track_ids_N.tolist()}
+    assert not seen & set(features.load("test").track_ids_N.tolist())
+    assert (learning.genres, learning.spec, learning.fingerprint) == (GENRES, SPEC, "f" * 64)
+
+
+def test_matrices_of_a_sliced_and_chunked_column_are_those_rows(features):
+    (entry,) = (entry for entry in features.manifest.shards if entry.split == "test")
+    table = pq.read_table(features.path / entry.file)
+    parts = pa.concat_tables([table.slice(5, 3), table.slice(1, 2)])
+    whole = logmels(table, SPEC.shape)
+    np.testing.assert_array_equal(logmels(table.slice(4, 6), SPEC.shape), whole[4:10])
+    np.testing.assert_array_equal(logmels(parts, SPEC.shape), whole[[5, 6, 7, 1, 2]])
+    assert logmels(table.slice(0, 0), SPEC.shape).shape == (0, *SPEC.shape)
+
+
+def test_a_split_without_clips_is_refused(features):
+    with pytest.raises(InputError, match="no clips in split «validaton»"):
+        features.load("validaton")
+
+
+def refused_load(path, file):
+    with pytest.raises(InputError) as caught:
+        FeatureSet.open(path).load("training")
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    assert str(file) in message
+    return message
+
+
+def training_shard(path):
+    return path / "shards" / "training-00000-of-00001.parquet"
+
+
+def test_a_missing_shard_is_refused_by_its_name(broken):
+    training_shard(broken).unlink()
+    assert "preprocess again" in refused_load(broken, training_shard(broken))
+
+
+@pytest.mark.parametrize("keep", [0, 100, 0.5, 0.99])
+def test_a_truncated_shard_is_refused_by_its_name(broken, keep):
+    whole = training_shard(broken).read_bytes()
+    training_shard(broken).write_bytes(whole[: int(keep * len(whole)) if keep < 1 else keep])
+    refused_load(broken, training_shard(broken))
+
+
+def test_a_shard_damaged_inside_is_refused_by_its_name(broken):
+    data = bytearray(training_shard(broken).read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 5000] = bytes(5000)
+    training_shard(broken).write_bytes(data)
+    refused_load(broken, training_shard(broken))
+
+
+def test_a_shard_of_other_rows_than_the_manifest_says_is_refused(broken):
+    pq.write_table(pq.read_table(training_shard(broken)).slice(1), training_shard(broken))
+    message = refused_load(broken, training_shard(broken))
+    assert "43" in message
+    assert "44" in message
+
+
+def test_a_shard_without_a_needed_column_is_refused(broken):
+    pq.write_table(pq.read_table(training_shard(broken)).drop_columns(["logmel"]), training_shard(broken))
+    refused_load(broken, training_shard(broken))
+
+
+def test_a_shard_with_a_matrix_of_another_size_is_refused(broken):
+    table = pq.read_table(training_shard(broken))
+    values = [b"\0\0", *table["logmel"].to_pylist()[1:]]
+    pq.write_table(table.set_column(table.schema.get_field_index("logmel"), "logmel", [values]), training_shard(broken))
+    refused_load(broken, training_shard(broken))

@@ -1,0 +1,248 @@
+"""The jobs, as plain scripts and through ``ray job submit`` to a real Ray head on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from conftest import make_features
+
+from mgc.features import FeatureSet
+
+REPO = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+CLIPS = 6
+
+
+def script(name, *arguments, **options):
+    """Run a job as a plain script, elsewhere than in the repository."""
+    command = [sys.executable, str(REPO / "pipelines" / name), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, **options)
+
+
+def last_line(text):
+    return json.loads(text.strip().splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def collection(mini, tmp_path_factory):
+    """A CSV file of real clips: two genres, all splits, an artist a clip."""
+    file = tmp_path_factory.mktemp("collection") / "clips.csv"
+    clips = sorted((mini / "fma_small").glob("*/*.mp3"))[:: 120 // CLIPS][:CLIPS]
+    splits = ["training", "training", "training", "training", "validation", "test"]
+    lines = [f"{clip},{'ab'[i % 2]},{splits[i]},artist {i}" for i, clip in enumerate(clips)]
+    file.write_text("\n".join(["path,genre,split,artist", *lines]))
+    return file
+
+
+@pytest.fixture(scope="module")
+def leaking(collection):
+    file = collection.with_name("leaking.csv")
+    file.write_text(collection.read_text().replace("artist 5", "artist 0"))
+    return file
+
+
+# As plain scripts
+
+
+@pytest.mark.parametrize("name", ["preprocess.py", "sweep.py"])
+def test_help_of_a_job_is_that_of_its_command(name):
+    done = script(name, "--help")
+    assert done.returncode == 0
+    assert {"preprocess.py": "--max-quarantined", "sweep.py": "--concurrent"}[name] in done.stdout
+
+
+@pytest.mark.parametrize("name", ["preprocess.py", "sweep.py"])
+def test_wrong_flags_end_a_job_with_code_2(name):
+    done = script(name, "--no-such-flag")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_a_leaking_collection_ends_the_preprocessing_job_before_anything_is_written(leaking, tmp_path):
+    done = script("preprocess.py", "--root", leaking, "--out", tmp_path / "set", "--json", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "artist 0" in last_line(done.stdout)["error"]
+    assert "artist 0" in done.stderr.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_root_that_is_not_there_ends_the_preprocessing_job_with_one_line(tmp_path):
+    done = script("preprocess.py", "--root", "/no/such/root", "--out", tmp_path / "set", "--json", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "/no/such/root" in last_line(done.stdout)["error"]
+    assert len(done.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("what", ["features", "config"])
+def test_an_input_that_is_not_there_ends_the_sweep_job_with_one_line(what, tmp_path):
+    given = {"features": tmp_path / "set"} | {what: tmp_path / "absent"}
+    flags = [word for name, value in given.items() for word in (f"--{name}", value)]
+    done = script("sweep.py", *flags, "--json", cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"--{what} {tmp_path / 'absent'}" in last_line(done.stdout)["error"]
+    assert len(done.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_preprocessing_job_as_a_script_audits_and_makes_the_set(collection, tmp_path):
+    done = script("preprocess.py", "--root", collection, "--out", tmp_path / "set", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert last_line(done.stdout)["written"] == CLIPS
+    assert "artists: none is in more than one split" in done.stderr
+    assert FeatureSet.open(tmp_path / "set").manifest.genres == ("a", "b")
+
+
+@pytest.mark.slow
+def test_the_sweep_job_as_a_script_scores_its_winner_on_the_test_split(tmp_path):
+    features = make_features(tmp_path / "set")
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"optim": {"batch_size": 8}}))
+    flags = ["--preset", "baseline", "--config", config, "--epochs", "1", "--trials", "2", "--name", "small", "--json"]
+    done = script("sweep.py", "--features", features.path, *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = last_line(done.stdout)
+    assert (result["trials"], result["failed"]) == (2, 0)
+    assert result["best_config"]["optim"]["batch_size"] == 8
+    assert result["best_config"]["optim"]["schedule"] == "constant"
+    assert result["best_config"]["epochs"] == 1
+    assert (result["test"]["run_id"], result["test"]["split"]) == (result["best_run_id"], "test")
+    assert result["test"]["n"] == 13
+    assert (tmp_path / "mlflow_runs" / "sweeps" / "small" / "best_config.json").exists()
+
+
+# Through ray job submit
+
+
+def free_ports(count):
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [server.getsockname()[1] for server in sockets]
+    for server in sockets:
+        server.close()
+    return ports
+
+
+def processes_of(folder):
+    """Process ids whose command line or environment names a Ray session folder that only this test has."""
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and int(process.name) != os.getpid():
+            try:
+                known = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+            except OSError:
+                continue
+            if str(folder).encode() in known:
+                found.append(int(process.name))
+    return found
+
+
+@pytest.fixture(scope="module")
+def head():
+    """A Ray head with token authentication: its address, its folder, and the environment to reach it."""
+    folder = Path(tempfile.mkdtemp(prefix="mgc-", dir="/tmp"))  # short: Ray makes sockets below it
+    gcs, dashboard, agent, client = free_ports(4)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MLFLOW_"))}
+    environment |= {
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "MGC_TEST_HEAD": str(folder),  # marks every process below
+    }
+    ports = ["--port", gcs, "--dashboard-port", dashboard, "--dashboard-agent-listen-port", agent]
+    options = ["--node-ip-address", "127.0.0.1", "--dashboard-host", "127.0.0.1", "--ray-client-server-port", client]
+    sizes = ["--num-cpus", 2, "--object-store-memory", 200_000_000]
+    command = [BIN / "ray", "start", "--head", "--block", "--disable-usage-stats", "--temp-dir", folder]
+    address = f"http://127.0.0.1:{dashboard}"
+    with (folder / "head.log").open("w") as log:
+        process = subprocess.Popen(
+            [str(word) for word in [*command, *ports, *options, *sizes]],
+            env=environment, stdout=log, stderr=log, start_new_session=True, cwd=folder,
+        )  # fmt: skip
+    try:
+        wait_for(f"{address}/api/version", environment["RAY_AUTH_TOKEN"], process, folder / "head.log")
+        yield address, folder, environment
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # no «ray stop», which ends other people's sessions
+        process.wait()
+        for pid in processes_of(folder):  # workers and jobs have process groups of their own
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_for(url, token, process, log):
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text()
+        try:
+            with urllib.request.urlopen(request, timeout=5):
+                return
+        except (OSError, urllib.error.URLError):
+            time.sleep(0.3)
+    raise AssertionError(f"no Ray head after 60 s: {log.read_text()}")
+
+
+def submit(head, *entry):
+    """The README's command, from the repository."""
+    address, _, environment = head
+    command = ["ray", "job", "submit", "--address", address, "--working-dir", ".", "--", "python", *map(str, entry)]
+    return subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=150, check=False)
+
+
+@pytest.mark.slow
+def test_a_submitted_job_streams_its_logs_and_leaves_the_set_at_the_absolute_out(head, collection, tmp_path):
+    done = submit(head, "pipelines/preprocess.py", "--root", collection, "--out", tmp_path / "set", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"preprocess: {CLIPS}/{CLIPS} clips" in done.stdout
+    assert f'"written": {CLIPS}' in done.stdout
+    assert sum(FeatureSet.open(tmp_path / "set").manifest.clips["training"].values()) == 4
+    assert (tmp_path / "mlflow_runs" / "mlflow.db").exists()  # beside the set, not in the job's copy
+
+
+@pytest.mark.slow
+def test_the_upload_of_a_job_is_small_and_holds_the_package(head):
+    done = submit(head, "-c", "import mgc; print(mgc.__file__)")
+    assert done.returncode == 0, done.stdout + done.stderr
+    _, folder, _ = head
+    assert re.search(rf"^{folder}/.*/mgc/__init__.py$", done.stdout, re.MULTILINE)
+    copies = [
+        path for path in folder.glob("session_2*/runtime_resources/working_dir_files/_ray_pkg_*") if path.is_dir()
+    ]
+    assert copies
+    for copy in copies:
+        assert (copy / "mgc" / "cli.py").exists()
+        assert not (copy / ".git").exists()
+        assert sum(file.stat().st_size for file in copy.rglob("*") if file.is_file()) < 10_000_000
+
+
+@pytest.mark.slow
+def test_a_submitted_job_with_a_root_that_is_not_there_fails_and_says_so(head, tmp_path):
+    done = submit(head, "pipelines/preprocess.py", "--root", "/no/such/root", "--out", tmp_path / "set")
+    assert done.returncode != 0
+    assert "mgc: /no/such/root: no such file or folder" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_submitted_job_refuses_a_relative_out_and_says_why(head, collection):
+    done = submit(head, "pipelines/preprocess.py", "--root", collection, "--out", "features")
+    assert done.returncode != 0
+    assert "--out features: must be absolute in a Ray job" in done.stdout
+    assert not (REPO / "features").exists()

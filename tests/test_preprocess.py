@@ -1,0 +1,388 @@
+"""Preprocessing end to end on Ray Data: every clip once, the same bytes whatever happens, nothing done twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+
+from mgc import preprocess as module
+from mgc.errors import InputError, RunError
+from mgc.features import MANIFEST, QUARANTINE, FeatureSet
+from mgc.preprocess import preprocess
+from mgc.tracks import SPLITS
+
+RATE = 22_050
+CONTRACT = {"written", "skipped", "quarantined", "shards", "seconds", "clips_per_second", "fingerprint", "features"}
+OPTIONS = {"clips_per_shard": 4, "max_quarantined": 0.1}
+BAD = {"short.wav": "too_short", "absent.wav": "missing"}
+"""Two of the twenty clips: exactly the share that is allowed."""
+
+
+def make_collection(folder):
+    """Twenty clips of two genres as a CSV file: 18 of 6 s, one too short, one that is not there; an artist a clip."""
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    lines = ["path,genre,split,artist"]
+    for i in range(18):
+        soundfile.write(folder / f"{i}.wav", generator.uniform(-0.5, 0.5, 6 * RATE), RATE)
+        lines.append(f"{i}.wav,{('Folk', 'Rock')[i % 2]},{SPLITS[max(0, i - 15)]},artist {i}")
+    soundfile.write(folder / "short.wav", np.zeros(RATE), RATE)
+    lines += ["short.wav,Folk,training,artist 18", "absent.wav,Rock,training,artist 19"]
+    (folder / "clips.csv").write_text("\n".join(lines))
+    return folder / "clips.csv"
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory):
+    return make_collection(tmp_path_factory.mktemp("preprocess") / "clips")
+
+
+@pytest.fixture(scope="module")
+def made(ray_session, collection):
+    """The collection as a finished set, undisturbed, and what the run said."""
+    out = collection.parents[1] / "undisturbed"
+    return out, preprocess(collection, out, **OPTIONS)
+
+
+@pytest.fixture
+def copy(made, tmp_path):
+    """A copy of the finished set, to be damaged."""
+    return shutil.copytree(made[0], tmp_path / "set")
+
+
+@pytest.fixture
+def no_ray(monkeypatch):
+    """Fail if Ray would be started."""
+
+    def fail():
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr(module, "connect", fail)
+
+
+def contents(folder):
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def mlflow_run(run_id):
+    from mgc import tracking
+
+    return tracking.Run.find(tracking.open_store(Path.cwd()), run_id)._client.get_run(run_id)
+
+
+# A whole run
+
+
+def test_the_result_has_the_keys_of_the_contract_and_is_json(made, collection):
+    out, result = made
+    assert result.keys() >= CONTRACT
+    assert json.loads(json.dumps(result)) == result
+    assert (result["written"], result["skipped"], result["quarantined"], result["shards"]) == (18, 0, 2, 7)
+    assert result["clips_per_second"] > 0
+    assert result["seconds"] > 0
+    assert result["features"] == str(out)
+    assert result["fingerprint"] == FeatureSet.open(out).manifest.fingerprint
+
+
+def test_every_clip_is_in_the_set_once_as_a_feature_or_in_quarantine(made, collection):
+    out, _ = made
+    rows = pq.read_table(out / "shards", columns=["path", "split", "genre", "label"]).to_pylist()
+    expected = {cells[0]: cells[1:3] for cells in (line.split(",") for line in collection.read_text().split("\n")[1:])}
+    assert len(rows) == 18
+    assert {row["path"]: [row["genre"], row["split"]] for row in rows} == {
+        path: cells for path, cells in expected.items() if path not in BAD
+    }
+    assert all(row["label"] == ("Folk", "Rock").index(row["genre"]) for row in rows)
+    assert {row["path"]: row["reason"] for row in pq.read_table(out / QUARANTINE).to_pylist()} == BAD
+
+
+def test_the_manifest_counts_what_is_there(made):
+    manifest = FeatureSet.open(made[0]).manifest
+    assert manifest.genres == ("Folk", "Rock")
+    assert manifest.clips == {"training": {"Folk": 8, "Rock": 8}, "validation": {"Folk": 1}, "test": {"Rock": 1}}
+    assert manifest.quarantined == {"missing": 1, "too_short": 1}
+    assert manifest.artist_leaks == ()
+    assert sum(entry.rows for entry in manifest.shards) == 18
+
+
+def test_nothing_is_in_the_folder_but_the_set(made):
+    files = set(contents(made[0]))
+    assert files == {MANIFEST, QUARANTINE, "README.md", *(e.file for e in FeatureSet.open(made[0]).manifest.shards)}
+
+
+def test_the_run_is_tracked_with_its_settings_its_figures_and_its_features(made):
+    run = mlflow_run(made[1]["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["mgc.step"] == "preprocess"
+    assert run.data.params["min_seconds"] == "5.0"
+    assert run.data.params["spec.n_mels"] == "128"
+    assert run.data.metrics["written"] == 18
+    assert run.data.metrics["quarantined"] == 2
+    (dataset,) = run.inputs.dataset_inputs
+    assert made[1]["fingerprint"].startswith(dataset.dataset.digest)
+
+
+def test_every_reading_in_the_readme_works_in_the_folder_even_with_a_leftover_of_a_kill(copy, monkeypatch, capsys):
+    (copy / "shards" / ".training-00000-of-00005.parquet.0123.tmp").write_bytes(b"half a shard")
+    monkeypatch.chdir(copy)
+    loaded = {split: FeatureSet.open(copy).load(split) for split in SPLITS}
+    mel_of = {
+        i: mel for each in loaded.values() for i, mel in zip(each.track_ids_N.tolist(), each.mel_NFT, strict=True)
+    }
+    blocks = re.findall(r"^(\w+):\n```python\n(.*?)```", (copy / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    assert [name for name, _ in blocks] == ["pyarrow", "DuckDB", "polars", "pandas"]
+    for name, code in blocks:
+        scope = {}
+        exec(code, scope)
+        if name == "DuckDB":
+            shown = capsys.readouterr().out
+            assert re.search(r"test\s*│ Rock\s*│\s*1 ", shown)
+            assert re.search(r"training\s*│ Folk\s*│\s*8 ", shown)
+        else:
+            table = scope.get("table", scope.get("frame"))
+            assert len(table) == 18
+            track_id = table["track_id"][0]
+            np.testing.assert_array_equal(scope["first"], mel_of[getattr(track_id, "as_py", lambda i=track_id: i)()])
+            assert scope["first"].shape == (128, 1288)
+
+
+def test_real_clips_of_an_fma_folder_become_features_within_a_limit(ray_session, mini, tmp_path):
+    result = preprocess(mini, tmp_path / "set", limit=12, workers=2)
+    assert (result["written"], result["quarantined"], result["reasons"]) == (12, 0, {})
+    manifest = FeatureSet.open(tmp_path / "set").manifest
+    assert len(manifest.genres) == 8  # labels do not depend on the limit
+    rows = pq.read_table(tmp_path / "set" / "shards").to_pandas()
+    assert (rows["seconds"] == 29.9).all()
+    assert not rows["padded"].any()
+    assert rows["std_db"].between(5, 40).all()
+    assert rows["track_id"].is_unique
+    assert pd.Series(manifest.genres)[rows["label"]].tolist() == rows["genre"].tolist()
+
+
+# A second run
+
+
+def test_a_second_run_writes_nothing_and_loads_neither_ray_nor_mlflow(made, collection, tmp_path):
+    before = {file: file.stat().st_mtime_ns for file in made[0].rglob("*")}
+    code = (
+        "import json, sys\n"
+        "from mgc.preprocess import preprocess\n"
+        f"result = preprocess({str(collection)!r}, {str(made[0])!r}, **{OPTIONS!r})\n"
+        "heavy = [name for name in ('ray', 'mlflow', 'torch', 'librosa') if name in sys.modules]\n"
+        "print(json.dumps([result, heavy]))\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, cwd=tmp_path)
+    result, heavy = json.loads(done.stdout)
+    assert heavy == []
+    assert "nothing to do" in done.stderr
+    assert (result["written"], result["skipped"], result["quarantined"], result["run_id"]) == (0, 18, 2, None)
+    assert result.keys() == made[1].keys()
+    assert {file: file.stat().st_mtime_ns for file in made[0].rglob("*")} == before
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("lost", ["a shard", "a shard and the manifest", "half of a shard"])
+def test_only_what_is_lost_is_written_again_and_is_the_same(made, copy, collection, lost):
+    shard = copy / "shards" / "training-00002-of-00005.parquet"
+    if lost == "half of a shard":
+        shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    else:
+        shard.unlink()
+    if "manifest" in lost:
+        (copy / MANIFEST).unlink()
+    kept = {file: file.stat().st_mtime_ns for file in (copy / "shards").iterdir() if file != shard}
+    result = preprocess(collection, copy, **OPTIONS)
+    assert result["written"] == pq.read_metadata(shard).num_rows
+    assert result["written"] + result["skipped"] == 18
+    assert result["quarantined"] == 2
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
+    assert contents(copy) == contents(made[0])
+
+
+def test_an_unfinished_set_is_refused_by_readers_and_finished_without_ray(made, copy, collection, no_ray):
+    for name in (MANIFEST, QUARANTINE, "README.md"):
+        (copy / name).unlink()
+    with pytest.raises(InputError, match="unfinished"):
+        FeatureSet.open(copy)
+    assert preprocess(collection, copy, **OPTIONS)["written"] == 0
+    assert contents(copy) == contents(made[0])
+
+
+def test_too_many_quarantined_clips_fail_the_run_and_a_higher_limit_finishes_it_without_ray(
+    ray_session, made, collection, tmp_path, monkeypatch
+):
+    out = tmp_path / "set"
+    with pytest.raises(RunError, match="2 of 20 clips failed") as caught:
+        preprocess(collection, out, clips_per_shard=4, max_quarantined=0.09)
+    assert "--max-quarantined" in str(caught.value)
+    assert not (out / MANIFEST).exists()
+    assert len(pq.read_table(out / QUARANTINE)) == 2  # to be looked at
+    monkeypatch.setattr(module, "connect", lambda: 1 / 0)
+    result = preprocess(collection, out, clips_per_shard=4, max_quarantined=0.1)
+    assert (result["written"], result["skipped"], result["quarantined"]) == (0, 18, 2)
+    assert contents(out) == contents(made[0])
+
+
+# Other input into the same folder
+
+
+def refused(*words, root, out, **options):
+    before = contents(out) if out.is_dir() else None
+    with pytest.raises(InputError) as caught:
+        preprocess(root, out, **{**OPTIONS, **options})
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    for word in words:
+        assert word in message
+    assert (contents(out) if out.is_dir() else None) == before
+
+
+def test_another_recipe_into_the_same_folder_is_refused_by_what_differs(copy, collection, no_ray):
+    refused(str(copy), "min_seconds was 5.0, now 2.0", root=collection, out=copy, min_seconds=2.0)
+    refused("clips_per_shard was 4, now 8", root=collection, out=copy, clips_per_shard=8)
+
+
+def test_other_clips_into_the_same_folder_are_refused(copy, collection, no_ray, tmp_path):
+    refused("clips differ", root=collection, out=copy, limit=10)
+    other = shutil.copytree(collection.parent, tmp_path / "other")
+    (other / "absent.wav").write_bytes(b"here now")
+    refused("clips differ", root=other / "clips.csv", out=copy)
+
+
+def test_other_artists_into_the_same_folder_are_refused(copy, collection, no_ray):
+    leaking = collection.with_name("leaking.csv")
+    leaking.write_text(collection.read_text().replace("artist 17", "artist 0"))
+    refused("clips differ", root=leaking, out=copy)  # the set says that no artist leaks
+
+
+def test_other_clips_into_an_unfinished_folder_are_refused(copy, collection, no_ray):
+    (copy / MANIFEST).unlink()
+    refused("fingerprint", root=collection, out=copy, min_seconds=2.0)
+
+
+def test_a_damaged_manifest_is_refused(copy, collection, no_ray):
+    (copy / MANIFEST).write_text("{")
+    refused("not a manifest", root=collection, out=copy)
+
+
+# Input that cannot be used
+
+
+@pytest.mark.parametrize("option", ["workers", "limit", "clips_per_shard"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_a_number_below_one_is_refused_by_its_flag(collection, tmp_path, no_ray, option, value):
+    refused(f"--{option.replace('_', '-')} {value}", root=collection, out=tmp_path / "set", **{option: value})
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("min_seconds", -1.0), ("max_quarantined", 5.0), ("max_quarantined", -0.1)]
+)
+def test_a_share_or_a_length_that_makes_no_sense_is_refused_by_its_flag(collection, tmp_path, no_ray, option, value):
+    refused(f"--{option.replace('_', '-')} {value}", root=collection, out=tmp_path / "set", **{option: value})
+
+
+def test_an_out_that_cannot_be_written_is_refused_before_anything_is(collection, tmp_path, no_ray, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("a file")
+    refused(f"--out {tmp_path / 'file' / 'set'}", "cannot be written", root=collection, out=tmp_path / "file" / "set")
+    refused("--out /proc/nowhere", "cannot be written", root=collection, out=Path("/proc/nowhere"))
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_out_that_is_a_file_is_refused(collection, tmp_path, no_ray):
+    (tmp_path / "file").write_text("a file")
+    refused(f"--out {tmp_path / 'file'}", "cannot be written", root=collection, out=tmp_path / "file")
+
+
+def test_an_out_without_permission_is_refused(collection, tmp_path, no_ray):
+    if os.geteuid() == 0:
+        pytest.skip("root may write anywhere")
+    (tmp_path / "set").mkdir(mode=0o500)
+    refused("cannot be written", root=collection, out=tmp_path / "set")
+
+
+def test_a_relative_out_is_refused_in_a_ray_job_alone(collection, monkeypatch, no_ray):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    refused("--out features", "must be absolute", root=collection, out=Path("features"))
+
+
+# What goes wrong in a task
+
+
+def failing_once(flags, at):
+    """The task, which at shards named in ``at`` kills its own process, once each: before it writes, or after."""
+    write = module._write_shard
+
+    def task(block, *, job):
+        name = Path(block["file"][0].as_py()).name
+        flag = flags / name
+        kill = name in at and not flag.exists()
+        if kill:
+            flag.touch()
+        if kill and at[name] == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = write(block, job=job)
+        if kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    return task
+
+
+def test_a_worker_killed_before_or_after_it_wrote_neither_loses_nor_doubles_a_clip(
+    ray_session, made, collection, tmp_path, monkeypatch
+):
+    (tmp_path / "flags").mkdir()
+    at = {"training-00001-of-00005.parquet": "before", "validation-00000-of-00001.parquet": "after"}
+    monkeypatch.setattr(module, "_write_shard", failing_once(tmp_path / "flags", at))
+    result = preprocess(collection, tmp_path / "set", **OPTIONS)
+    assert {flag.name for flag in (tmp_path / "flags").iterdir()} == set(at)
+    assert (result["written"], result["quarantined"]) == (18, 2)
+    assert contents(tmp_path / "set") == contents(made[0])
+
+
+def test_a_shard_that_cannot_be_written_fails_the_run_with_its_cause_and_keeps_the_others(
+    ray_session, made, collection, tmp_path, monkeypatch
+):
+    write = module._write_shard
+
+    def full_disk(block, *, job):
+        if block["file"][0].as_py().startswith("shards/test"):
+            raise OSError(28, "No space left on device")
+        return write(block, job=job)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_write_shard", full_disk)
+        with pytest.raises(RunError, match="No space left on device") as caught:
+            preprocess(collection, tmp_path / "set", workers=1, **OPTIONS)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not (tmp_path / "set" / MANIFEST).exists()
+    kept = contents(tmp_path / "set")
+    assert kept
+    assert kept.items() <= contents(made[0]).items()
+    result = preprocess(collection, tmp_path / "set", **OPTIONS)
+    assert result["written"] < 18
+    assert contents(tmp_path / "set") == contents(made[0])
+
+
+def test_a_leaking_collection_is_made_with_a_warning_and_the_set_says_so(ray_session, collection, tmp_path, capsys):
+    leaking = collection.with_name("leaking.csv")
+    leaking.write_text(collection.read_text().replace("artist 17", "artist 0"))
+    preprocess(leaking, tmp_path / "set", max_quarantined=1.0)
+    (leak,) = FeatureSet.open(tmp_path / "set").manifest.artist_leaks
+    assert leak["artist_name"] == "artist 0"
+    assert leak["splits"] == {"training": 1, "test": 1}
+    assert "artist 0" in capsys.readouterr().err

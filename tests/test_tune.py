@@ -1,0 +1,93 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from mgc import checkpoint, tracking, tune
+from mgc.config import ModelConfig, OptimConfig, TrainConfig, read_config
+from mgc.errors import InputError
+from mgc.evaluate import evaluate
+
+BASE = TrainConfig(model=ModelConfig(channels=(4, 8)), optim=OptimConfig(batch_size=8), epochs=4)
+
+
+@pytest.fixture(scope="module")
+def swept(features, ray_session):
+    return tune.tune(features.path, BASE, trials=4, concurrent=2, name="first")
+
+
+@pytest.fixture(scope="module")
+def parent(swept):
+    return tracking.Run.find(tracking.existing_store(Path.cwd()), swept["parent_run_id"])
+
+
+def test_a_sweep_answers_with_the_contracts_keys(swept):
+    assert {"parent_run_id", "trials", "failed", "best_run_id", "best_config", "val_accuracy"} <= set(swept)
+    assert (swept["trials"], swept["failed"]) == (4, 0)
+    assert swept["val_accuracy"] > 0.4
+    json.dumps(swept)
+
+
+def test_each_trial_is_one_closed_child_run_that_differs_in_what_is_searched(swept, parent):
+    children = parent.children()
+    assert len(children) == 4
+    assert {child.info.status for child in children} == {"FINISHED"}
+    assert len({child.data.params["optim.lr"] for child in children}) == 4
+    assert {child.data.params["model.channels"] for child in children} == {"[4, 8]"}
+    pruned = [child for child in children if child.data.tags.get("mgc.pruned") == "true"]
+    assert len(pruned) == swept["pruned"]
+    client = mlflow.MlflowClient(parent.uri)
+    for child in children:
+        steps = [metric.step for metric in client.get_metric_history(child.info.run_id, "val_accuracy")]
+        assert steps == list(range(1, len(steps) + 1))
+        assert len(steps) == BASE.epochs or child in pruned
+
+
+def test_the_best_is_the_best_of_the_finished_and_can_be_evaluated(swept, parent, features):
+    finished = [child for child in parent.children() if "best_val_accuracy" in child.data.metrics]
+    best = max(child.data.metrics["best_val_accuracy"] for child in finished)
+    assert swept["val_accuracy"] == best
+    assert evaluate(swept["best_run_id"], features.path)["n"] == 13
+
+
+def test_the_best_configuration_is_a_file_that_config_reads(swept):
+    config = read_config(Path(swept["config_file"]), TrainConfig())
+    assert config.to_dict() == swept["best_config"]
+    assert config.model.channels == BASE.model.channels
+
+
+def test_a_sweeps_name_is_taken_once_and_an_unknown_one_is_not_resumed(swept, features):
+    with pytest.raises(InputError, match="--resume first"):
+        tune.tune(features.path, BASE, name="first")
+    with pytest.raises(InputError, match=r"--resume nothing: no such sweep; there are: first"):
+        tune.tune(features.path, BASE, resume="nothing")
+
+
+def test_a_finished_sweep_resumed_runs_no_trial_again(swept, parent, features):
+    before = {child.info.run_id: child.info.end_time for child in parent.children()}
+    again = tune.tune(features.path, BASE, resume="first")
+    assert again["best_run_id"] == swept["best_run_id"]
+    assert again["parent_run_id"] == swept["parent_run_id"]
+    assert {child.info.run_id for child in parent.children()} == set(before)
+
+
+def test_a_trial_that_fails_is_recorded_and_the_sweep_goes_on(features, ray_session, monkeypatch):
+    from ray import tune as ray_tune
+
+    # a learning rate that cannot be: the trial raises
+    monkeypatch.setattr(tune, "SPACE", {"optim.lr": ray_tune.choice([-1.0, 0.01])})
+    result = tune.tune(features.path, replace(BASE, epochs=1), trials=4, concurrent=2, name="failing")
+    assert result["trials"] == 4
+    assert 0 < result["failed"] < 4
+    assert result["best_config"]["optim"]["lr"] == 0.01
+
+
+def test_every_dimension_of_the_space_is_a_field_of_the_configuration():
+    for name in tune.SPACE:
+        node = BASE.to_dict()
+        for part in name.split("."):
+            node = node[part]
+    assert set(tune.describe_space()) == set(tune.SPACE)
+    assert checkpoint.CARD  # what marks a finished trial
