@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, Union
+from typing import Annotated, Any, Literal, NoReturn, TypeAlias, Union
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
@@ -264,6 +264,8 @@ class Demo(Output):
         return demo.summary(result)
 
 
+Step: TypeAlias = Callable[[Any], dict[str, Any]]
+
 COMMANDS: dict[str, type[Output]] = {
     "toy": Toy,
     "audit": Audit,
@@ -277,36 +279,17 @@ COMMANDS: dict[str, type[Output]] = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command and exit with its code."""
-    sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
+def main(arguments: Sequence[str] | None = None, step: Step | None = None) -> NoReturn:
+    """Run one command and exit with its code; a job gives its own ``step``, a recipe for the parsed command."""
+    sys.exit(run(sys.argv[1:] if arguments is None else list(arguments), step))
 
 
-def run(arguments: list[str]) -> int:
+def run(arguments: list[str], step: Step | None = None) -> int:
     """Parse and run one command; print its result, or one line on what went wrong; return the exit code."""
+    command = Output(json="--json" in arguments, debug="--debug" in arguments)  # until it is parsed
     try:
         command = parse(arguments)
-        return answer(command.run, command)
-    except InputError as error:  # a preset's --config file
-        return _complain(error, Output(json="--json" in arguments, debug="--debug" in arguments))
-
-
-def parse(arguments: list[str]) -> Output:
-    """Turn arguments into a command; exits with help or usage as argparse does (2 for wrong usage)."""
-    base = _base_config(arguments)
-    kinds: list[Any] = []
-    for name, kind in COMMANDS.items():
-        default = kind(features=tyro.MISSING, config=base) if issubclass(kind, Learning) else tyro.MISSING_NONPROP
-        kinds.append(Annotated[kind, subcommand(name, default=default)])
-    union: Any = Union[tuple(kinds)]  # noqa: UP007 (made at run time)
-    command: Output = tyro.cli(union, prog="mgc", args=arguments, description=DESCRIPTION)
-    return command
-
-
-def answer(step: Callable[[], dict[str, Any]], command: Output) -> int:
-    """Run a step or a recipe of steps; print its result, or one line on what went wrong; return the exit code."""
-    try:
-        result = step()
+        result = step(command) if step else command.run()
     except MgcError as error:
         return _complain(error, command)
     except KeyboardInterrupt:
@@ -321,6 +304,18 @@ def answer(step: Callable[[], dict[str, Any]], command: Output) -> int:
     if problem:
         say(f"mgc: {problem}")
     return 2 if problem else 0
+
+
+def parse(arguments: list[str]) -> Output:
+    """Turn arguments into a command; exits with help or usage as argparse does (2 for wrong usage)."""
+    base = _base_config(arguments)
+    kinds: list[Any] = []
+    for name, kind in COMMANDS.items():
+        default = kind(features=tyro.MISSING, config=base) if issubclass(kind, Learning) else tyro.MISSING_NONPROP
+        kinds.append(Annotated[kind, subcommand(name, default=default)])
+    union: Any = Union[tuple(kinds)]  # noqa: UP007 (made at run time)
+    command: Output = tyro.cli(union, prog="mgc", args=arguments, description=DESCRIPTION)
+    return command
 
 
 def _complain(error: MgcError, command: Output) -> int:

@@ -107,6 +107,8 @@ class Manifest:
     def from_json(cls, text: str) -> Manifest:
         """Read what ``to_json`` wrote; KeyError, TypeError or ValueError if it is not that."""
         fields = json.loads(text)
+        if fields["format"] != FORMAT:
+            raise InputError(f"format {fields['format']}, this version reads {FORMAT}; preprocess into a new folder")
         fields["genres"] = tuple(fields["genres"])
         fields["artist_leaks"] = tuple(fields["artist_leaks"])
         fields["shards"] = tuple(ShardEntry(**entry) for entry in fields["shards"])
@@ -181,7 +183,10 @@ class FeatureSet:
         start = 0
         for entry in entries:
             table = self._read(entry)
-            mel_NFT[start : start + entry.rows] = logmels(table, self.manifest.spec.shape)
+            try:
+                mel_NFT[start : start + entry.rows] = logmels(table, self.manifest.spec.shape)
+            except (ValueError, TypeError) as error:
+                raise InputError(f"{self.path / entry.file}: {error}") from None
             start += entry.rows
             for name, values in columns.items():
                 values.extend(table[name].to_pylist())
@@ -211,7 +216,7 @@ class FeatureSet:
 
 
 def logmels(table: pa.Table, shape: tuple[int, int]) -> NDArray[np.float16]:
-    """Matrices of a shard's ``logmel`` column [shape=(rows, *shape)], without a copy where Arrow allows."""
+    """The matrices of a shard's ``logmel`` column as one array [shape=(rows, *shape)]."""
     column = table["logmel"].combine_chunks()
     if len(column) == 0:
         return np.empty((0, *shape), np.float16)
@@ -236,8 +241,8 @@ def read_manifest(path: Path) -> Manifest | None:
         return None
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{file}: not a manifest ({error}); choose another folder or delete it") from None
-    if manifest.format != FORMAT:
-        raise InputError(f"{file}: format {manifest.format}, this version reads {FORMAT}; preprocess into a new folder")
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
     return manifest
 
 

@@ -92,6 +92,10 @@ def preprocess(
     start = time.monotonic()
     target = output_path("--out", out)
     _check_numbers(workers=workers, limit=limit, clips_per_shard=clips_per_shard)
+    if not min_seconds >= 0:  # NaN neither
+        raise InputError(f"--min-seconds {min_seconds}: must be at least 0")
+    if not 0 <= max_quarantined <= 1:
+        raise InputError(f"--max-quarantined {max_quarantined}: must be a share, from 0 to 1")
     tracks = read(root, subset=subset)
     clips = tracks.table if limit is None else _draw(tracks.table, limit)
     recipe = shards.Recipe(min_seconds=min_seconds, clips_per_shard=clips_per_shard)
@@ -146,6 +150,7 @@ def _extract(missing: list[ShardPlan], job: Job, workers: int | None) -> float:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    context.raise_original_map_exception = True  # the full disk, not Ray's advice on retries
     context.print_on_execution_start = False
     blocks = [shard.clips.append_column("file", pa.array([shard.file] * len(shard.clips))) for shard in missing]
     dataset = ray.data.from_arrow(blocks).map_batches(
@@ -256,7 +261,8 @@ def _cause(error: BaseException) -> str:
     """The innermost error's own line: what happened in the task, without Ray's frames."""
     while (inner := getattr(error, "cause", None) or error.__cause__) is not None:
         error = inner
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error).strip() else ''}"
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error).strip()
+    return f"{type(error).__name__}: {(text.splitlines() or [''])[0]}"
 
 
 if __name__ == "__main__":

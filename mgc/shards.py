@@ -44,7 +44,7 @@ class Recipe:
     def fingerprint(self, clips: pa.Table, audio_root: Path) -> str:
         """Hash the recipe and the tracks (id, path, size in bytes, label, split): 64 hexadecimal digits."""
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode())
-        columns = clips.select(["track_id", "path", "genre", "label", "split"]).to_pydict()
+        columns = clips.select(["track_id", "path", "genre", "label", "split", "artist_id", "artist_name"]).to_pydict()
         for row in zip(*columns.values(), strict=True):
             digest.update(repr((*row, _size(audio_root / row[1]))).encode())
         return digest.hexdigest()

@@ -26,6 +26,7 @@ import mlflow
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
+import mgc
 from mgc.console import say
 from mgc.errors import InputError
 from mgc.ray_session import in_job
@@ -42,7 +43,7 @@ HOME = "mlflow_runs"
 CHECKPOINT = "checkpoint"
 """Artifact folder of a run that holds what ``mgc.checkpoint`` writes."""
 PARENT_TAG = "mlflow.parentRunId"
-VERSIONS_OF = ("mgc", "torch", "ray", "mlflow", "numpy", "pyarrow", "soundfile", "soxr")
+VERSIONS_OF = ("torch", "ray", "mlflow", "numpy", "pyarrow", "soundfile", "soxr")
 
 
 def home(beside: Path) -> Path:
@@ -210,10 +211,10 @@ class Run:
         from mlflow.models import ModelSignature
         from mlflow.types import Schema, TensorSpec
 
-        float32 = np.dtype(np.float32)
+        float32 = np.dtype(np.float32)  # unnamed tensors: with names the pytorch flavour is handed a dict and refuses
         signature = ModelSignature(
-            inputs=Schema([TensorSpec(float32, (-1, 1, *shape), name="logmel")]),
-            outputs=Schema([TensorSpec(float32, (-1, n_genres), name="logits")]),
+            inputs=Schema([TensorSpec(float32, (-1, 1, *shape))]),
+            outputs=Schema([TensorSpec(float32, (-1, n_genres))]),
         )
         with _current(self.uri), mlflow.start_run(run_id=self.id, log_system_metrics=False):
             mlflow.pytorch.log_model(
@@ -297,7 +298,7 @@ def _database_folder(uri: str) -> Path:
 def _provenance() -> dict[str, str]:
     """The commit of the code, whether it was changed since, and the libraries' versions."""
     tags = {f"mgc.version.{name}": version(name) for name in VERSIONS_OF}
-    tags["mgc.version.python"] = platform.python_version()
+    tags |= {"mgc.version.mgc": mgc.__version__, "mgc.version.python": platform.python_version()}
     git = ["git", "-C", str(Path(__file__).parent)]
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     if head.returncode == 0:

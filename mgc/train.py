@@ -26,7 +26,7 @@ from mgc.features import FeatureSet, LearningSet
 from mgc.fit import Epoch, Fitted, fit
 from mgc.metrics import score
 from mgc.model import predict_logits
-from mgc.ray_session import connect
+from mgc.ray_session import connect, output_path
 from mgc.tracks import leak_message
 
 EXPERIMENT = "mgc"
@@ -99,7 +99,7 @@ def train(
 
 def open_for_learning(features: str | Path, *, allow_leaks: bool) -> FeatureSet:
     """Open a feature set; refuse one with artists in two splits, whose figures would flatter."""
-    feature_set = FeatureSet.open(features)
+    feature_set = FeatureSet.open(output_path("--features", features))  # MLflow's store may go beside it
     leaks = list(feature_set.manifest.artist_leaks)
     if leaks and not allow_leaks:
         raise InputError(f"--features {feature_set.path}: {leak_message(leaks)}; mend the splits or pass --allow-leaks")

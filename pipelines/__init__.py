@@ -1,0 +1,1 @@
+"""The jobs: recipes of steps, for ``ray job submit`` or as plain scripts."""

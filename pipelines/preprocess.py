@@ -13,15 +13,13 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from mgc.cli import Audit, Output, Preprocess, answer, parse
+from mgc.cli import Audit, Preprocess, main
 from mgc.console import say
 from mgc.errors import InputError
 
 
-def audit_and_preprocess(arguments: list[str]) -> dict[str, Any]:
+def audit_and_preprocess(command: Preprocess) -> dict[str, Any]:
     """Refuse a collection that leaks; preprocess the others."""
-    command = parse(["preprocess", *arguments])
-    assert isinstance(command, Preprocess)
     audit = Audit(root=command.root, subset=command.subset)
     found = audit.run()
     say(audit.show(found))
@@ -31,5 +29,4 @@ def audit_and_preprocess(arguments: list[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    given = sys.argv[1:]
-    sys.exit(answer(lambda: audit_and_preprocess(given), Output(json="--json" in given, debug="--debug" in given)))
+    main(["preprocess", *sys.argv[1:]], audit_and_preprocess)

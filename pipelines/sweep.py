@@ -13,17 +13,14 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from mgc.cli import Evaluate, Output, Tune, answer, parse
+from mgc.cli import Evaluate, Tune, main
 
 
-def tune_and_evaluate(arguments: list[str]) -> dict[str, Any]:
+def tune_and_evaluate(command: Tune) -> dict[str, Any]:
     """Search, then score the best trial on the test split."""
-    command = parse(["tune", *arguments])
-    assert isinstance(command, Tune)
     found = command.run()
     return found | {"test": Evaluate(run_id=found["best_run_id"], features=command.features).run()}
 
 
 if __name__ == "__main__":
-    given = sys.argv[1:]
-    sys.exit(answer(lambda: tune_and_evaluate(given), Output(json="--json" in given, debug="--debug" in given)))
+    main(["tune", *sys.argv[1:]], tune_and_evaluate)

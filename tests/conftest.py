@@ -15,7 +15,7 @@ from mgc.logmel import LogMelSpec
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 GENRES = ("Blues", "Folk", "Jazz", "Rock")
 SPEC = LogMelSpec(seconds=0.75)
-"""32 frames of 128 bands: enough for four poolings, and a fit takes a second."""
+"""33 frames of 128 bands: enough for four poolings, and a fit takes a second."""
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,4 +1,4 @@
-"""Preprocessing end to end on Ray Data: every clip once, the same bytes whatever happens, nothing done twice."""
+"""Preprocessing end to end on Ray Data: every clip once, the same bytes whatever happened, nothing done twice."""
 
 from __future__ import annotations
 
