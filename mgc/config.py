@@ -91,7 +91,7 @@ PRESETS: dict[str, TrainConfig] = {
     "baseline": TrainConfig(),
     "regularized": TrainConfig(
         model=ModelConfig(norm=True, input_norm=True, dropout=0.2, head="avgmax", head_dropout=0.5),
-        optim=OptimConfig(schedule="cosine", weight_decay=1e-2, label_smoothing=0.1),
+        optim=OptimConfig(lr=3e-3, schedule="cosine", weight_decay=1e-2, label_smoothing=0.1),
     ),
 }
 """``baseline`` is the seed's network, exactly; ``regularized`` is what helps it most at no cost in time."""
