@@ -10,7 +10,8 @@ import os
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
-from mgc.tracks import SPLITS, artist_leaks, leak_message, read
+from mgc.splits import SPLITS, artist_leaks, leak_message
+from mgc.tracks import read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable

@@ -85,7 +85,7 @@ class Audit(Output):
         return audit.summary(result)
 
     def problem(self, result: dict[str, Any]) -> str | None:
-        from mgc.tracks import leak_message
+        from mgc.splits import leak_message
 
         return None if result["ok"] else leak_message(result["artist_leaks"])
 

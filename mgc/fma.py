@@ -15,11 +15,11 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from mgc.errors import InputError
+from mgc.splits import SPLITS
 
 SUBSETS = ("small", "medium", "large")
 """From the smallest to the largest; each includes those before it."""
 
-SPLITS = ("training", "validation", "test")
 
 TRACKS_CSV = Path("fma_metadata") / "tracks.csv"
 

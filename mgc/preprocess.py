@@ -26,7 +26,8 @@ from mgc.errors import InputError, RunError
 from mgc.features import FORMAT, MANIFEST, QUARANTINE, SHARDS, FeatureSet, Manifest, card, read_manifest
 from mgc.files import write_text
 from mgc.ray_session import connect, output_path
-from mgc.tracks import SPLITS, artist_leaks, leak_message, read
+from mgc.splits import SPLITS, artist_leaks, leak_message
+from mgc.tracks import read
 
 if TYPE_CHECKING:
     from mgc.shards import ShardPlan, ShardRecord

@@ -23,7 +23,7 @@ from mgc.errors import ClipError, InputError, Reason
 from mgc.features import QUARANTINE_SCHEMA, SCHEMA, SHARDS, ShardEntry
 from mgc.files import replacing
 from mgc.logmel import LogMelSpec, log_mel, standardize
-from mgc.tracks import SPLITS
+from mgc.splits import SPLITS
 
 FINGERPRINT_KEY = b"mgc.fingerprint"
 QUARANTINE_KEY = b"mgc.quarantine"

@@ -27,7 +27,7 @@ from mgc.fit import Epoch, Fitted, fit
 from mgc.metrics import score
 from mgc.model import predict_logits
 from mgc.ray_session import connect, output_path
-from mgc.tracks import leak_message
+from mgc.splits import leak_message
 
 EXPERIMENT = "mgc"
 

@@ -21,7 +21,7 @@ from mgc import preprocess as module
 from mgc.errors import InputError, RunError
 from mgc.features import MANIFEST, QUARANTINE, FeatureSet
 from mgc.preprocess import preprocess
-from mgc.tracks import SPLITS
+from mgc.splits import SPLITS
 
 RATE = 22_050
 CONTRACT = {"written", "skipped", "quarantined", "shards", "seconds", "clips_per_second", "fingerprint", "features"}

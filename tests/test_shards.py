@@ -18,8 +18,8 @@ from mgc.errors import ClipError, InputError, Reason
 from mgc.features import SCHEMA
 from mgc.logmel import LogMelSpec, log_mel, standardize
 from mgc.shards import Recipe, ShardPlan
+from mgc.splits import SPLITS
 from mgc.tracks import SCHEMA as TRACKS
-from mgc.tracks import SPLITS
 
 RATE = 22_050
 RECIPE = Recipe(spec=LogMelSpec(seconds=2.0), min_seconds=0.5, clips_per_shard=4)

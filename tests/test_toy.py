@@ -175,14 +175,14 @@ def test_same_seed_gives_the_same_bytes_on_any_number_of_processes(tmp_path, bri
 
 def test_another_seed_gives_other_audio():
     clip = dataclasses.replace(toy.plan(3, seed=0)[0], seconds=1.0)
-    assert np.array_equal(toy.synthesise(clip, 0), toy.synthesise(clip, 0))
-    assert not np.array_equal(toy.synthesise(clip, 0), toy.synthesise(clip, 1))
+    assert np.array_equal(toy.audio(clip, 0), toy.audio(clip, 0))
+    assert not np.array_equal(toy.audio(clip, 0), toy.audio(clip, 1))
 
 
 def test_every_genre_is_finite_and_within_full_scale():
     clips = {clip.genre.name: clip for clip in toy.plan(12, seed=0)}
     for clip in clips.values():
-        samples = toy.synthesise(dataclasses.replace(clip, seconds=5.0), 0)
+        samples = toy.audio(dataclasses.replace(clip, seconds=5.0), 0)
         assert samples.shape == (220500, 2)
         assert np.isfinite(samples).all()
         assert 0.01 < np.abs(samples).max() <= 1

@@ -13,7 +13,8 @@ import pytest
 
 from mgc import tracks
 from mgc.errors import InputError
-from mgc.tracks import SCHEMA, SPLITS, artist_leaks, draw_splits, leak_message, path_id, read
+from mgc.splits import SPLITS, artist_leaks, draw_splits, leak_message
+from mgc.tracks import SCHEMA, path_id, read
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 MINI = SHARED / "soundtrack8-mini"
