@@ -58,7 +58,8 @@ def confusion_matrix(scores: Scores, title: str) -> Figure:
 
 def spectrograms(split: Split, genres: tuple[str, ...], spec: LogMelSpec, columns: int = 3) -> Figure:
     """Some log-Mel spectrograms of each genre, a row a genre, on one colour scale."""
-    figure = Figure(figsize=(3.6 * columns, 1.35 * len(genres) + 0.5), layout="constrained")
+    columns = min(columns, int(np.bincount(split.labels_N).max()))
+    figure = Figure(figsize=(3.6 * columns + 0.6, 1.35 * len(genres) + 0.5), layout="constrained")
     grid = figure.subplots(len(genres), columns, sharex=True, sharey=True, squeeze=False)
     image = None
     for label, genre in enumerate(genres):
@@ -112,6 +113,11 @@ th, td { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid #ddd
 th:first-child, td:first-child { text-align: left; }
 dl { display: grid; grid-template-columns: auto 1fr; gap: .2rem 1rem; }
 dt { color: #666; } dd { margin: 0; overflow-wrap: anywhere; }
+@media (max-width: 30rem) {
+  th, td { padding: .25rem .4rem; }
+  dl { grid-template-columns: 1fr; }
+  dd { margin: 0 0 .4rem; }
+}
 </style></head><body>
 <h1>{{ title }}</h1>
 <p class="claim">{{ claim }}</p>
@@ -126,6 +132,10 @@ dt { color: #666; } dd { margin: 0; overflow-wrap: anywhere; }
 <h2>{{ name }}</h2><img alt="{{ name }}" src="{{ source }}">
 {% endfor %}
 <h2>What it was made of</h2>
-<dl>{% for key, value in facts.items() %}<dt>{{ key }}</dt><dd>{{ value }}</dd>{% endfor %}</dl>
+<dl>
+{% for key, value in facts.items() %}
+<dt>{{ key }}</dt><dd>{{ "%.4g"|format(value) if value is float else value }}</dd>
+{% endfor %}
+</dl>
 </body></html>
 """

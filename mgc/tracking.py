@@ -8,6 +8,7 @@ a fresh database crash each other.
 
 from __future__ import annotations
 
+import getpass
 import json
 import logging
 import os
@@ -296,9 +297,10 @@ def _database_folder(uri: str) -> Path:
 
 
 def _provenance() -> dict[str, str]:
-    """The commit of the code, whether it was changed since, and the libraries' versions."""
+    """Who ran it, the commit of the code, whether it was changed since, and the libraries' versions."""
     tags = {f"mgc.version.{name}": version(name) for name in VERSIONS_OF}
     tags |= {"mgc.version.mgc": mgc.__version__, "mgc.version.python": platform.python_version()}
+    tags |= {"mlflow.user": getpass.getuser(), "mlflow.source.name": "mgc", "mlflow.source.type": "LOCAL"}
     git = ["git", "-C", str(Path(__file__).parent)]
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     if head.returncode == 0:
