@@ -8,7 +8,9 @@ say that the path works, not how good the models are.
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,8 +79,14 @@ def summary(results: dict[str, Any]) -> str:
         f"({said['probabilities'][said['genre']]:.0%}; in truth {said['true']})",
         "",
         "Look at:",
-        "  every run, its curves, pictures and model:  mgc ui, then http://127.0.0.1:5000",
-        "  the report:                                 the artifact report_test.html of a training run there",
+        f"  every run, its curves, pictures and model:  {_program()} ui, then http://127.0.0.1:5000",
+        f"  the report of «regularized»:                {results['runs']['regularized']['test']['report']}",
         f"  the feature set and its card:               {results['out']}/features/README.md",
     ]
     return "\n".join(lines)
+
+
+def _program() -> str:
+    """How to call ``mgc`` from here: beside this Python, which may not be on the path."""
+    program = Path(sys.executable).with_name("mgc")
+    return os.path.relpath(program) if program.exists() else "mgc"

@@ -30,7 +30,7 @@ def evaluate(run_id: str, features: str | Path, *, split: str = "test") -> dict[
     -------
     dict
         ``run_id``, ``split``, ``n``, ``accuracy``, ``ci95`` (Wilson), ``macro_f1``, ``per_genre``, ``confusion``
-        (row = true, column = predicted, in the order of ``per_genre``), ``report`` (the page's MLflow artifact path).
+        (row = true, column = predicted, in the order of ``per_genre``), ``report`` (where the page is).
 
     Raises
     ------
@@ -70,4 +70,4 @@ def evaluate(run_id: str, features: str | Path, *, split: str = "test") -> dict[
     run.metrics({f"{split}_macro_f1": scores.macro_f1, f"{split}_clips": scores.n})
     run.figure(confusion, f"pictures/confusion_{split}.png")
     run.text(page, f"report_{split}.html")
-    return {"run_id": run_id, "split": split, **asdict(scores), "report": f"report_{split}.html"}
+    return {"run_id": run_id, "split": split, **asdict(scores), "report": run.artifact_uri(f"report_{split}.html")}

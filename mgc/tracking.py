@@ -242,6 +242,10 @@ class Run:
             raise InputError(f"--run {self.id}: this run kept no checkpoint (is it a training run?)") from None
         return Path(fetched)
 
+    def artifact_uri(self, path: str) -> str:
+        """Where an artifact is; with the default store a ``file://`` address that a browser opens."""
+        return f"{self._client.get_run(self.id).info.artifact_uri}/{path}"
+
     def children(self) -> list[mlflow.entities.Run]:
         """The runs nested under this one, oldest first."""
         experiment = self._client.get_run(self.id).info.experiment_id

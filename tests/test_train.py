@@ -97,7 +97,7 @@ def test_evaluation_counts_every_test_clip_and_is_kept_with_the_run(trained, cli
     data = client.get_run(trained["run_id"]).data
     assert data.metrics["test_accuracy"] == pytest.approx(result["accuracy"])
     assert "pictures/confusion_test.png" in artifacts(client, trained["run_id"], "pictures")
-    page = tracking.Path(client.download_artifacts(trained["run_id"], "report_test.html")).read_text()
+    page = tracking.Path(result["report"].removeprefix("file://")).read_text()
     assert f"{result['accuracy']:.1%} of 13 test clips right" in page
     assert "http" not in page.split("data:image")[0]
 
