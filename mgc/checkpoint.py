@@ -75,6 +75,8 @@ def read(folder: Path) -> tuple[GenreCNN, Card]:
         raise InputError(f"{error.filename}: no such file; a checkpoint folder holds {WEIGHTS} and {CARD}") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}: not a checkpoint ({error})") from None
+    if not isinstance(tree, dict):
+        raise InputError(f"{folder / CARD}: not a checkpoint's card")
     if tree.get("format") != FORMAT:
         raise InputError(f"{folder / CARD}: format {tree.get('format')}, this version reads {FORMAT}")
     if hashlib.sha256(data).hexdigest() != tree.get("weights_sha256"):

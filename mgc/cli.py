@@ -243,7 +243,10 @@ class Ui(Output):
     def run(self) -> dict[str, Any]:
         from mgc import tracking
 
-        return tracking.serve(self.port)
+        uri = tracking.existing_store(Path.cwd())
+        if self.json:  # now, because the server takes this process's place
+            print(json.dumps({"uri": uri, "url": f"http://127.0.0.1:{self.port}"}), flush=True)
+        tracking.serve(uri, self.port)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,6 +333,8 @@ def _complain(error: MgcError, command: Output) -> int:
 
 def _base_config(arguments: list[str]) -> TrainConfig:
     """The configuration that single flags change: the preset, under the --config file."""
+    if not issubclass(COMMANDS.get(arguments[0], Output) if arguments else Output, Learning):
+        return PRESETS[DEFAULT_PRESET]
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--preset", choices=PRESETS, default=DEFAULT_PRESET)
     parser.add_argument("--config", type=Path)

@@ -21,6 +21,7 @@ from mgc.console import stage
 from mgc.errors import InputError
 from mgc.tracks import read
 
+MARK = ".mgc-demo"
 EPOCHS = {"baseline": 8, "regularized": 12}
 TRIALS, TRIAL_EPOCHS = 4, 4
 BATCH_SIZE = 8  # of some sixty training clips
@@ -29,10 +30,15 @@ BATCH_SIZE = 8  # of some sixty training clips
 def demo(out: Path) -> dict[str, Any]:
     """Generate, audit, preprocess, train two presets, sweep, evaluate, predict; return all results by step."""
     root, features = out / "data", out / "features"
-    if out.exists():
-        if any(out.iterdir()) and not (root / "fma_metadata").is_dir():
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: is a file; choose a folder")
+    if out.exists() and any(out.iterdir()):
+        if not (out / MARK).exists():
             raise InputError(f"--out {out}: is not empty and not a demo's; choose another folder")
-        shutil.rmtree(out)
+        shutil.rmtree(root, ignore_errors=True)
+        shutil.rmtree(features, ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARK).write_text("mgc demo made this folder and makes data/ and features/ in it anew\n")
     results: dict[str, Any] = {"out": str(out.absolute())}
     with stage("1/7 generate a synthetic set"):
         toy.make(root)

@@ -11,9 +11,9 @@ import torch
 
 from mgc import checkpoint, report, tracking
 from mgc.errors import InputError
-from mgc.features import FeatureSet
-from mgc.metrics import score
-from mgc.model import predict_logits
+from mgc.features import FeatureSet, Split
+from mgc.metrics import Scores, score
+from mgc.model import GenreCNN, predict_logits
 
 
 def evaluate(run_id: str, features: str | Path, *, split: str = "test") -> dict[str, Any]:
@@ -47,8 +47,7 @@ def evaluate(run_id: str, features: str | Path, *, split: str = "test") -> dict[
             f"--features {feature_set.path}: other genres or another log-Mel recipe than run {run_id} was trained on"
         )
     clips = feature_set.load(split)
-    predicted = predict_logits(model, torch.from_numpy(clips.mel_NFT)).argmax(1).numpy()
-    scores = score(clips.labels_N, predicted, card.genres)
+    scores = score_model(model, clips, card.genres)
 
     low, high = scores.ci95
     leaky = " LEAKY: artists are in more than one split." if manifest.artist_leaks else ""
@@ -63,7 +62,7 @@ def evaluate(run_id: str, features: str | Path, *, split: str = "test") -> dict[
         **card.figures,
         **tracking.flatten(card.config.to_dict()),
     }
-    confusion = report.confusion_matrix(scores, f"{split}: {scores.accuracy:.3f} of {scores.n} clips")
+    confusion = report.confusion_matrix(scores, split)
     samples = report.spectrograms(clips, card.genres, card.spec)
     page = report.page(f"mgc: {split} split", claim, scores, facts, {"Confusion": confusion, "Spectrograms": samples})
     run.metrics({f"{split}_accuracy": scores.accuracy, f"{split}_ci95_low": low, f"{split}_ci95_high": high})
@@ -71,3 +70,9 @@ def evaluate(run_id: str, features: str | Path, *, split: str = "test") -> dict[
     run.figure(confusion, f"pictures/confusion_{split}.png")
     run.text(page, f"report_{split}.html")
     return {"run_id": run_id, "split": split, **asdict(scores), "report": run.artifact_uri(f"report_{split}.html")}
+
+
+def score_model(model: GenreCNN, clips: Split, genres: tuple[str, ...]) -> Scores:
+    """Score a model on clips in memory."""
+    predicted = predict_logits(model, torch.from_numpy(clips.mel_NFT)).argmax(1).numpy()
+    return score(clips.labels_N, predicted, genres)

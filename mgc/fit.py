@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, distributed, nn
 from torch.nn import functional
@@ -54,10 +54,12 @@ class Epoch:
     lr: float
     """Learning rate of the last step."""
     seconds: float
+    ended: float
+    """When it ended, in Unix seconds."""
 
     def metrics(self) -> dict[str, float]:
-        """The figures by name, without the epoch."""
-        return {name: value for name, value in asdict(self).items() if name != "epoch"}
+        """The figures by name, without epoch and time."""
+        return {name: value for name, value in asdict(self).items() if name not in ("epoch", "ended")}
 
 
 @dataclass(frozen=True)
@@ -85,12 +87,14 @@ def fit(
     """Train a model and write its checkpoint into ``folder``.
 
     Under ``torch.distributed`` every rank calls this with the same arguments; each takes its share of every batch, and
-    rank 0 writes. A folder in which a fit of the same configuration and data was interrupted is gone on with.
+    rank 0 writes. A folder in which a fit of the same configuration and data was interrupted is gone on with. The state
+    stays beside the checkpoint until ``discard_state``, so that whoever uses the checkpoint can be interrupted too.
 
     Parameters
     ----------
     on_epoch
-        Called on every rank after each epoch, resumed epochs excepted; what it raises ends the fit.
+        Called on every rank after each epoch; what it raises ends the fit. A resumed fit begins with its former epochs
+        (told by their times), because the interruption may have come before they were heard of.
 
     Raises
     ------
@@ -108,6 +112,8 @@ def fit(
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.optim.lr, weight_decay=config.optim.weight_decay)
     progress = _Progress.resume(folder, config, data, model, optimizer) or _Progress.begin(model)
+    for point in progress.history:
+        on_epoch(point)
 
     learner = DistributedDataParallel(model) if world > 1 else model
     mel_NFT, labels_N = _tensors(data.training, device)
@@ -119,7 +125,7 @@ def fit(
         _same_buffers(model)
         val_loss, val_accuracy = _evaluate(model, *held_out)
         seconds = time.monotonic() - start
-        point = Epoch(epoch, train_loss, train_accuracy, val_loss, val_accuracy, lr, seconds)
+        point = Epoch(epoch, train_loss, train_accuracy, val_loss, val_accuracy, lr, seconds, time.time())
         progress.add(point, model)
         if rank == 0:
             progress.write(folder, config, data, model, optimizer)
@@ -132,9 +138,18 @@ def fit(
     if rank == 0:
         card = checkpoint.Card(config, data.genres, data.spec, data.fingerprint, figures)
         checkpoint.write(folder, progress.best_weights, card)
-        (folder / STATE).unlink()
     seconds = sum(point.seconds for point in progress.history)
     return Fitted(best.epoch, train_accuracy, best.val_accuracy, seconds, tuple(progress.history), folder)
+
+
+def discard_state(folder: Path) -> None:
+    """Forget how the fit of a folder came about; its checkpoint stays."""
+    (folder / STATE).unlink(missing_ok=True)
+
+
+def is_kept(folder: Path) -> bool:
+    """Whether a fit of this folder is done and all that was to be done with it too."""
+    return (folder / checkpoint.CARD).exists() and not (folder / STATE).exists()
 
 
 def _train_epoch(
@@ -238,13 +253,16 @@ class _Progress:
         if not file.exists():
             return None
         parts: dict[str, dict[str, Tensor]] = {"last": {}, "best": {}, "optim": {}}
-        with safe_open(file, "pt") as state:
-            metadata = state.metadata()
-            if metadata["signature"] != _signature(config, data):
-                raise InputError(f"{file}: belongs to another configuration or feature set; choose another folder")
-            for key in state.keys():  # noqa: SIM118 (not a mapping)
-                part, _, name = key.partition(".")
-                parts[part][name] = state.get_tensor(key)
+        try:
+            with safe_open(file, "pt") as state:
+                metadata = state.metadata()
+                for key in state.keys():  # noqa: SIM118 (not a mapping)
+                    part, _, name = key.partition(".")
+                    parts[part][name] = state.get_tensor(key)
+        except SafetensorError as error:
+            raise InputError(f"{file}: damaged ({error}); delete it to begin anew") from None
+        if metadata["signature"] != _signature(config, data):
+            raise InputError(f"{file}: belongs to another configuration or feature set; choose another folder")
         model.load_state_dict(parts["last"])
         moments: dict[int, dict[str, Tensor]] = {}
         for key, tensor in parts["optim"].items():

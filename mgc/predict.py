@@ -77,11 +77,11 @@ def _predict_clip(network: GenreCNN, card: Card, path: Path) -> dict[str, Any]:
 
 
 def _windows(path: Path, card: Card) -> Iterator[Any]:
-    """Features of a file, window by window [shape=spec.shape, dtype=float32]."""
+    """Features of a file, window by window [shape=spec.shape, dtype=float16]."""
     spec = card.spec
     for index, piece in enumerate(audio.windows(path, sample_rate=spec.sample_rate, seconds=spec.seconds)):
         if piece.seconds == 0:
             raise ClipError(Reason.TOO_SHORT, "no audio came out", 0.0)
         if index and piece.seconds < MIN_REST * spec.seconds:
             return
-        yield standardize(log_mel(piece.samples, spec))[0]
+        yield standardize(log_mel(piece.samples, spec))[0].astype(np.float16)  # as in a shard

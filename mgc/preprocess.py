@@ -23,7 +23,7 @@ import pyarrow as pa
 from mgc import shards
 from mgc.console import Progress, say
 from mgc.errors import InputError, RunError
-from mgc.features import FORMAT, MANIFEST, QUARANTINE, SHARDS, FeatureSet, Manifest, card, read_manifest
+from mgc.features import FORMAT, MANIFEST, QUARANTINE, SHARDS, Manifest, card, read_manifest
 from mgc.files import write_text
 from mgc.ray_session import connect, output_path
 from mgc.splits import SPLITS, artist_leaks, leak_message
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from mgc.shards import ShardPlan, ShardRecord
 
 
-EXPERIMENT = "mgc-features"
 METRICS = ("written", "skipped", "quarantined", "shards", "seconds", "clips_per_second")
 
 
@@ -108,6 +107,7 @@ def preprocess(
         raise InputError(_differs(present, job))
     missing = [shard for shard in plan if not shards.is_written(target, shard, job.fingerprint)]
     if present is not None and not missing:
+        _check_quarantine(present.quarantined, len(clips), max_quarantined, target)
         say(f"{target}: finished, nothing to do")
         return _result(present, target, start, written=0) | {"run_id": None}
 
@@ -116,17 +116,17 @@ def preprocess(
     leaks = artist_leaks(clips)
     if leaks:
         say(f"warning: {leak_message(leaks)}; mgc train will refuse this set")
-    _make_folder(target / SHARDS)
     config = {"root": str(root), "subset": subset, "limit": limit, "clips": len(clips), **asdict(recipe)}
     uri = tracking.open_store(target)
-    run = tracking.Run.start(uri, EXPERIMENT, name=target.name, step="preprocess", config=config)
+    _make_folder(target / SHARDS)
+    run = tracking.Run.start(uri, tracking.FEATURES_EXPERIMENT, name=target.name, step="preprocess", config=config)
     with run.closing():
         rate = _extract(missing, job, workers) if missing else 0.0
         records = [shards.read_record(target, shard) for shard in plan]
-        quarantine = shards.write_quarantine(records, target / QUARANTINE)
+        shards.write_quarantine(records, target / QUARANTINE)
         run.file(target / QUARANTINE)
-        _check_quarantine(quarantine, len(clips), max_quarantined, target)
         manifest = _manifest(job, tracks.genres, records, leaks)
+        _check_quarantine(manifest.quarantined, len(clips), max_quarantined, target)
         write_text(card(manifest), target / "README.md")
         write_text(manifest.to_json(), target / MANIFEST)
 
@@ -135,7 +135,7 @@ def preprocess(
         result = _result(manifest, target, start, written=written, rate=rate)
         run.metrics({key: result[key] for key in METRICS})
         run.file(target / "README.md")
-        run.features(FeatureSet(target, manifest), "preprocess")
+        run.features(target, manifest.fingerprint, "preprocess")
     return result | {"run_id": run.id}
 
 
@@ -247,13 +247,14 @@ def _differs(present: Manifest, job: Job) -> str:
     return f"--out {job.out}: holds another feature set: {what}; choose another folder or delete this one"
 
 
-def _check_quarantine(quarantine: pa.Table, clips: int, allowed: float, target: Path) -> None:
-    """Refuse to finish a set of which too much is missing."""
-    if len(quarantine) <= allowed * clips:
+def _check_quarantine(reasons: dict[str, int], clips: int, allowed: float, target: Path) -> None:
+    """Refuse a set of which too much is missing."""
+    failed = sum(reasons.values())
+    if failed <= allowed * clips:
         return
-    reasons = {row["values"]: row["counts"] for row in quarantine["reason"].value_counts().to_pylist()}
+    said = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
     raise RunError(
-        f"{len(quarantine)} of {clips} clips failed ({reasons}), --max-quarantined allows {allowed:g} of them; "
+        f"{failed} of {clips} clips failed ({said}), --max-quarantined allows a share of {allowed:g}; "
         f"look at {target / QUARANTINE}, then mend the files or run again with a higher --max-quarantined"
     )
 

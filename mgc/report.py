@@ -36,7 +36,7 @@ def learning_curves(history: Sequence[Mapping[str, float]], best_epoch: int) -> 
     return figure
 
 
-def confusion_matrix(scores: Scores, title: str) -> Figure:
+def confusion_matrix(scores: Scores, split: str) -> Figure:
     """True against predicted genre: colour is the share of the true genre, the figure in a cell is the clips."""
     genres = list(scores.per_genre)
     counts = np.array(scores.confusion)
@@ -48,7 +48,7 @@ def confusion_matrix(scores: Scores, title: str) -> Figure:
     ticks = range(len(genres))
     axes.set_xticks(ticks, genres, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(ticks, genres)
-    axes.set(xlabel="predicted", ylabel="true", title=title)
+    axes.set(xlabel="predicted", ylabel="true", title=f"{split}: {scores.accuracy:.3f} of {scores.n} clips")
     for (row, column), count in np.ndenumerate(counts):
         if count:
             axes.text(column, row, count, ha="center", va="center", color="w" if shares[row, column] > 0.55 else "k")

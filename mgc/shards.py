@@ -176,12 +176,11 @@ def read_record(root: Path, shard: ShardPlan) -> ShardRecord:
     return ShardRecord(entry, genres, json.loads(table.schema.metadata[QUARANTINE_KEY]))
 
 
-def write_quarantine(records: list[ShardRecord], target: Path) -> pa.Table:
-    """Write the clips of all shards that gave no feature, by track id, as one table; return it."""
+def write_quarantine(records: list[ShardRecord], target: Path) -> None:
+    """Write the clips of all shards that gave no feature, by track id, as one table."""
     rows = [row for record in records for row in record.quarantined]
     table = pa.Table.from_pylist(rows, schema=QUARANTINE_SCHEMA).sort_by("track_id")
     write_parquet(table, target)
-    return table
 
 
 def write_parquet(table: pa.Table, target: Path) -> None:

@@ -38,11 +38,13 @@ if TYPE_CHECKING:
     import torch
     from matplotlib.figure import Figure
 
-    from mgc.features import FeatureSet
-
 HOME = "mlflow_runs"
+EXPERIMENT = "mgc"
+"""Of trainings and sweeps; preprocessing has its own, so that columns go together."""
+FEATURES_EXPERIMENT = "mgc-features"
 CHECKPOINT = "checkpoint"
 """Artifact folder of a run that holds what ``mgc.checkpoint`` writes."""
+SQLITE = "sqlite:///"
 PARENT_TAG = "mlflow.parentRunId"
 VERSIONS_OF = ("torch", "ray", "mlflow", "numpy", "pyarrow", "soundfile", "soxr")
 
@@ -57,14 +59,14 @@ def open_store(beside: Path) -> str:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home(beside)}/mlflow.db"
-    if uri.startswith("sqlite:///"):
-        _database_folder(uri).mkdir(parents=True, exist_ok=True)
-    client = _client(uri)
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # of a server that is not there, seconds, not minutes
+    uri = _uri(beside)
     try:
-        client.search_experiments(max_results=1)
-    except MlflowException as error:
-        raise InputError(f"MLflow store {uri}: cannot be opened ({_first_line(error)})") from None
+        if uri.startswith(SQLITE):
+            _database(uri).parent.mkdir(parents=True, exist_ok=True)
+        _client(uri).search_experiments(max_results=1)
+    except (MlflowException, OSError) as error:
+        raise InputError(f"MLflow store {uri}: cannot be opened ({str(error).splitlines()[0]})") from None
     return uri
 
 
@@ -76,20 +78,20 @@ def existing_store(beside: Path) -> str:
     InputError
         There is no store yet.
     """
-    if not os.environ.get("MLFLOW_TRACKING_URI") and not (home(beside) / "mlflow.db").exists():
-        raise InputError(f"{home(beside)}: no MLflow store here yet; train first, or set MLFLOW_TRACKING_URI")
+    uri = _uri(beside)
+    if uri.startswith(SQLITE) and not _database(uri).exists():
+        raise InputError(f"{_database(uri)}: no MLflow store here yet; train first, or set MLFLOW_TRACKING_URI")
     return open_store(beside)
 
 
-def serve(port: int) -> NoReturn:
-    """Become MLflow's own UI on the store, on loopback.
+def serve(uri: str, port: int) -> NoReturn:
+    """Become MLflow's own UI on a store, on loopback.
 
     Raises
     ------
     InputError
-        There is no store, or it is a server, which has its UI already.
+        The store is a server, which has its UI already.
     """
-    uri = existing_store(Path.cwd())
     if uri.startswith("http"):
         raise InputError(f"MLFLOW_TRACKING_URI={uri}: is a server with its own UI; open it in a browser")
     say(f"MLflow UI of {uri}: http://127.0.0.1:{port}")
@@ -146,14 +148,19 @@ class Run:
         try:
             _client(uri).get_run(run_id)
         except MlflowException:
-            raise InputError(f"--run {run_id}: the MLflow store {uri} has no such run; «mgc ui» lists them") from None
+            raise InputError(f"run {run_id}: the MLflow store {uri} has no such run; «mgc ui» lists them") from None
         return cls(uri, run_id)
 
     @contextmanager
     def closing(self) -> Iterator[None]:
-        """Mark the run finished when the block ends well, failed (with the reason) when it raises."""
+        """Mark the run finished when the block ends well, failed (with the reason) when it raises.
+
+        A SystemExit, by which Ray Tune stops a trial, leaves it open: who stopped it says how it ended.
+        """
         try:
             yield
+        except SystemExit:
+            raise
         except BaseException as error:
             self.tag({"mgc.error": f"{type(error).__name__}: {error}"[:5000]})
             self.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
@@ -164,14 +171,20 @@ class Run:
         """Close the run as FINISHED, FAILED or KILLED."""
         self._client.set_terminated(self.id, status)
 
+    def reopen(self) -> None:
+        """Take an interrupted run up again."""
+        self._client.update_run(self.id, status="RUNNING")
+        for key in {"mgc.error", "mgc.pruned"} & self._client.get_run(self.id).data.tags.keys():
+            self._client.delete_tag(self.id, key)
+
     def tag(self, tags: Mapping[str, str]) -> None:
         """Set tags."""
         self._client.log_batch(self.id, tags=[RunTag(key, value) for key, value in tags.items()], synchronous=True)
 
-    def metrics(self, values: Mapping[str, float], *, epoch: int = 0) -> None:
-        """Log metrics, all at once, at one epoch."""
-        now = _now_ms()
-        batch = [Metric(key, float(value), now, epoch) for key, value in values.items()]
+    def metrics(self, values: Mapping[str, float], *, epoch: int = 0, at: float | None = None) -> None:
+        """Log metrics, all at once, at one epoch, which ended ``at`` (Unix seconds); logged twice they stand once."""
+        milliseconds = int(1000 * (time.time() if at is None else at))
+        batch = [Metric(key, float(value), milliseconds, epoch) for key, value in values.items()]
         self._client.log_batch(self.id, metrics=batch, synchronous=True)
 
     def figure(self, figure: Figure, path: str) -> None:
@@ -186,28 +199,20 @@ class Run:
         """Keep a file as an artifact, in a folder of the run's artifacts."""
         self._client.log_artifact(self.id, str(file), folder)
 
-    def folder(self, folder: Path, path: str) -> None:
-        """Keep a folder's files as artifacts under ``path``."""
-        self._client.log_artifacts(self.id, str(folder), path)
-
-    def features(self, features: FeatureSet, context: str) -> None:
+    def features(self, path: Path, fingerprint: str, context: str) -> None:
         """Name the feature set, by its fingerprint, as the run's input."""
-        manifest = features.manifest
-        dataset = Dataset(
-            name=features.path.name,
-            digest=manifest.fingerprint[:36],
-            source_type="local",
-            source=json.dumps({"uri": features.path.as_uri()}),
-            profile=json.dumps({"clips": {split: sum(genres.values()) for split, genres in manifest.clips.items()}}),
-        )
+        source = json.dumps({"uri": path.as_uri()})
+        dataset = Dataset(path.name, digest=fingerprint[:36], source_type="local", source=source)
         self._client.log_inputs(self.id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
-        self.tag({"mgc.features.fingerprint": manifest.fingerprint, "mgc.features.path": str(features.path)})
+        self.tag({"mgc.features.fingerprint": fingerprint, "mgc.features.path": str(path)})
 
     def model(self, model: torch.nn.Module, shape: tuple[int, int], n_genres: int) -> None:
         """Keep the model in MLflow's own form: a ``pt2`` program (no pickle) with signature and input example.
 
-        It takes float32 [shape=(batch, 1, *shape)] and gives logits [shape=(batch, n_genres)].
+        It takes float32 [shape=(batch, 1, *shape)] and gives logits [shape=(batch, n_genres)]. Kept once.
         """
+        if self._client.get_run(self.id).outputs.model_outputs:
+            return
         import numpy as np
         from mlflow.models import ModelSignature
         from mlflow.types import Schema, TensorSpec
@@ -239,18 +244,12 @@ class Run:
         try:
             fetched = self._client.download_artifacts(self.id, CHECKPOINT, str(destination))
         except (MlflowException, OSError):
-            raise InputError(f"--run {self.id}: this run kept no checkpoint (is it a training run?)") from None
+            raise InputError(f"run {self.id}: this run kept no checkpoint (is it a training run?)") from None
         return Path(fetched)
 
     def artifact_uri(self, path: str) -> str:
         """Where an artifact is; with the default store a ``file://`` address that a browser opens."""
         return f"{self._client.get_run(self.id).info.artifact_uri}/{path}"
-
-    def children(self) -> list[mlflow.entities.Run]:
-        """The runs nested under this one, oldest first."""
-        experiment = self._client.get_run(self.id).info.experiment_id
-        query = f"tags.`{PARENT_TAG}` = '{self.id}'"
-        return list(self._client.search_runs([experiment], query, order_by=["attributes.start_time ASC"]))
 
     @property
     def _client(self) -> mlflow.MlflowClient:
@@ -292,12 +291,17 @@ def _experiment(uri: str, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
-    local = (_database_folder(uri) / "artifacts").as_uri() if uri.startswith("sqlite:///") else None
+    local = (_database(uri).parent / "artifacts").as_uri() if uri.startswith(SQLITE) else None
     return str(client.create_experiment(name, artifact_location=local))
 
 
-def _database_folder(uri: str) -> Path:
-    return Path(uri.removeprefix("sqlite:///")).absolute().parent
+def _uri(beside: Path) -> str:
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{home(beside)}/mlflow.db"
+
+
+def _database(uri: str) -> Path:
+    """The file of an SQLite store."""
+    return Path(uri.removeprefix(SQLITE)).absolute()
 
 
 def _provenance() -> dict[str, str]:
@@ -312,11 +316,3 @@ def _provenance() -> dict[str, str]:
         dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=False)
         tags["mgc.git.dirty"] = str(bool(dirty.stdout.strip())).lower()
     return tags
-
-
-def _now_ms() -> int:
-    return int(time.time() * 1000)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]

@@ -22,14 +22,11 @@ from mgc import checkpoint, report, tracking
 from mgc.config import TrainConfig
 from mgc.console import Progress, say
 from mgc.errors import InputError, RunError
+from mgc.evaluate import score_model
 from mgc.features import FeatureSet, LearningSet
-from mgc.fit import Epoch, Fitted, fit
-from mgc.metrics import score
-from mgc.model import predict_logits
+from mgc.fit import Epoch, Fitted, discard_state, fit
 from mgc.ray_session import connect, output_path
 from mgc.splits import leak_message
-
-EXPERIMENT = "mgc"
 
 
 def train(
@@ -74,7 +71,7 @@ def train(
     data = feature_set.learning_set()
     uri = tracking.open_store(feature_set.path)
     run = tracking.Run.start(
-        uri, EXPERIMENT, name=run_name, step="train", config=config.to_dict(), tags={"mgc.place": str(place)}
+        uri, tracking.EXPERIMENT, name=run_name, step="train", config=config.to_dict(), tags={"mgc.place": str(place)}
     )
     folder = tracking.home(feature_set.path) / "checkpoints" / run.id
     with run.closing():
@@ -108,13 +105,16 @@ def open_for_learning(features: str | Path, *, allow_leaks: bool) -> FeatureSet:
 
 def describe(run: tracking.Run, feature_set: FeatureSet) -> None:
     """Name the run's input, and say if it leaks."""
-    run.features(feature_set, "training")
+    run.features(feature_set.path, feature_set.manifest.fingerprint, "training")
     if feature_set.manifest.artist_leaks:
         run.tag({"mgc.leaky": "true"})
 
 
-def keep(run: tracking.Run, fitted: Fitted, data: LearningSet, *, program: bool = True) -> None:
-    """Give a run all that a finished fit leaves: figures, pictures, checkpoint, and the model as a program."""
+def keep(run: tracking.Run, fitted: Fitted, data: LearningSet) -> None:
+    """Give a run all that a finished fit leaves: figures, pictures, checkpoint, and the model as a program.
+
+    The fit's state goes last: interrupted before, the fit can be taken up and this done again.
+    """
     gap = fitted.train_accuracy - fitted.val_accuracy
     run.metrics(
         {
@@ -126,14 +126,13 @@ def keep(run: tracking.Run, fitted: Fitted, data: LearningSet, *, program: bool 
     )
     run.figure(report.learning_curves([asdict(p) for p in fitted.history], fitted.best_epoch), "pictures/curves.png")
     model, card = checkpoint.read(fitted.checkpoint)
-    run.folder(fitted.checkpoint, tracking.CHECKPOINT)
-    predicted = predict_logits(model, torch.from_numpy(data.validation.mel_NFT)).argmax(1).numpy()
-    scores = score(data.validation.labels_N, predicted, data.genres)
-    title = f"validation: {scores.accuracy:.3f} of {scores.n} clips"
-    run.figure(report.confusion_matrix(scores, title), "pictures/confusion_validation.png")
-    if program:
-        run.figure(report.spectrograms(data.training, data.genres, data.spec), "pictures/spectrograms.png")
-        run.model(model, card.spec.shape, len(card.genres))
+    for name in (checkpoint.WEIGHTS, checkpoint.CARD):
+        run.file(fitted.checkpoint / name, tracking.CHECKPOINT)
+    scores = score_model(model, data.validation, data.genres)
+    run.figure(report.confusion_matrix(scores, "validation"), "pictures/confusion_validation.png")
+    run.figure(report.spectrograms(data.training, data.genres, data.spec), "pictures/spectrograms.png")
+    run.model(model, card.spec.shape, len(card.genres))
+    discard_state(fitted.checkpoint)
 
 
 @dataclass(frozen=True)
@@ -164,6 +163,10 @@ def _place(gpus: int | None, workers: int) -> Place:
         import ray
 
         there = int(ray.cluster_resources().get("GPU", 0))
+    if gpus and workers not in (1, gpus):
+        raise InputError(
+            f"--gpus {gpus} --workers {workers}: a worker a GPU; leave --workers out, or --gpus 0 for the CPU"
+        )
     if gpus > there:
         raise InputError(f"--gpus {gpus}: there {'is' if there == 1 else 'are'} {there} here; ask for fewer, or none")
     return Place(gpus, True) if gpus else Place(workers, False)
@@ -177,7 +180,7 @@ class _Watch:
         self.progress = Progress("train", epochs, "epochs")
 
     def __call__(self, point: Epoch) -> None:
-        self.run.metrics(point.metrics(), epoch=point.epoch)
+        self.run.metrics(point.metrics(), epoch=point.epoch, at=point.ended)
         self.progress.advance(
             1,
             f"loss {point.train_loss:.3f}, accuracy {point.train_accuracy:.3f}; "

@@ -26,9 +26,9 @@ from mgc.console import Progress, say
 from mgc.errors import InputError, RunError
 from mgc.features import LearningSet
 from mgc.files import write_text
-from mgc.fit import STATE, Epoch, fit
+from mgc.fit import Epoch, fit, is_kept
 from mgc.ray_session import connect
-from mgc.train import EXPERIMENT, describe, keep, open_for_learning
+from mgc.train import describe, keep, open_for_learning
 
 SPACE: dict[str, Any] = {
     "model.norm": ray_tune.choice([False, True]),
@@ -45,6 +45,8 @@ SPACE: dict[str, Any] = {
 METRIC = "val_accuracy"
 SWEEP = "sweep.json"
 BEST_CONFIG = "best_config.json"
+RUN_ID, OUTCOME = "run_id", "outcome"
+"""Files in a trial's folder: its MLflow run, and how it ended if not with a kept model."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,11 @@ class Sweep:
         """
         try:
             return cls(**json.loads((folder / SWEEP).read_text()))
-        except (OSError, ValueError, TypeError):
-            known = sorted(path.parent.name for path in folder.parent.glob(f"*/{SWEEP}"))
-            raise InputError(
-                f"--resume {folder.name}: no such sweep; there are: {', '.join(known) or 'none'}"
-            ) from None
+        except OSError:
+            known = ", ".join(sorted(path.parent.name for path in folder.parent.glob(f"*/{SWEEP}"))) or "none"
+            raise InputError(f"--resume {folder.name}: no such sweep; there are: {known}") from None
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{folder / SWEEP}: damaged ({error}); start a new sweep") from None
 
 
 def tune(
@@ -129,12 +131,14 @@ def tune(
         if sweep.fingerprint != feature_set.manifest.fingerprint:
             raise InputError(f"--resume {resume}: was started on another feature set, {sweep.features}")
         parent = tracking.Run.find(sweep.uri, sweep.parent_run_id)
+        parent.reopen()
+        say(f"tune: sweep {name} goes on with its own settings: {sweep.trials} trials, {sweep.concurrent} at a time")
     else:
         if folder.exists():
             raise InputError(f"--name {name}: this sweep is there already; use --resume {name} or another name")
         uri = tracking.open_store(feature_set.path)
         settings = {"trials": trials, "concurrent": concurrent, "space": describe_space(), **config.to_dict()}
-        parent = tracking.Run.start(uri, EXPERIMENT, name=name, step="tune", config=settings)
+        parent = tracking.Run.start(uri, tracking.EXPERIMENT, name=name, step="tune", config=settings)
         describe(parent, feature_set)
         base, fingerprint = config.to_dict(), feature_set.manifest.fingerprint
         sweep = Sweep(str(feature_set.path), fingerprint, base, trials, concurrent, uri, parent.id)
@@ -144,7 +148,7 @@ def tune(
         say(f"tune: sweep {name} (interrupted, it goes on with --resume {name}); starting Ray …")
         data = feature_set.learning_set()
         results = _run(sweep, folder, data, resume=resume is not None)
-        return _conclude(sweep, folder, data, results, parent) | {"name": name}
+        return _conclude(sweep, folder, results, parent) | {"name": name}
 
 
 def describe_space() -> dict[str, str]:
@@ -167,8 +171,9 @@ def _run(sweep: Sweep, folder: Path, data: LearningSet, *, resume: bool) -> Any:
     resources = {"cpu": max(1, cpus // sweep.concurrent), "gpu": min(1.0, gpus / sweep.concurrent)}
     trainable = ray_tune.with_parameters(_trial, sweep=sweep, folder=folder, data=data, resources=resources)
     trainable = ray_tune.with_resources(trainable, resources)
-    if resume:
-        tuner = ray_tune.Tuner.restore(str(folder / "tune"), trainable, resume_unfinished=True, restart_errored=False)
+    path = folder / "tune"
+    if resume and ray_tune.Tuner.can_restore(str(path)):  # not before Tune's first snapshot
+        tuner = ray_tune.Tuner.restore(str(path), trainable, resume_unfinished=True, restart_errored=False)
     else:
         tuner = ray_tune.Tuner(
             trainable,
@@ -179,76 +184,99 @@ def _run(sweep: Sweep, folder: Path, data: LearningSet, *, resume: bool) -> Any:
                 num_samples=sweep.trials,
                 max_concurrent_trials=sweep.concurrent,
                 search_alg=OptunaSearch(seed=seed),
-                # one beyond the last epoch, so that a trial that gets there ends by itself and keeps its model
-                scheduler=ASHAScheduler(time_attr="epoch", max_t=epochs + 1, grace_period=max(1, epochs // 4)),
+                scheduler=ASHAScheduler(time_attr="epoch", max_t=epochs, grace_period=max(1, epochs // 4)),
+                trial_dirname_creator=_trial_id,
             ),
             run_config=ray_tune.RunConfig(
-                name="tune", storage_path=str(folder), verbose=0, callbacks=[_Watch(sweep.trials)]
+                name=path.name, storage_path=str(folder), verbose=0, callbacks=[_Watch(sweep.trials, folder)]
             ),
         )
     return tuner.fit()
 
 
+def _trial_id(trial: Any) -> str:
+    return str(trial.trial_id)
+
+
 def _trial(
     sample: dict[str, Any], *, sweep: Sweep, folder: Path, data: LearningSet, resources: dict[str, float]
 ) -> None:
-    """One trial, in its own process; it owns its MLflow run, and takes it up again when the sweep is resumed."""
-    trial_id = ray_tune.get_context().get_trial_id()
+    """One trial, in its own process; it owns its MLflow run, and takes it up again when the sweep is resumed.
+
+    Tune hears of the best accuracy so far after each epoch, but of the last one only when the model is kept: stopping
+    a trial there costs nothing.
+    """
+    work = folder / "trials" / ray_tune.get_context().get_trial_id()
     torch.set_num_threads(int(resources["cpu"]))
     config = overlay(overlay(TrainConfig(), sweep.base), _tree(sample))
-    work = folder / "trials" / trial_id
-    run = _own_run(sweep, work, trial_id, config)
+    if not is_kept(work):
+        run = _own_run(sweep, work, config)
+        best = 0.0
 
-    def report(point: Epoch) -> None:
-        run.metrics(point.metrics(), epoch=point.epoch)
-        ray_tune.report({METRIC: point.val_accuracy, "epoch": point.epoch})
+        def report(point: Epoch) -> None:
+            nonlocal best
+            best = max(best, point.val_accuracy)
+            run.metrics(point.metrics(), epoch=point.epoch, at=point.ended)
+            if point.epoch < config.epochs:
+                ray_tune.report({METRIC: best, "epoch": point.epoch})
 
-    with run.closing():
-        if not (work / checkpoint.CARD).exists() or (work / STATE).exists():
+        with run.closing():
             device = "cuda" if resources["gpu"] > 0 else "cpu"
-            keep(run, fit(config, data, work, on_epoch=report, device=device), data, program=False)
+            keep(run, fit(config, data, work, on_epoch=report, device=device), data)
+    ray_tune.report({METRIC: checkpoint.read(work)[1].figures[METRIC], "epoch": config.epochs})
 
 
-def _own_run(sweep: Sweep, work: Path, trial_id: str, config: TrainConfig) -> tracking.Run:
+def _own_run(sweep: Sweep, work: Path, config: TrainConfig) -> tracking.Run:
     """The trial's MLflow run: the one its folder names, or a new one."""
-    note = work / "run_id"
+    note = work / RUN_ID
     if note.exists():
-        return tracking.Run(sweep.uri, note.read_text())
+        run = tracking.Run(sweep.uri, note.read_text())
+        run.reopen()
+        return run
     run = tracking.Run.start(
         sweep.uri,
-        EXPERIMENT,
-        name=trial_id,
+        tracking.EXPERIMENT,
+        name=work.name,
         step="trial",
         config=config.to_dict(),
         parent=sweep.parent_run_id,
-        tags={"mgc.trial": trial_id, "mgc.features.fingerprint": sweep.fingerprint},
     )
+    run.features(Path(sweep.features), sweep.fingerprint, "training")
     work.mkdir(parents=True, exist_ok=True)
     write_text(run.id, note)
     return run
 
 
 class _Watch(ray_tune.Callback):  # type: ignore[misc]
-    """Shows the sweep's progress as trials end."""
+    """Shows the sweep's progress, and notes how each trial ended whose model was not kept: pruned or failed."""
 
-    def __init__(self, trials: int) -> None:
+    def __init__(self, trials: int, folder: Path) -> None:
         self.trials = trials
+        self.folder = folder
         self.progress: Progress | None = None
         self.best = 0.0
 
     def setup(self, **_: Any) -> None:
         self.progress = Progress("tune", self.trials, "trials")
+        self.progress.done = sum(_outcome(work) is not None for work in (self.folder / "trials").glob("*"))
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         self.best = max(self.best, result[METRIC])
         self._advance(0, trials)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self._advance(1, trials)
+        self._ended(trial, trials, "pruned")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self._advance(1, trials)
+        self._ended(trial, trials, "failed")
         say(f"tune: trial {trial.trial_id} failed")
+
+    def _ended(self, trial: Any, trials: list[Any], outcome: str) -> None:
+        work = self.folder / "trials" / trial.trial_id
+        if not is_kept(work):
+            work.mkdir(parents=True, exist_ok=True)
+            write_text(outcome, work / OUTCOME)
+        self._advance(1, trials)
 
     def _advance(self, count: int, trials: list[Any]) -> None:
         running = sum(trial.status == "RUNNING" for trial in trials)
@@ -259,48 +287,53 @@ class _Watch(ray_tune.Callback):  # type: ignore[misc]
         return self.__dict__ | {"progress": None}
 
 
-def _conclude(sweep: Sweep, folder: Path, data: LearningSet, results: Any, parent: tracking.Run) -> dict[str, Any]:
-    """Close what the trials left open, choose the best of those that ran to the end, and keep it."""
-    finished: list[tuple[float, Path]] = []
-    failed = pruned = 0
-    for result in results:
-        work = folder / "trials" / Path(result.path).name.split("_")[2]
-        if result.error is not None:
-            failed += 1
-            _close(sweep, work, "FAILED", {"mgc.error": str(result.error).strip().splitlines()[-1][:5000]})
-        elif (work / checkpoint.CARD).exists():
-            figures = checkpoint.read(work)[1].figures
-            finished.append((figures["val_accuracy"], work))
-        else:
-            pruned += 1
+def _outcome(work: Path) -> str | None:
+    """How a trial ended: kept, pruned or failed; None while it has not."""
+    if is_kept(work):
+        return "kept"
+    note = work / OUTCOME
+    return note.read_text() if note.exists() else None
+
+
+def _conclude(sweep: Sweep, folder: Path, results: Any, parent: tracking.Run) -> dict[str, Any]:
+    """Close what the trials left open, choose the best of those whose model is kept, and keep its configuration."""
+    trials = {folder / "trials" / Path(result.path).name: result.error for result in results}
+    outcomes = {work: _outcome(work) for work in trials}
+    for work, outcome in outcomes.items():
+        if outcome == "pruned":
             _close(sweep, work, "FINISHED", {"mgc.pruned": "true"})
-    if not finished:
-        raise RunError(f"tune: none of {len(results)} trials ran to its end ({failed} failed); see «mgc ui»")
-    accuracy, work = max(finished, key=lambda pair: pair[0])
-    model, card = checkpoint.read(work)
-    best_run = tracking.Run(sweep.uri, (work / "run_id").read_text())
-    best_run.model(model, card.spec.shape, len(card.genres))
-    config = card.config.to_dict()
-    config_file = folder / BEST_CONFIG
+        elif outcome == "failed":
+            _close(sweep, work, "FAILED", {"mgc.error": str(trials[work]).strip().splitlines()[-1][:5000]})
+        elif outcome is None:
+            _close(sweep, work, "KILLED", {})
+    ended = [outcome for outcome in outcomes.values() if outcome]
+    if len(ended) < sweep.trials:
+        say(f"tune: {len(ended)} of {sweep.trials} trials ended; go on with --resume {folder.name}")
+        raise KeyboardInterrupt
+    kept = [(checkpoint.read(work)[1], work) for work, outcome in outcomes.items() if outcome == "kept"]
+    counts = {"trials": len(ended), "failed": ended.count("failed"), "pruned": ended.count("pruned")}
+    if not kept:
+        raise RunError(f"tune: none of {len(ended)} trials ran to its end ({counts['failed']} failed); see «mgc ui»")
+    card, work = max(kept, key=lambda pair: pair[0].figures[METRIC])
+    config, config_file = card.config.to_dict(), folder / BEST_CONFIG
     write_text(json.dumps(config, indent=1) + "\n", config_file)
+    best_run_id = (work / RUN_ID).read_text()
     parent.file(config_file)
-    parent.metrics({"best_val_accuracy": accuracy, "trials": len(results), "failed": failed, "pruned": pruned})
-    parent.tag({"mgc.best_run_id": best_run.id})
+    parent.metrics({"best_val_accuracy": card.figures[METRIC], **counts})
+    parent.tag({"mgc.best_run_id": best_run_id})
     return {
         "parent_run_id": parent.id,
-        "trials": len(results),
-        "failed": failed,
-        "pruned": pruned,
-        "best_run_id": best_run.id,
+        **counts,
+        "best_run_id": best_run_id,
         "best_config": config,
-        "val_accuracy": accuracy,
+        "val_accuracy": card.figures[METRIC],
         "config_file": str(config_file),
     }
 
 
 def _close(sweep: Sweep, work: Path, status: str, tags: dict[str, str]) -> None:
     """End the run of a trial that was stopped or killed before it could."""
-    note = work / "run_id"
+    note = work / RUN_ID
     if note.exists():
         run = tracking.Run(sweep.uri, note.read_text())
         run.tag(tags)

@@ -14,7 +14,7 @@ import torch
 from mgc import checkpoint
 from mgc.config import PRESETS, ModelConfig, OptimConfig, TrainConfig
 from mgc.errors import InputError, RunError
-from mgc.fit import STATE, fit
+from mgc.fit import STATE, discard_state, fit, is_kept
 
 SMALL = TrainConfig(
     model=ModelConfig(channels=(4, 8), norm=True, head="avgmax"),
@@ -37,6 +37,7 @@ def same(one, other, **tolerance):
 
 
 def figures(history):
+    """What does not depend on the clock."""
     return [{k: v for k, v in point.metrics().items() if k != "seconds"} for point in history]
 
 
@@ -54,7 +55,9 @@ def test_it_learns_and_keeps_the_best_validation_epoch(data, tmp_path):
         logits = model(torch.from_numpy(data.training.mel_NFT).float().unsqueeze(1))
     right = (logits.argmax(1).numpy() == data.training.labels_N).mean()
     assert fitted.train_accuracy == pytest.approx(right)
-    assert not (tmp_path / STATE).exists()
+    assert not is_kept(tmp_path)
+    discard_state(tmp_path)
+    assert is_kept(tmp_path)
 
 
 def test_the_seed_decides_everything(data, tmp_path):
@@ -72,18 +75,21 @@ class Stop(Exception):  # noqa: N818 (no error)
 def test_an_interrupted_fit_ends_as_an_undisturbed_one(data, tmp_path):
     config = replace(SMALL, model=replace(SMALL.model, dropout=0.3))
     undisturbed = fit(config, data, tmp_path / "whole")
-    seen = []
+    seen, times = [], {}
 
     def stop(point):
         seen.append(point.epoch)
         if len(seen) in (1, 3):
             raise Stop
+        times.setdefault(point.epoch, point.ended)
+        assert times[point.epoch] == point.ended
 
     for _ in range(2):
         with pytest.raises(Stop):
             fit(config, data, tmp_path / "parts", on_epoch=stop)
     resumed = fit(config, data, tmp_path / "parts", on_epoch=stop)
-    assert seen == list(range(1, SMALL.epochs + 1))
+    # a resumed fit tells its former epochs again, with their first times: whoever was interrupted misses none
+    assert seen == [1, 1, 2, *range(1, SMALL.epochs + 1)]
     assert figures(resumed.history) == figures(undisturbed.history)
     assert same(weights(tmp_path / "parts"), weights(tmp_path / "whole"), rtol=0, atol=0)
 

@@ -153,7 +153,7 @@ def test_a_failed_run_is_kept_as_failed_with_its_reason(features, client):
 
 
 def test_an_unknown_run_is_named(features):
-    with pytest.raises(InputError, match="--run no-such-run"):
+    with pytest.raises(InputError, match="run no-such-run"):
         evaluate("no-such-run", features.path)
 
 

@@ -1,4 +1,9 @@
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +28,12 @@ def parent(swept):
     return tracking.Run.find(tracking.existing_store(Path.cwd()), swept["parent_run_id"])
 
 
+def children_of(parent):
+    client = mlflow.MlflowClient(parent.uri)
+    experiment = client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id
+    return client.search_runs([experiment], f"tags.`{tracking.PARENT_TAG}` = '{parent.id}'")
+
+
 def test_a_sweep_answers_with_the_contracts_keys(swept):
     assert {"parent_run_id", "trials", "failed", "best_run_id", "best_config", "val_accuracy"} <= set(swept)
     assert (swept["trials"], swept["failed"]) == (4, 0)
@@ -31,8 +42,10 @@ def test_a_sweep_answers_with_the_contracts_keys(swept):
 
 
 def test_each_trial_is_one_closed_child_run_that_differs_in_what_is_searched(swept, parent):
-    children = parent.children()
+    children = children_of(parent)
     assert len(children) == 4
+    assert not any("mgc.error" in child.data.tags for child in children)
+    assert all(child.inputs.dataset_inputs for child in children)
     assert {child.info.status for child in children} == {"FINISHED"}
     assert len({child.data.params["optim.lr"] for child in children}) == 4
     assert {child.data.params["model.channels"] for child in children} == {"[4, 8]"}
@@ -42,11 +55,12 @@ def test_each_trial_is_one_closed_child_run_that_differs_in_what_is_searched(swe
     for child in children:
         steps = [metric.step for metric in client.get_metric_history(child.info.run_id, "val_accuracy")]
         assert steps == list(range(1, len(steps) + 1))
-        assert len(steps) == BASE.epochs or child in pruned
+        assert (len(steps) < BASE.epochs) if child in pruned else (len(steps) == BASE.epochs)
+        assert len(child.outputs.model_outputs if child.outputs else []) == (0 if child in pruned else 1)
 
 
 def test_the_best_is_the_best_of_the_finished_and_can_be_evaluated(swept, parent, features):
-    finished = [child for child in parent.children() if "best_val_accuracy" in child.data.metrics]
+    finished = [child for child in children_of(parent) if "best_val_accuracy" in child.data.metrics]
     best = max(child.data.metrics["best_val_accuracy"] for child in finished)
     assert swept["val_accuracy"] == best
     assert evaluate(swept["best_run_id"], features.path)["n"] == 13
@@ -66,11 +80,15 @@ def test_a_sweeps_name_is_taken_once_and_an_unknown_one_is_not_resumed(swept, fe
 
 
 def test_a_finished_sweep_resumed_runs_no_trial_again(swept, parent, features):
-    before = {child.info.run_id: child.info.end_time for child in parent.children()}
+    kept = [child for child in children_of(parent) if "mgc.pruned" not in child.data.tags]
     again = tune.tune(features.path, BASE, resume="first")
     assert again["best_run_id"] == swept["best_run_id"]
     assert again["parent_run_id"] == swept["parent_run_id"]
-    assert {child.info.run_id for child in parent.children()} == set(before)
+    now = {child.info.run_id: child for child in children_of(parent)}
+    assert len(now) == 4
+    for child in kept:
+        assert now[child.info.run_id].info.end_time == child.info.end_time
+        assert len(now[child.info.run_id].outputs.model_outputs) == 1
 
 
 def test_a_trial_that_fails_is_recorded_and_the_sweep_goes_on(features, ray_session, monkeypatch):
@@ -91,3 +109,58 @@ def test_every_dimension_of_the_space_is_a_field_of_the_configuration():
             node = node[part]
     assert set(tune.describe_space()) == set(tune.SPACE)
     assert checkpoint.CARD  # what marks a finished trial
+
+
+SWEEP = """
+import sys
+from dataclasses import replace
+from mgc import tune
+from mgc.config import ModelConfig, OptimConfig, TrainConfig
+from ray import tune as ray_tune
+base = TrainConfig(model=ModelConfig(channels=(4, 8)), optim=OptimConfig(batch_size=2), epochs=12)
+tune.SPACE = {"optim.lr": ray_tune.loguniform(1e-3, 1e-2)}
+resume = sys.argv[2] if sys.argv[3] == "resume" else None
+name = None if resume else sys.argv[2]
+print(tune.tune(sys.argv[1], base, trials=4, concurrent=2, name=name, resume=resume)["parent_run_id"])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("moment", ["before_tunes_first_snapshot", "in_an_epoch", "interrupt"])
+def test_a_sweep_killed_at_any_moment_goes_on_where_it_was(features, working_directory, moment):
+    """Each trial once, each metric step once, one parent run, whatever the moment."""
+    line = [sys.executable, "-c", SWEEP, str(features.path), moment]
+    folder = working_directory / "mlflow_runs" / "sweeps" / moment
+    driver = subprocess.Popen([*line, "start"], start_new_session=True, stderr=subprocess.PIPE, text=True)
+    wanted = {
+        "before_tunes_first_snapshot": lambda: (folder / tune.SWEEP).exists(),
+        "in_an_epoch": lambda: list(folder.glob("trials/*/state.safetensors")),
+        "interrupt": lambda: list(folder.glob("trials/*/state.safetensors")),
+    }[moment]
+    deadline = time.monotonic() + 120
+    while not wanted():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    if moment == "interrupt":
+        os.kill(driver.pid, signal.SIGINT)
+        driver.communicate(timeout=120)
+        assert driver.returncode != 0
+    else:
+        os.killpg(driver.pid, signal.SIGKILL)
+        driver.wait()
+    before = {note.parent.name: note.read_text() for note in folder.glob("trials/*/run_id")}
+    done = subprocess.run([*line, "resume"], capture_output=True, text=True, timeout=300, check=True)
+    parent = tracking.Run.find(tracking.existing_store(working_directory), done.stdout.split()[-1])
+    client = mlflow.MlflowClient(parent.uri)
+    assert client.get_run(parent.id).info.status == "FINISHED"
+    children = children_of(parent)
+    assert len(children) == 4
+    assert {child.info.status for child in children} == {"FINISHED"}
+    assert not any("mgc.error" in child.data.tags for child in children)
+    for trial, run_id in before.items():
+        if (folder / "trials" / trial).exists() and moment != "before_tunes_first_snapshot":
+            assert run_id in {child.info.run_id for child in children}
+    for child in children:
+        steps = [metric.step for metric in client.get_metric_history(child.info.run_id, "val_accuracy")]
+        assert steps == list(range(1, len(steps) + 1))
