@@ -34,6 +34,7 @@ from mgc.errors import InputError, RunError
 from mgc.features import LearningSet, Split
 from mgc.files import replacing
 from mgc.model import GenreCNN, predict_logits
+from mgc.synced_norm import SyncedBatchNorm
 
 STATE = "state.safetensors"
 
@@ -108,8 +109,7 @@ def fit(
     torch.manual_seed(config.seed)
     model = GenreCNN(config.model, len(data.genres), data.spec.shape)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if world > 1 and torch.device(device).type == "cuda":
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    SyncedBatchNorm.convert(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.optim.lr, weight_decay=config.optim.weight_decay)
     progress = _Progress.resume(folder, config, data, model, optimizer) or _Progress.begin(model)
     for point in progress.history:
@@ -172,23 +172,21 @@ def _train_epoch(
         for group in optimizer.param_groups:
             group["lr"] = lr
         mine = batch[rank::world]
-        # a rank without clips in the last batch still takes part in the gradients' sum, with weight 0
-        index_B = torch.from_numpy(mine if len(mine) else batch[:1]).to(mel_NFT.device)
+        index_B = torch.from_numpy(mine).to(mel_NFT.device)  # empty for some rank, it may be, in the last batch
         target_B = labels_N[index_B]
         logits_BG = learner(mel_NFT[index_B].float().unsqueeze(1))
         loss_B = functional.cross_entropy(
             logits_BG, target_B, label_smoothing=config.optim.label_smoothing, reduction="none"
         )
-        local = loss_B.sum() * float(len(mine) > 0)
+        local = loss_B.sum()
         if not math.isfinite(local.item()):
             raise RunError(f"loss is {local.item()} in epoch {epoch}, step {step + 1}; try a lower --lr than {lr:g}")
         optimizer.zero_grad(set_to_none=True)
         # DDP means over ranks; with this factor the sum is the mean over the whole batch, however it is shared
         (local * (world / len(batch))).backward()
         optimizer.step()
-        if len(mine):
-            right = (logits_BG.argmax(1) == target_B).sum().item()
-            sums += torch.tensor([local.item(), right], dtype=torch.float64)
+        right = (logits_BG.argmax(1) == target_B).sum().item()
+        sums += torch.tensor([local.item(), right], dtype=torch.float64)
     loss, right = (_sum_over_ranks(sums) / len(order_N)).tolist()
     return loss, right, lr
 

@@ -44,7 +44,8 @@ class GenreCNN(nn.Module):
         blocks: list[nn.Module] = []
         before = 1
         for filters in config.channels:
-            blocks += [nn.Conv2d(before, filters, 3, padding=1)]
+            # BatchNorm takes a bias out again: Adam would let it wander on rounding noise
+            blocks += [nn.Conv2d(before, filters, 3, padding=1, bias=not config.norm)]
             blocks += [nn.BatchNorm2d(filters)] if config.norm else []
             blocks += [nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(config.dropout)]
             before = filters

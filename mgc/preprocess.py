@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,8 +118,14 @@ def preprocess(
     if leaks:
         say(f"warning: {leak_message(leaks)}; mgc train will refuse this set")
     config = {"root": str(root), "subset": subset, "limit": limit, "clips": len(clips), **asdict(recipe)}
-    uri = tracking.open_store(target)
     _make_folder(target / SHARDS)
+    try:
+        uri = tracking.open_store(target)
+    except InputError:
+        for folder in (target / SHARDS, target):
+            with suppress(OSError):  # not empty: somebody's, or ours of before
+                folder.rmdir()
+        raise
     run = tracking.Run.start(uri, tracking.FEATURES_EXPERIMENT, name=target.name, step="preprocess", config=config)
     with run.closing():
         rate = _extract(missing, job, workers) if missing else 0.0

@@ -52,6 +52,12 @@ def test_every_command_and_flag_is_the_contracts():
         "ui": {"port"},
         "demo": {"out"},
     }  # fmt: skip
+    fields_of_the_configuration = "channels norm input-norm dropout head head-dropout lr schedule weight-decay"
+    fields_of_the_configuration += " label-smoothing batch-size epochs seed"
+    for command in ("train", "tune"):
+        help_text = python(f"from mgc import cli\ntry: cli.main(['{command}', '--help'])\nexcept SystemExit: pass")
+        for name in fields_of_the_configuration.split():
+            assert f"--{name} " in help_text or f"--{name}," in help_text, (command, name)
     assert flags["toy"]["clips_per_genre"] == 12
     assert flags["preprocess"]["min_seconds"] == 5.0
     assert flags["preprocess"]["max_quarantined"] == 0.05
@@ -138,6 +144,35 @@ def test_more_gpus_than_there_are_and_an_unknown_run_are_named(capsys, features)
     code, _, said = mgc("train", "--features", features.path, "--gpus", 99, capsys=capsys)
     assert (code, len(said.splitlines())) == (2, 1)
     assert "--gpus 99" in said
+
+
+def test_a_demo_never_empties_a_folder_of_somebody_elses(capsys, tmp_path):
+    (tmp_path / "project" / "data" / "fma_metadata").mkdir(parents=True)
+    (tmp_path / "project" / "thesis.txt").write_text("years of work")
+    (tmp_path / "file").write_text("")
+    for out in ("project", "file"):
+        code, _, said = mgc("demo", "--out", tmp_path / out, capsys=capsys)
+        assert (code, len(said.splitlines())) == (2, 1)
+        assert out in said
+    assert (tmp_path / "project" / "thesis.txt").read_text() == "years of work"
+    assert (tmp_path / "project" / "data" / "fma_metadata").is_dir()
+
+
+@pytest.mark.parametrize("uri", ["foo://x", "http://127.0.0.1:1", "sqlite:////proc/no/mlflow.db"])
+def test_a_store_that_cannot_be_opened_is_named_before_anything_is_written(capsys, mini, tmp_path, monkeypatch, uri):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    code, _, said = mgc("preprocess", "--root", mini, "--out", tmp_path / "features", capsys=capsys)
+    assert (code, len(said.splitlines())) == (2, 1)
+    assert uri in said
+    assert not (tmp_path / "features").exists()
+
+
+def test_asking_for_a_run_makes_no_store(capsys, features, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none.db")
+    code, _, said = mgc("evaluate", "--run", "x", "--features", features.path, capsys=capsys)
+    assert code == 2
+    assert "none.db" in said
+    assert not (tmp_path / "none.db").exists()
 
 
 def test_with_json_an_error_is_json_too(capsys, tmp_path):

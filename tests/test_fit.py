@@ -159,10 +159,13 @@ def _one_rank(rank, world, port, config, data, folder):
     os._exit(0)  # gloo's threads now and then abort a process that takes the group down at its end
 
 
+@pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("batch_size", [8, 43])  # 44 clips: 5 batches and half a one; one batch and a single clip
-def test_two_ranks_reach_what_one_process_reaches(data, tmp_path, batch_size):
+def test_two_ranks_reach_what_one_process_reaches(data, tmp_path, batch_size, norm):
     optim = OptimConfig(batch_size=batch_size, label_smoothing=0.1)
-    config = TrainConfig(model=ModelConfig(channels=(4, 8), dropout=0.0), optim=optim, epochs=3)
+    head = "avgmax" if norm else "flatten"
+    model = ModelConfig(channels=(4, 8), dropout=0.0, norm=norm, input_norm=norm, head=head)
+    config = TrainConfig(model=model, optim=optim, epochs=3)
     fit(config, data, tmp_path / "one")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -234,6 +234,8 @@ def test_too_many_quarantined_clips_fail_the_run_and_a_higher_limit_finishes_it_
     result = preprocess(collection, out, clips_per_shard=4, max_quarantined=0.1)
     assert (result["written"], result["skipped"], result["quarantined"]) == (0, 18, 2)
     assert contents(out) == contents(made[0])
+    with pytest.raises(RunError, match="2 of 20 clips failed"):  # a finished set is held to the limit too
+        preprocess(collection, out, clips_per_shard=4, max_quarantined=0.09)
 
 
 # Other input into the same folder

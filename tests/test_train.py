@@ -15,7 +15,9 @@ from mgc.train import train
 CONFIG = TrainConfig(
     model=ModelConfig(channels=(4, 8), norm=True, head="avgmax"), optim=OptimConfig(lr=0.01, batch_size=8), epochs=6
 )
-PLAIN = TrainConfig(model=ModelConfig(channels=(4, 8), dropout=0.0), optim=OptimConfig(batch_size=8), epochs=3)
+PLAIN = TrainConfig(
+    model=ModelConfig(channels=(4, 8), dropout=0.0, norm=True, head="avgmax"), optim=OptimConfig(batch_size=8), epochs=3
+)
 LEAK = {"by": "id", "artist_id": "7", "artist_name": "AWOL", "splits": {"training": 2, "test": 1}}
 
 
@@ -131,12 +133,15 @@ def test_a_leaking_set_is_refused_by_name_unless_allowed_and_then_tagged(tmp_pat
 
 
 def test_more_gpus_than_there_are_is_refused_before_anything_is_written(features, client):
-    before = len(client.search_runs(["1", "2"]))
+    experiments = [client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id]
+    before = len(client.search_runs(experiments))
     with pytest.raises(InputError, match=r"--gpus 99: there (is|are) \d+ here"):
         train(features.path, PLAIN, gpus=99)
+    with pytest.raises(InputError, match="--gpus 1 --workers 2"):
+        train(features.path, PLAIN, gpus=1, workers=2)
     with pytest.raises(InputError, match="--workers 0"):
         train(features.path, PLAIN, workers=0)
-    assert len(client.search_runs(["1", "2"])) == before
+    assert len(client.search_runs(experiments)) == before
 
 
 def test_a_failed_run_is_kept_as_failed_with_its_reason(features, client):

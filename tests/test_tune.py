@@ -121,7 +121,7 @@ base = TrainConfig(model=ModelConfig(channels=(4, 8)), optim=OptimConfig(batch_s
 tune.SPACE = {"optim.lr": ray_tune.loguniform(1e-3, 1e-2)}
 resume = sys.argv[2] if sys.argv[3] == "resume" else None
 name = None if resume else sys.argv[2]
-print(tune.tune(sys.argv[1], base, trials=4, concurrent=2, name=name, resume=resume)["parent_run_id"])
+print(tune.tune(sys.argv[1], base, trials=3, concurrent=2, name=name, resume=resume)["parent_run_id"])
 """
 
 
@@ -155,7 +155,7 @@ def test_a_sweep_killed_at_any_moment_goes_on_where_it_was(features, working_dir
     client = mlflow.MlflowClient(parent.uri)
     assert client.get_run(parent.id).info.status == "FINISHED"
     children = children_of(parent)
-    assert len(children) == 4
+    assert len(children) == 3
     assert {child.info.status for child in children} == {"FINISHED"}
     assert not any("mgc.error" in child.data.tags for child in children)
     for trial, run_id in before.items():
