@@ -134,7 +134,8 @@ def fit(
     best = progress.best
     model.load_state_dict(progress.best_weights)
     _, train_accuracy = _evaluate(model, *_tensors(_share(data.training, rank, world), device))
-    figures = {"best_epoch": best.epoch, "train_accuracy": train_accuracy, "val_accuracy": best.val_accuracy}
+    figures = {"best_epoch": best.epoch, "train_accuracy": train_accuracy}
+    figures |= {"val_accuracy": best.val_accuracy, "val_loss": best.val_loss}
     if rank == 0:
         card = checkpoint.Card(config, data.genres, data.spec, data.fingerprint, figures)
         checkpoint.write(folder, progress.best_weights, card)

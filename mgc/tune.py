@@ -314,7 +314,8 @@ def _conclude(sweep: Sweep, folder: Path, results: Any, parent: tracking.Run) ->
     counts = {"trials": len(ended), "failed": ended.count("failed"), "pruned": ended.count("pruned")}
     if not kept:
         raise RunError(f"tune: none of {len(ended)} trials ran to its end ({counts['failed']} failed); see «mgc ui»")
-    card, work = max(kept, key=lambda pair: pair[0].figures[METRIC])
+    # of equals the one of the lowest loss, as within a fit
+    card, work = max(kept, key=lambda pair: (pair[0].figures[METRIC], -pair[0].figures["val_loss"]))
     config, config_file = card.config.to_dict(), folder / BEST_CONFIG
     write_text(json.dumps(config, indent=1) + "\n", config_file)
     best_run_id = (work / RUN_ID).read_text()
