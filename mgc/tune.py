@@ -13,22 +13,22 @@ import logging
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from ray import tune as ray_tune
 
 from mgc import checkpoint, tracking
-from mgc.config import TrainConfig, overlay
+from mgc.config import TrainConfig
 from mgc.console import Progress, say
 from mgc.errors import InputError, RunError
 from mgc.features import LearningSet
 from mgc.files import write_text
-from mgc.fit import Epoch, fit, is_kept
+from mgc.fit import is_kept
 from mgc.ray_session import connect
-from mgc.train import describe, keep, open_for_learning
+from mgc.train import describe, open_for_learning
+from mgc.trial import METRIC, OUTCOME, RUN_ID, SWEEP, Sweep, close, outcome_of, run_trial
 
 SPACE: dict[str, Any] = {
     "model.norm": ray_tune.choice([False, True]),
@@ -42,42 +42,8 @@ SPACE: dict[str, Any] = {
 }
 """What is searched: fields of the configuration by their dotted names."""
 
-METRIC = "val_accuracy"
-SWEEP = "sweep.json"
 BEST_CONFIG = "best_config.json"
-RUN_ID, OUTCOME = "run_id", "outcome"
-"""Files in a trial's folder: its MLflow run, and how it ended if not with a kept model."""
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A sweep as its folder remembers it."""
-
-    features: str
-    fingerprint: str
-    base: dict[str, Any]
-    """The configuration that the trials change."""
-    trials: int
-    concurrent: int
-    uri: str
-    parent_run_id: str
-
-    @classmethod
-    def read(cls, folder: Path) -> Sweep:
-        """The sweep of a folder.
-
-        Raises
-        ------
-        InputError
-            There is none.
-        """
-        try:
-            return cls(**json.loads((folder / SWEEP).read_text()))
-        except OSError:
-            known = ", ".join(sorted(path.parent.name for path in folder.parent.glob(f"*/{SWEEP}"))) or "none"
-            raise InputError(f"--resume {folder.name}: no such sweep; there are: {known}") from None
-        except (ValueError, TypeError) as error:
-            raise InputError(f"{folder / SWEEP}: damaged ({error}); start a new sweep") from None
+"""The winner's configuration, in the sweep's folder; ``--config`` reads it."""
 
 
 def tune(
@@ -169,7 +135,7 @@ def _run(sweep: Sweep, folder: Path, data: LearningSet, *, resume: bool) -> Any:
     epochs, seed = int(sweep.base["epochs"]), int(sweep.base["seed"])
     gpus = float(ray.cluster_resources().get("GPU", 0))
     resources = {"cpu": max(1, cpus // sweep.concurrent), "gpu": min(1.0, gpus / sweep.concurrent)}
-    trainable = ray_tune.with_parameters(_trial, sweep=sweep, folder=folder, data=data, resources=resources)
+    trainable = ray_tune.with_parameters(run_trial, sweep=sweep, folder=folder, data=data, resources=resources)
     trainable = ray_tune.with_resources(trainable, resources)
     path = folder / "tune"
     if resume and ray_tune.Tuner.can_restore(str(path)):  # not before Tune's first snapshot
@@ -198,55 +164,6 @@ def _trial_id(trial: Any) -> str:
     return str(trial.trial_id)
 
 
-def _trial(
-    sample: dict[str, Any], *, sweep: Sweep, folder: Path, data: LearningSet, resources: dict[str, float]
-) -> None:
-    """One trial, in its own process; it owns its MLflow run, and takes it up again when the sweep is resumed.
-
-    Tune hears of the best accuracy so far after each epoch, but of the last one only when the model is kept: stopping
-    a trial there costs nothing.
-    """
-    work = folder / "trials" / ray_tune.get_context().get_trial_id()
-    torch.set_num_threads(int(resources["cpu"]))
-    config = overlay(overlay(TrainConfig(), sweep.base), _tree(sample))
-    if not is_kept(work):
-        run = _own_run(sweep, work, config)
-        best = 0.0
-
-        def report(point: Epoch) -> None:
-            nonlocal best
-            best = max(best, point.val_accuracy)
-            run.metrics(point.metrics(), epoch=point.epoch, at=point.ended)
-            if point.epoch < config.epochs:
-                ray_tune.report({METRIC: best, "epoch": point.epoch})
-
-        with run.closing():
-            device = "cuda" if resources["gpu"] > 0 else "cpu"
-            keep(run, fit(config, data, work, on_epoch=report, device=device), data)
-    ray_tune.report({METRIC: checkpoint.read(work)[1].figures[METRIC], "epoch": config.epochs})
-
-
-def _own_run(sweep: Sweep, work: Path, config: TrainConfig) -> tracking.Run:
-    """The trial's MLflow run: the one its folder names, or a new one."""
-    note = work / RUN_ID
-    if note.exists():
-        run = tracking.Run(sweep.uri, note.read_text())
-        run.reopen()
-        return run
-    run = tracking.Run.start(
-        sweep.uri,
-        tracking.EXPERIMENT,
-        name=work.name,
-        step="trial",
-        config=config.to_dict(),
-        parent=sweep.parent_run_id,
-    )
-    run.features(Path(sweep.features), sweep.fingerprint, "training")
-    work.mkdir(parents=True, exist_ok=True)
-    write_text(run.id, note)
-    return run
-
-
 class _Watch(ray_tune.Callback):  # type: ignore[misc]
     """Shows the sweep's progress, and notes how each trial ended whose model was not kept: pruned or failed."""
 
@@ -258,7 +175,7 @@ class _Watch(ray_tune.Callback):  # type: ignore[misc]
 
     def setup(self, **_: Any) -> None:
         self.progress = Progress("tune", self.trials, "trials")
-        self.progress.done = sum(_outcome(work) is not None for work in (self.folder / "trials").glob("*"))
+        self.progress.done = sum(outcome_of(work) is not None for work in (self.folder / "trials").glob("*"))
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         self.best = max(self.best, result[METRIC])
@@ -287,25 +204,17 @@ class _Watch(ray_tune.Callback):  # type: ignore[misc]
         return self.__dict__ | {"progress": None}
 
 
-def _outcome(work: Path) -> str | None:
-    """How a trial ended: kept, pruned or failed; None while it has not."""
-    if is_kept(work):
-        return "kept"
-    note = work / OUTCOME
-    return note.read_text() if note.exists() else None
-
-
 def _conclude(sweep: Sweep, folder: Path, results: Any, parent: tracking.Run) -> dict[str, Any]:
     """Close what the trials left open, choose the best of those whose model is kept, and keep its configuration."""
     trials = {folder / "trials" / Path(result.path).name: result.error for result in results}
-    outcomes = {work: _outcome(work) for work in trials}
+    outcomes = {work: outcome_of(work) for work in trials}
     for work, outcome in outcomes.items():
         if outcome == "pruned":
-            _close(sweep, work, "FINISHED", {"mgc.pruned": "true"})
+            close(sweep, work, "FINISHED", {"mgc.pruned": "true"})
         elif outcome == "failed":
-            _close(sweep, work, "FAILED", {"mgc.error": str(trials[work]).strip().splitlines()[-1][:5000]})
+            close(sweep, work, "FAILED", {"mgc.error": str(trials[work]).strip().splitlines()[-1][:5000]})
         elif outcome is None:
-            _close(sweep, work, "KILLED", {})
+            close(sweep, work, "KILLED", {})
     ended = [outcome for outcome in outcomes.values() if outcome]
     if len(ended) < sweep.trials:
         say(f"tune: {len(ended)} of {sweep.trials} trials ended; go on with --resume {folder.name}")
@@ -330,27 +239,6 @@ def _conclude(sweep: Sweep, folder: Path, results: Any, parent: tracking.Run) ->
         "val_accuracy": card.figures[METRIC],
         "config_file": str(config_file),
     }
-
-
-def _close(sweep: Sweep, work: Path, status: str, tags: dict[str, str]) -> None:
-    """End the run of a trial that was stopped or killed before it could."""
-    note = work / RUN_ID
-    if note.exists():
-        run = tracking.Run(sweep.uri, note.read_text())
-        run.tag(tags)
-        run.finish(status)
-
-
-def _tree(sample: dict[str, Any]) -> dict[str, Any]:
-    """``{"model.dropout": 0.1}`` as ``{"model": {"dropout": 0.1}}``."""
-    tree: dict[str, Any] = {}
-    for name, value in sample.items():
-        *path, leaf = name.split(".")
-        node = tree
-        for part in path:
-            node = node.setdefault(part, {})
-        node[leaf] = value
-    return tree
 
 
 if __name__ == "__main__":
