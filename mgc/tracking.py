@@ -182,7 +182,10 @@ class Run:
         self._client.log_batch(self.id, tags=[RunTag(key, value) for key, value in tags.items()], synchronous=True)
 
     def metrics(self, values: Mapping[str, float], *, epoch: int = 0, at: float | None = None) -> None:
-        """Log metrics, all at once, at one epoch, which ended ``at`` (Unix seconds); logged twice they stand once."""
+        """Log metrics, all at once, at one epoch, which ended ``at`` (Unix seconds, now by default).
+
+        Logged again with the same ``at`` they stand once.
+        """
         milliseconds = int(1000 * (time.time() if at is None else at))
         batch = [Metric(key, float(value), milliseconds, epoch) for key, value in values.items()]
         self._client.log_batch(self.id, metrics=batch, synchronous=True)

@@ -89,9 +89,7 @@ def run_trial(
 
 def _own_run(sweep: Sweep, work: Path, config: TrainConfig) -> tracking.Run:
     """The trial's MLflow run: the one its folder names, or a new one."""
-    note = work / RUN_ID
-    if note.exists():
-        run = tracking.Run(sweep.uri, note.read_text())
+    if run := run_of(sweep, work):
         run.reopen()
         return run
     run = tracking.Run.start(
@@ -104,8 +102,14 @@ def _own_run(sweep: Sweep, work: Path, config: TrainConfig) -> tracking.Run:
     )
     run.features(Path(sweep.features), sweep.fingerprint, "training")
     work.mkdir(parents=True, exist_ok=True)
-    write_text(run.id, note)
+    write_text(run.id, work / RUN_ID)
     return run
+
+
+def run_of(sweep: Sweep, work: Path) -> tracking.Run | None:
+    """The MLflow run that a trial's folder names; None while it has none."""
+    note = work / RUN_ID
+    return tracking.Run(sweep.uri, note.read_text()) if note.exists() else None
 
 
 def outcome_of(work: Path) -> str | None:
@@ -118,9 +122,7 @@ def outcome_of(work: Path) -> str | None:
 
 def close(sweep: Sweep, work: Path, status: str, tags: dict[str, str]) -> None:
     """End the run of a trial that was stopped or killed before it could."""
-    note = work / RUN_ID
-    if note.exists():
-        run = tracking.Run(sweep.uri, note.read_text())
+    if run := run_of(sweep, work):
         run.tag(tags)
         run.finish(status)
 

@@ -28,7 +28,7 @@ from mgc.files import write_text
 from mgc.fit import is_kept
 from mgc.ray_session import connect
 from mgc.train import describe, open_for_learning
-from mgc.trial import METRIC, OUTCOME, RUN_ID, SWEEP, Sweep, close, outcome_of, run_trial
+from mgc.trial import METRIC, OUTCOME, SWEEP, Sweep, close, outcome_of, run_of, run_trial
 
 SPACE: dict[str, Any] = {
     "model.norm": ray_tune.choice([False, True]),
@@ -227,14 +227,15 @@ def _conclude(sweep: Sweep, folder: Path, results: Any, parent: tracking.Run) ->
     card, work = max(kept, key=lambda pair: (pair[0].figures[METRIC], -pair[0].figures["val_loss"]))
     config, config_file = card.config.to_dict(), folder / BEST_CONFIG
     write_text(json.dumps(config, indent=1) + "\n", config_file)
-    best_run_id = (work / RUN_ID).read_text()
+    best_run = run_of(sweep, work)
+    assert best_run is not None
     parent.file(config_file)
     parent.metrics({"best_val_accuracy": card.figures[METRIC], **counts})
-    parent.tag({"mgc.best_run_id": best_run_id})
+    parent.tag({"mgc.best_run_id": best_run.id})
     return {
         "parent_run_id": parent.id,
         **counts,
-        "best_run_id": best_run_id,
+        "best_run_id": best_run.id,
         "best_config": config,
         "val_accuracy": card.figures[METRIC],
         "config_file": str(config_file),
