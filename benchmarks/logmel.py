@@ -36,7 +36,8 @@ def reference(path: str) -> np.ndarray:
 
 def ours(path: str) -> np.ndarray:
     """What preprocessing does."""
-    return log_mel(audio.load(path, sample_rate=SPEC.sample_rate, seconds=SPEC.seconds).samples, SPEC)
+    with open(path, "rb") as file:
+        return log_mel(audio.load(file, sample_rate=SPEC.sample_rate, seconds=SPEC.seconds).samples, SPEC)
 
 
 def main(paths: list[str]) -> None:

@@ -6,7 +6,6 @@ An artist in two splits lets a model score by recognising the artist; on FMA tha
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
     from pathlib import Path
 
+    from mgc.folder import Folder
     from mgc.tracks import Tracks
 
 _MIDDLE_BYTES = 64 << 10
@@ -71,23 +71,19 @@ def audit(root: str | Path, *, subset: str = "small") -> dict[str, Any]:
 
 def _file_sizes(tracks: Tracks) -> tuple[dict[str, int], list[str]]:
     """Sizes in bytes by path; and the paths where nothing is."""
-    sizes, missing = {}, []
-    for path in tracks.table["path"].to_pylist():
-        try:
-            sizes[path] = os.stat(tracks.audio_root / path).st_size
-        except (OSError, ValueError):  # ValueError: a NUL in the name
-            missing.append(path)
-    return sizes, missing
+    paths = tracks.table["path"].to_pylist()
+    sizes = dict(zip(paths, tracks.audio_root.sizes(paths), strict=True))
+    return {path: size for path, size in sizes.items() if size >= 0}, [path for path in paths if sizes[path] < 0]
 
 
-def _duplicates(audio_root: Path, sizes: dict[str, int]) -> list[list[str]]:
+def _duplicates(audio_root: Folder, sizes: dict[str, int]) -> list[list[str]]:
     """Groups of files that are the same to the byte; a whole file is read only where size and middle agree."""
 
     def middle(path: str) -> bytes | None:
-        return _sha1(audio_root / path, max(0, (sizes[path] - _MIDDLE_BYTES) // 2), _MIDDLE_BYTES)
+        return _sha1(audio_root, path, max(0, (sizes[path] - _MIDDLE_BYTES) // 2), _MIDDLE_BYTES)
 
     def whole(path: str) -> bytes | None:
-        return _sha1(audio_root / path)
+        return _sha1(audio_root, path)
 
     groups = _alike((path for path, size in sizes.items() if size), lambda path: sizes[path])
     for key in (middle, whole):
@@ -104,10 +100,10 @@ def _alike(paths: Iterable[str], key: Callable[[str], Hashable | None]) -> list[
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _sha1(file: Path, offset: int = 0, size: int | None = None) -> bytes | None:
+def _sha1(folder: Folder, path: str, offset: int = 0, size: int | None = None) -> bytes | None:
     """Hash of a file or of ``size`` bytes of it; None where it cannot be read (preprocessing says why)."""
     try:
-        with file.open("rb") as handle:
+        with folder.open(path) as handle:
             if size is None:
                 return hashlib.file_digest(handle, "sha1").digest()
             handle.seek(offset)

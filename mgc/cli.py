@@ -21,6 +21,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 from mgc.config import PRESETS, TrainConfig, read_config
 from mgc.console import say
 from mgc.errors import InputError, MgcError
+from mgc.folder import Folder
 from mgc.ray_session import disconnect
 
 Preset: TypeAlias = Literal["baseline", "regularized"]
@@ -95,9 +96,9 @@ class Preprocess(Output):
     """Turn a collection into a feature set: log-Mel spectrograms in Parquet shards."""
 
     root: str
-    """FMA folder, folder with a folder per genre, or CSV file (path,genre[,split,artist])."""
-    out: Path
-    """Folder of the feature set; what is finished in it is kept."""
+    """FMA folder, folder with a folder per genre, or CSV file (path,genre[,split,artist]); a path or a URI (s3://…)."""
+    out: str
+    """Folder of the feature set, by path or URI; what is finished in it is kept, new clips get new shards."""
     subset: str = "small"
     """Of an FMA folder: small, medium or large."""
     workers: int | None = None
@@ -106,10 +107,16 @@ class Preprocess(Output):
     """Take only so many clips, drawn over all splits."""
     min_seconds: float = 5.0
     """Quarantine clips with less audio."""
+    keep_damaged: bool = False
+    """Make features, too, of clips that decode to clearly less audio than their file promises."""
+    clip_timeout: float = 60.0
+    """Seconds that decoding one clip may take before it is quarantined."""
     max_quarantined: float = 0.05
     """Share of the clips that may fail before the job does."""
     clips_per_shard: int = 64
     """Clips in a Parquet file."""
+    overwrite: bool = False
+    """Replace a set of another recipe or other clips; shards that stay as they are are kept."""
 
     def run(self) -> dict[str, Any]:
         from mgc import preprocess
@@ -121,8 +128,11 @@ class Preprocess(Output):
             workers=self.workers,
             limit=self.limit,
             min_seconds=self.min_seconds,
+            keep_damaged=self.keep_damaged,
+            clip_timeout=self.clip_timeout,
             max_quarantined=self.max_quarantined,
             clips_per_shard=self.clips_per_shard,
+            overwrite=self.overwrite,
         )
 
 
@@ -130,7 +140,7 @@ class Preprocess(Output):
 class Learning(Output):
     """What training and tuning share; the configuration starts from the preset, then --config, then single flags."""
 
-    features: Path
+    features: str
     """A finished feature set."""
     preset: Preset = DEFAULT_PRESET
     """baseline is the seed's plain CNN, regularized what helps it most."""
@@ -198,7 +208,7 @@ class Evaluate(Output):
 
     run_id: Annotated[str, arg(name="run")]
     """MLflow run of a training or a trial."""
-    features: Path
+    features: str
     """A finished feature set."""
     split: Literal["training", "validation", "test"] = "test"
 
@@ -243,7 +253,7 @@ class Ui(Output):
     def run(self) -> dict[str, Any]:
         from mgc import tracking
 
-        uri = tracking.existing_store(Path.cwd())
+        uri = tracking.existing_store(Folder.at(Path.cwd()))
         if self.json:  # now, because the server takes this process's place
             print(json.dumps({"uri": uri, "url": f"http://127.0.0.1:{self.port}"}), flush=True)
         tracking.serve(uri, self.port)

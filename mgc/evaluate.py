@@ -38,13 +38,13 @@ def evaluate(run_id: str, features: str | Path, *, split: str = "test") -> dict[
         No such run, or run and feature set do not go together.
     """
     feature_set = FeatureSet.open(features)
-    run = tracking.Run.find(tracking.existing_store(feature_set.path), run_id)
+    run = tracking.Run.find(tracking.existing_store(feature_set.folder), run_id)
     with tempfile.TemporaryDirectory() as folder:
         model, card = checkpoint.read(run.checkpoint(Path(folder)))
     manifest = feature_set.manifest
     if (card.genres, card.spec) != (manifest.genres, manifest.spec):
         raise InputError(
-            f"--features {feature_set.path}: other genres or another log-Mel recipe than run {run_id} was trained on"
+            f"--features {feature_set.folder}: other genres or another log-Mel recipe than run {run_id} was trained on"
         )
     clips = feature_set.load(split)
     scores = score_model(model, clips, card.genres)
@@ -57,7 +57,7 @@ def evaluate(run_id: str, features: str | Path, *, split: str = "test") -> dict[
     )
     facts = {
         "run": run_id,
-        "features": f"{feature_set.path} ({manifest.fingerprint[:12]}…)",
+        "features": f"{feature_set.folder} ({manifest.fingerprint[:12]}…)",
         "trained on the same features": "yes" if card.fingerprint == manifest.fingerprint else "no",
         **card.figures,
         **tracking.flatten(card.config.to_dict()),

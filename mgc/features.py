@@ -1,18 +1,19 @@
 """The feature set: a directory of Parquet shards that anyone can read, and the manifest that makes it whole.
 
-    manifest.json        written last, by rename: without it the set is unfinished and is refused here
+    plan.parquet         written first: which clip goes to which shard
+    manifest.json        written last: without it the set is unfinished and is refused here
     shards/training-00003-of-00016.parquet
     quarantine.parquet   the clips that gave no feature, each with its reason
     README.md            the card: what is inside, and the lines that read it elsewhere
 
-This module owns the contract and its reading; ``mgc.shards`` writes the shards, ``mgc.preprocess`` drives them.
+This module owns the contract and its reading; ``mgc.plan`` owns the plan, ``mgc.shards`` writes the shards and
+``mgc.preprocess`` drives them.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,14 +21,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mgc.errors import InputError
+from mgc.folder import Folder
 from mgc.logmel import LogMelSpec
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
-FORMAT = 1
+FORMAT = 2
 """Version of the layout; a reader refuses another."""
 MANIFEST = "manifest.json"
+PLAN = "plan.parquet"
 QUARANTINE = "quarantine.parquet"
 SHARDS = "shards"
 
@@ -41,6 +46,8 @@ SCHEMA = pa.schema(
         ("path", pa.string()),
         ("source_sha1", pa.string()),
         ("seconds", pa.float64()),
+        ("promised_seconds", pa.float64()),
+        ("damaged", pa.bool_()),
         ("padded", pa.bool_()),
         ("mean_db", pa.float32()),
         ("std_db", pa.float32()),
@@ -48,7 +55,8 @@ SCHEMA = pa.schema(
     ]
 )
 """A shard row. ``logmel`` is the z-scored matrix as little-endian float16 in C order (a ``binary`` column reads 2.8
-times as fast as Arrow's fixed-shape tensor); its shape, dtype and recipe are in the schema's metadata."""
+times as fast as Arrow's fixed-shape tensor); its shape, dtype and recipe are in the schema's metadata. ``seconds`` of
+the ``promised_seconds`` of the file's headers came out, as far as a feature reaches; clearly fewer are ``damaged``."""
 
 QUARANTINE_SCHEMA = pa.schema(
     [
@@ -83,7 +91,7 @@ class Manifest:
     fingerprint: str
     """Hash of recipe, decoder, plan and source files; a set with another one is another set."""
     recipe: dict[str, Any]
-    """What the fingerprint covers but for the tracks: spec, decoder, min_seconds, clips_per_shard, seed."""
+    """What the fingerprint covers but for the clips: the fields of ``mgc.plan.Recipe``."""
     genres: tuple[str, ...]
     """Label i is ``genres[i]``."""
     clips: dict[str, dict[str, int]]
@@ -144,27 +152,27 @@ class LearningSet:
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """A finished feature set on disk."""
+    """A finished feature set."""
 
-    path: Path
+    folder: Folder
     manifest: Manifest
 
     @classmethod
-    def open(cls, path: str | Path) -> FeatureSet:
-        """Open a set by its manifest.
+    def open(cls, path: str | Path | Folder) -> FeatureSet:
+        """Open a set by its manifest; ``path`` may be the URI of a folder in an object store.
 
         Raises
         ------
         InputError
             There is no such directory, the set is unfinished, or the manifest cannot be read.
         """
-        path = Path(path).absolute()
-        if not path.is_dir():
-            raise InputError(f"--features {path}: no such directory; make it with «mgc preprocess --out {path}»")
-        manifest = read_manifest(path)
+        folder = Folder.at(path)
+        if folder.kind() != "folder":
+            raise InputError(f"--features {folder}: no such directory; make it with «mgc preprocess --out {folder}»")
+        manifest = read_manifest(folder)
         if manifest is None:
-            raise InputError(f"--features {path}: unfinished (no {MANIFEST}); run the same «mgc preprocess» again")
-        return cls(path, manifest)
+            raise InputError(f"--features {folder}: unfinished (no {MANIFEST}); run the same «mgc preprocess» again")
+        return cls(folder, manifest)
 
     def load(self, split: str) -> Split:
         """Read one split into memory: 330 kB a clip.
@@ -177,7 +185,7 @@ class FeatureSet:
         entries = [entry for entry in self.manifest.shards if entry.split == split]
         rows = sum(entry.rows for entry in entries)
         if rows == 0:
-            raise InputError(f"--features {self.path}: no clips in split «{split}»")
+            raise InputError(f"--features {self.folder}: no clips in split «{split}»")
         mel_NFT = np.empty((rows, *self.manifest.spec.shape), np.float16)
         columns: dict[str, list[Any]] = {"label": [], "track_id": [], "path": []}
         start = 0
@@ -186,7 +194,7 @@ class FeatureSet:
             try:
                 mel_NFT[start : start + entry.rows] = logmels(table, self.manifest.spec.shape)
             except (ValueError, TypeError) as error:
-                raise InputError(f"{self.path / entry.file}: {error}") from None
+                raise InputError(f"{self.folder}/{entry.file}: {error}") from None
             start += entry.rows
             for name, values in columns.items():
                 values.extend(table[name].to_pylist())
@@ -206,12 +214,13 @@ class FeatureSet:
 
     def _read(self, entry: ShardEntry) -> pa.Table:
         try:
-            table = pq.read_table(self.path / entry.file, columns=["label", "track_id", "path", "logmel"])
+            with self.folder.random_access(entry.file) as file:
+                table = pq.read_table(file, columns=["label", "track_id", "path", "logmel"])
         except (OSError, pa.ArrowException) as error:
             reason = str(error).splitlines()[0]
-            raise InputError(f"{self.path / entry.file}: cannot be read ({reason}); preprocess again") from None
+            raise InputError(f"{self.folder}/{entry.file}: cannot be read ({reason}); preprocess again") from None
         if len(table) != entry.rows:
-            raise InputError(f"{self.path / entry.file}: {len(table)} rows, the manifest says {entry.rows}")
+            raise InputError(f"{self.folder}/{entry.file}: {len(table)} rows, the manifest says {entry.rows}")
         return table
 
 
@@ -226,7 +235,14 @@ def logmels(table: pa.Table, shape: tuple[int, int]) -> NDArray[np.float16]:
     return data.reshape(len(values), *shape)
 
 
-def read_manifest(path: Path) -> Manifest | None:
+def parquet_bytes(table: pa.Table) -> pa.Buffer:
+    """A table as the bytes of a Parquet file; the same table gives the same bytes."""
+    stream = pa.BufferOutputStream()
+    pq.write_table(table, stream, compression="zstd", use_dictionary=["split", "genre"])
+    return stream.getvalue()
+
+
+def read_manifest(folder: Folder) -> Manifest | None:
     """The manifest of a set, or None while the set is unfinished.
 
     Raises
@@ -234,9 +250,9 @@ def read_manifest(path: Path) -> Manifest | None:
     InputError
         The file is there and is not a manifest of this format.
     """
-    file = path / MANIFEST
+    file = f"{folder}/{MANIFEST}"
     try:
-        manifest = Manifest.from_json(file.read_text())
+        manifest = Manifest.from_json(folder.read(MANIFEST).decode())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, KeyError, TypeError, ValueError) as error:

@@ -8,7 +8,8 @@ The layout is documented at https://github.com/mdeff/fma.
 from __future__ import annotations
 
 import csv
-from pathlib import Path
+import io
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,11 +18,14 @@ import pyarrow.csv as pacsv
 from mgc.errors import InputError
 from mgc.splits import SPLITS
 
+if TYPE_CHECKING:
+    from mgc.folder import Folder
+
 SUBSETS = ("small", "medium", "large")
 """From the smallest to the largest; each includes those before it."""
 
 
-TRACKS_CSV = Path("fma_metadata") / "tracks.csv"
+TRACKS_CSV = "fma_metadata/tracks.csv"
 
 NEEDED = {
     "track_id": "track_id",
@@ -35,9 +39,9 @@ OPTIONAL = {"title": "track.title", "duration": "track.duration"}
 """Our column: FMA's, as its first two header rows joined by a dot."""
 
 
-def is_fma(root: Path) -> bool:
+def is_fma(root: Folder) -> bool:
     """Whether ``root`` is laid out like FMA, be it incomplete: any of its own folders is there."""
-    return any((root / name).is_dir() for name in ("fma_metadata", *(f"fma_{subset}" for subset in SUBSETS)))
+    return any(root.kind(name) == "folder" for name in ("fma_metadata", *(f"fma_{subset}" for subset in SUBSETS)))
 
 
 def clip_path(track_id: int, subset: str) -> str:
@@ -58,7 +62,7 @@ def check_subset(subset: str) -> None:
         raise InputError(f"subset={subset!r} is not one of FMA's; choose from {', '.join(SUBSETS)}")
 
 
-def read(root: Path, subset: str) -> tuple[pa.Table, dict[str, int]]:
+def read(root: Folder, subset: str) -> tuple[pa.Table, dict[str, int]]:
     """Read the rows of one subset from FMA's ``tracks.csv``.
 
     Parameters
@@ -83,12 +87,12 @@ def read(root: Path, subset: str) -> tuple[pa.Table, dict[str, int]]:
         No such root or file, columns missing, an unknown or an empty subset, a cell that is no number or no split.
     """
     check_subset(subset)
-    if not root.is_dir():
+    if root.kind() != "folder":
         raise InputError(f"{root}: no such folder; give the folder that holds fma_metadata and fma_{subset}")
-    file = root / TRACKS_CSV
-    if not file.is_file():
-        raise InputError(f"{root}: no {TRACKS_CSV.as_posix()}; unpack fma_metadata.zip there")
-    rows = _parse(file)
+    if root.kind(TRACKS_CSV) != "file":
+        raise InputError(f"{root}: no {TRACKS_CSV}; unpack fma_metadata.zip there")
+    file = f"{root}/{TRACKS_CSV}"
+    rows = _parse(root)
     chosen = _of_subset(rows, subset, file)
     with_genre = chosen.filter(pc.is_valid(chosen["genre"]))
     if not with_genre.num_rows:
@@ -112,7 +116,7 @@ def read(root: Path, subset: str) -> tuple[pa.Table, dict[str, int]]:
     return pa.table(columns), left_out
 
 
-def _of_subset(rows: pa.Table, subset: str, file: Path) -> pa.Table:
+def _of_subset(rows: pa.Table, subset: str, file: str) -> pa.Table:
     wanted = SUBSETS[: SUBSETS.index(subset) + 1]
     chosen = rows.filter(pc.is_in(rows["subset"], value_set=pa.array(wanted)))
     if not chosen.num_rows:
@@ -122,9 +126,10 @@ def _of_subset(rows: pa.Table, subset: str, file: Path) -> pa.Table:
     return chosen
 
 
-def _parse(file: Path) -> pa.Table:
+def _parse(root: Folder) -> pa.Table:
     """The columns of ``NEEDED`` and ``OPTIONAL`` of every row, as stripped strings; empty cells are null."""
-    found, width, header_lines = _header(file)
+    file = f"{root}/{TRACKS_CSV}"
+    found, width, header_lines = _header(root)
     missing = [theirs for theirs in NEEDED.values() if theirs not in found]
     if missing:
         raise InputError(
@@ -134,7 +139,7 @@ def _parse(file: Path) -> pa.Table:
     present = {ours: str(found[theirs]) for ours, theirs in (NEEDED | OPTIONAL).items() if theirs in found}
     try:
         cells = pacsv.read_csv(
-            file,
+            root.open(TRACKS_CSV),
             # 16 MiB a block: a row may cross one block boundary, not two
             read_options=pacsv.ReadOptions(
                 skip_rows=header_lines, column_names=[str(i) for i in range(width)], block_size=16 << 20
@@ -155,15 +160,15 @@ def _parse(file: Path) -> pa.Table:
     )
 
 
-def _header(file: Path) -> tuple[dict[str, int], int, int]:
+def _header(root: Folder) -> tuple[dict[str, int], int, int]:
     """Column positions by name, the number of columns, and the number of lines that the header takes."""
     try:
-        with file.open(newline="", encoding="utf-8") as handle:
+        with io.TextIOWrapper(io.BufferedReader(root.open(TRACKS_CSV)), newline="", encoding="utf-8") as handle:
             reader = csv.reader(handle)
             top, second, third = ([cell.strip() for cell in next(reader, [])] for _ in range(3))
             lines = reader.line_num
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{file}: not readable as CSV: {_first_line(error)}; unpack it again") from error
+        raise InputError(f"{root}/{TRACKS_CSV}: not readable as CSV: {_first_line(error)}; unpack it again") from error
     found = {".".join(pair): position for position, pair in enumerate(zip(top, second, strict=False))}
     if "track_id" in third:
         found["track_id"] = third.index("track_id")
@@ -175,7 +180,7 @@ def _stripped(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.if_else(pc.equal(trimmed, ""), pa.scalar(None, pa.string()), trimmed)
 
 
-def _cast(rows: pa.Table, name: str, kind: pa.DataType, file: Path) -> pa.ChunkedArray:
+def _cast(rows: pa.Table, name: str, kind: pa.DataType, file: str) -> pa.ChunkedArray:
     try:
         return rows[name].cast(kind)
     except pa.ArrowInvalid as error:

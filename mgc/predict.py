@@ -17,6 +17,7 @@ import torch
 from mgc import audio, checkpoint
 from mgc.checkpoint import Card
 from mgc.errors import ClipError, InputError, Reason
+from mgc.folder import Folder
 from mgc.logmel import log_mel, standardize
 from mgc.model import GenreCNN, predict_logits
 
@@ -54,7 +55,7 @@ def load_model(model: str) -> tuple[GenreCNN, Card]:
         return checkpoint.read(Path(model))
     from mgc import tracking  # a folder needs no MLflow
 
-    run = tracking.Run.find(tracking.existing_store(Path.cwd()), model)
+    run = tracking.Run.find(tracking.existing_store(Folder.at(Path.cwd())), model)
     with tempfile.TemporaryDirectory() as folder:
         return checkpoint.read(run.checkpoint(Path(folder)))
 
@@ -79,9 +80,11 @@ def _predict_clip(network: GenreCNN, card: Card, path: Path) -> dict[str, Any]:
 def _windows(path: Path, card: Card) -> Iterator[Any]:
     """Features of a file, window by window [shape=spec.shape, dtype=float16]."""
     spec = card.spec
-    for index, piece in enumerate(audio.windows(path, sample_rate=spec.sample_rate, seconds=spec.seconds)):
-        if piece.seconds == 0:
-            raise ClipError(Reason.TOO_SHORT, "no audio came out", 0.0)
-        if index and piece.seconds < MIN_REST * spec.seconds:
-            return
-        yield standardize(log_mel(piece.samples, spec))[0].astype(np.float16)  # as in a shard
+    folder, name = Folder.at(path).parent
+    with audio.open_clip(folder, name) as file:
+        for index, piece in enumerate(audio.windows(file, sample_rate=spec.sample_rate, seconds=spec.seconds)):
+            if piece.seconds == 0:
+                raise ClipError(Reason.TOO_SHORT, "no audio came out", 0.0)
+            if index and piece.seconds < MIN_REST * spec.seconds:
+                return
+            yield standardize(log_mel(piece.samples, spec))[0].astype(np.float16)  # as in a shard

@@ -2,49 +2,57 @@
 
     python -m mgc.preprocess --root DATA --out FEATURES
 
-The driver plans the shards, Ray Data runs one task for each that is not there yet, and the manifest is written last.
-A task returns a few numbers, never a tensor. Killed at any moment, the same command goes on with the shards that are
-missing; with nothing missing it starts neither Ray nor MLflow.
+The driver writes the plan, Ray Data runs one task for each shard that is not there yet, and the manifest is written
+last. A task returns a shard's record, never a tensor. Killed at any moment, the same command goes on with the shards
+that are missing; with nothing missing it starts neither Ray nor MLflow.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as pacsv
 
 from mgc import shards
 from mgc.console import Progress, say
 from mgc.errors import InputError, RunError
-from mgc.features import FORMAT, MANIFEST, QUARANTINE, SHARDS, Manifest, card, read_manifest
-from mgc.files import write_text
-from mgc.ray_session import connect, output_path
+from mgc.features import FORMAT, MANIFEST, PLAN, QUARANTINE, SHARDS, Manifest, card, parquet_bytes, read_manifest
+from mgc.plan import Plan, Recipe, ShardPlan, is_shard_name, with_sizes
+from mgc.ray_session import connect, output_folder
+from mgc.shards import ShardRecord
 from mgc.splits import SPLITS, artist_leaks, leak_message
-from mgc.tracks import read
+from mgc.tracks import Tracks, read
 
 if TYPE_CHECKING:
-    from mgc.shards import ShardPlan, ShardRecord
+    from collections.abc import Iterator
+    from pathlib import Path
 
+    from mgc.folder import Folder
 
 METRICS = ("written", "skipped", "quarantined", "shards", "seconds", "clips_per_second")
+CARD = "README.md"
+SHOWN = 20
+"""Quarantined clips that are named at the end; all are in ``quarantine.parquet``."""
+_KEPT = "finished shards are kept, run it again"
 
 
 @dataclass(frozen=True)
 class Job:
     """What every task of one preprocessing run shares."""
 
-    out: Path
-    audio_root: Path
-    recipe: shards.Recipe
-    fingerprint: str
+    root: Folder
+    out: Folder
+    recipe: Recipe
+    clip_timeout: float
 
 
 def preprocess(
@@ -55,25 +63,35 @@ def preprocess(
     workers: int | None = None,
     limit: int | None = None,
     min_seconds: float = 5.0,
+    keep_damaged: bool = False,
+    clip_timeout: float = 60.0,
     max_quarantined: float = 0.05,
     clips_per_shard: int = 64,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Turn the clips of ``root`` into a feature set at ``out``.
 
     Parameters
     ----------
     root
-        An FMA folder, a folder with a folder per genre, or a CSV file: see ``mgc.tracks.read``.
+        An FMA folder, a folder with a folder per genre, or a CSV file: see ``mgc.tracks.read``; a path or a URI.
     out
-        The feature set's directory; what is finished in it is kept.
+        The feature set's folder, by path or URI; what is finished in it is kept, and clips that are new get shards of
+        their own.
     workers
         Tasks at a time; all of the cluster's CPUs by default.
     limit
         Take only so many clips, drawn with a fixed seed over all splits.
     min_seconds
         Quarantine clips with less audio.
+    keep_damaged
+        Make features, too, of clips that decode to clearly less audio than their file promises.
+    clip_timeout
+        Seconds that decoding one clip may take before it is quarantined.
     max_quarantined
         The share of clips that may fail; with more, the set stays unfinished.
+    overwrite
+        Replace a set of another recipe or other clips; shards that stay as they are are kept.
 
     Returns
     -------
@@ -91,63 +109,131 @@ def preprocess(
         A task failed, or too many clips did; the finished shards are kept.
     """
     start = time.monotonic()
-    target = output_path("--out", out)
+    target = output_folder("--out", out)
     _check_numbers(workers=workers, limit=limit, clips_per_shard=clips_per_shard)
     if not min_seconds >= 0:  # NaN neither
         raise InputError(f"--min-seconds {min_seconds}: must be at least 0")
+    if not clip_timeout > 0:
+        raise InputError(f"--clip-timeout {clip_timeout}: must be more than 0 seconds")
     if not 0 <= max_quarantined <= 1:
         raise InputError(f"--max-quarantined {max_quarantined}: must be a share, from 0 to 1")
-    tracks = read(root, subset=subset)
-    clips = tracks.table if limit is None else _draw(tracks.table, limit)
-    recipe = shards.Recipe(min_seconds=min_seconds, clips_per_shard=clips_per_shard)
-    job = Job(target, tracks.audio_root, recipe, recipe.fingerprint(clips, tracks.audio_root))
-    plan = shards.plan(clips, recipe)
+    recipe = Recipe(min_seconds=min_seconds, keep_damaged=keep_damaged, clips_per_shard=clips_per_shard)
+    before = None if overwrite else Plan.read(target)
+    tracks = read(root, subset=subset, known_splits=_splits_of(before))
+    clips = with_sizes(tracks.table if limit is None else _draw(tracks.table, limit), tracks.audio_root)
+    with _claimed(target):
+        plan = _settle(target, clips, recipe, overwrite=overwrite)
+        missing = [shard for shard in plan.shards if not shards.is_written(target, shard)]
+        present = None if overwrite and missing else read_manifest(target)
+        if present is not None and present.fingerprint == plan.fingerprint and not missing:
+            _check_quarantine(present.quarantined, len(plan.clips), max_quarantined, target)
+            say(f"{target}: finished, nothing to do")
+            return _result(present, target, start, written=0) | {"run_id": None}
 
-    present = read_manifest(target)
-    if present is not None and present.fingerprint != job.fingerprint:
-        raise InputError(_differs(present, job))
-    missing = [shard for shard in plan if not shards.is_written(target, shard, job.fingerprint)]
-    if present is not None and not missing:
-        _check_quarantine(present.quarantined, len(clips), max_quarantined, target)
-        say(f"{target}: finished, nothing to do")
-        return _result(present, target, start, written=0) | {"run_id": None}
+        from mgc import tracking  # here, because a run with nothing to do must not wait for MLflow
 
-    from mgc import tracking  # here, because a run with nothing to do must not wait for MLflow
-
-    leaks = artist_leaks(clips)
-    if leaks:
-        say(f"warning: {leak_message(leaks)}; mgc train will refuse this set")
-    config = {"root": str(root), "subset": subset, "limit": limit, "clips": len(clips), **asdict(recipe)}
-    _make_folder(target / SHARDS)
-    try:
+        leaks = artist_leaks(plan.clips)
+        if leaks:
+            say(f"warning: {leak_message(leaks)}; mgc train will refuse this set")
         uri = tracking.open_store(target)
-    except InputError:
-        for folder in (target / SHARDS, target):
-            with suppress(OSError):  # not empty: somebody's, or ours of before
-                folder.rmdir()
-        raise
-    run = tracking.Run.start(uri, tracking.FEATURES_EXPERIMENT, name=target.name, step="preprocess", config=config)
-    with run.closing():
-        rate = _extract(missing, job, workers) if missing else 0.0
-        records = [shards.read_record(target, shard) for shard in plan]
-        shards.write_quarantine(records, target / QUARANTINE)
-        run.file(target / QUARANTINE)
-        manifest = _manifest(job, tracks.genres, records, leaks)
-        _check_quarantine(manifest.quarantined, len(clips), max_quarantined, target)
-        write_text(card(manifest), target / "README.md")
-        write_text(manifest.to_json(), target / MANIFEST)
+        config = {"root": str(root), "subset": subset, "limit": limit, "clips": len(clips), **asdict(recipe)}
+        run = tracking.Run.start(uri, tracking.FEATURES_EXPERIMENT, name=target.name, step="preprocess", config=config)
+        with run.closing(), _failing_clearly():
+            _begin(target, plan, overwrite=overwrite)
+            job = Job(tracks.audio_root, target, recipe, clip_timeout)
+            written, rate = _extract(missing, job, workers) if missing else ({}, 0.0)
+            records = [written.get(shard.file) or shards.read_record(target, shard.file) for shard in plan.shards]
+            manifest = _manifest(plan, tracks, records, leaks)
+            quarantine = shards.quarantine(records)
+            target.sweep(SHARDS)
+            target.write(QUARANTINE, parquet_bytes(quarantine))
+            _tell(quarantine, target)
+            run.text(_csv(quarantine), "quarantine.csv")
+            _check_quarantine(manifest.quarantined, len(plan.clips), max_quarantined, target)
+            target.write(CARD, card(manifest).encode())
+            target.write(MANIFEST, manifest.to_json().encode())
 
-        files = {shard.file for shard in missing}
-        written = sum(record.entry.rows for record in records if record.entry.file in files)
-        result = _result(manifest, target, start, written=written, rate=rate)
-        run.metrics({key: result[key] for key in METRICS})
-        run.file(target / "README.md")
-        run.features(target, manifest.fingerprint, "preprocess")
+            made = sum(record.entry.rows for record in written.values())
+            result = _result(manifest, target, start, written=made, rate=rate)
+            run.metrics({key: result[key] for key in METRICS})
+            run.text(card(manifest), CARD)
+            run.features(target, manifest.fingerprint, "preprocess")
     return result | {"run_id": run.id}
 
 
-def _extract(missing: list[ShardPlan], job: Job, workers: int | None) -> float:
-    """Run one Ray Data task for each missing shard; return clips per second."""
+# Before anything is decoded
+
+
+@contextmanager
+def _claimed(target: Folder) -> Iterator[None]:
+    """Make the set's folder and hold it; one that is still empty in the end goes again."""
+    try:
+        target.make()
+        if target.path and not os.access(target.path, os.W_OK):
+            raise PermissionError(errno.EACCES, "no permission")
+    except OSError as error:
+        raise InputError(f"--out {target}: cannot be written ({error.strerror or error})") from None
+    try:
+        with target.claim("--out"):
+            target.sweep()
+            yield
+    finally:
+        if target.path:
+            with suppress(OSError):  # not empty
+                target.path.rmdir()
+
+
+def _splits_of(plan: Plan | None) -> dict[str, str]:
+    """The splits of the clips that a set holds already, by path."""
+    return {} if plan is None else dict(zip(*(plan.clips[name].to_pylist() for name in ("path", "split")), strict=True))
+
+
+def _settle(target: Folder, clips: pa.Table, recipe: Recipe, *, overwrite: bool) -> Plan:
+    """The plan that the folder is to be made by: a new one, or the one in it with the clips that are new."""
+    before = None if overwrite else Plan.read(target)
+    if before is None:
+        _refuse_foreign(target, overwrite=overwrite)
+        return Plan.of(clips, recipe)
+    if differences := before.differences(clips, recipe):
+        raise InputError(
+            f"--out {target}: holds another feature set: {'; '.join(differences)}; "
+            "choose another folder, or --overwrite to replace what differs"
+        )
+    new = before.without(clips)
+    if len(new):
+        say(f"{target}: {len(new)} new clips go to new shards, {len(before.clips)} stay")
+    return before.extended(new) if len(new) else before
+
+
+def _refuse_foreign(target: Folder, *, overwrite: bool) -> None:
+    """Refuse a folder without a plan that holds something all the same."""
+    files = [name for name in target.files() if not name.startswith(".")]
+    if MANIFEST in files:
+        read_manifest(target)  # of another format: says so
+        if not overwrite:
+            raise InputError(f"--out {target}: {PLAN} is lost; choose another folder, or --overwrite")
+    elif PLAN not in files and (files or (target.path and any(target.path.glob("[!.]*")))):
+        raise InputError(f"--out {target}: is not empty and holds no feature set; choose another folder")
+
+
+def _begin(target: Folder, plan: Plan, *, overwrite: bool) -> None:
+    """Put the plan in place, and remove what it replaces: the manifest first."""
+    if overwrite:
+        target.remove(MANIFEST)
+    plan.write(target)
+    target.make(SHARDS)
+    target.sweep(SHARDS)
+    planned = {shard.file for shard in plan.shards}
+    for name in target.files(SHARDS):
+        if is_shard_name(name) and f"{SHARDS}/{name}" not in planned:
+            target.remove(f"{SHARDS}/{name}")
+
+
+# Ray Data
+
+
+def _extract(missing: list[ShardPlan], job: Job, workers: int | None) -> tuple[dict[str, ShardRecord], float]:
+    """Run one Ray Data task for each missing shard; return their records by file, and clips per second."""
     total = sum(len(shard.clips) for shard in missing)
     say(f"preprocess: {total} clips in {len(missing)} shards; starting Ray …")
     cpus = connect()
@@ -160,7 +246,9 @@ def _extract(missing: list[ShardPlan], job: Job, workers: int | None) -> float:
     context.enable_progress_bars = False
     context.raise_original_map_exception = True  # the full disk, not Ray's advice on retries
     context.print_on_execution_start = False
-    blocks = [shard.clips.append_column("file", pa.array([shard.file] * len(shard.clips))) for shard in missing]
+    blocks = [
+        shard.clips.append_column("fingerprint", pa.array([shard.fingerprint] * len(shard.clips))) for shard in missing
+    ]
     dataset = ray.data.from_arrow(blocks).map_batches(
         _write_shard,
         batch_size=None,  # a batch is a block is a shard
@@ -170,23 +258,36 @@ def _extract(missing: list[ShardPlan], job: Job, workers: int | None) -> float:
         compute=ray.data.TaskPoolStrategy(size=min(workers or cpus, len(missing))),
     )
     progress = Progress("preprocess", total, "clips")
+    records = {}
     begin = time.monotonic()
     try:
         for row in dataset.iter_rows():
-            progress.advance(int(row["clips"]))
-    except (RayError, OSError) as error:
-        raise RunError(
-            f"preprocess: a task failed ({_cause(error)}); finished shards are kept, run it again"
-        ) from error
-    return total / (time.monotonic() - begin)
+            record = ShardRecord.from_json(row["record"])
+            records[record.entry.file] = record
+            progress.advance(record.entry.rows + len(record.quarantined))
+    except RayError as error:
+        raise RunError(f"preprocess: a task failed ({_cause(error)}); {_KEPT}") from error
+    return records, total / (time.monotonic() - begin)
 
 
 def _write_shard(block: pa.Table, *, job: Job) -> pa.Table:
-    """The task: write one block's clips as the shard they are planned for; report how many."""
-    target = job.out / block["file"][0].as_py()
-    clips = block.drop_columns(["file"])
-    shards.write(clips, target, recipe=job.recipe, fingerprint=job.fingerprint, audio_root=job.audio_root)
-    return pa.table({"clips": [len(clips)]})
+    """The task: write one block's clips as the shard they are planned for; report its record."""
+    file, split, fingerprint = (block[name][0].as_py() for name in ("shard", "split", "fingerprint"))
+    shard = ShardPlan(file, split, block.drop_columns(["fingerprint"]), fingerprint)
+    record = shards.write(shard, job.root, job.out, recipe=job.recipe, clip_timeout=job.clip_timeout)
+    return pa.table({"record": [record.to_json()]})
+
+
+@contextmanager
+def _failing_clearly() -> Iterator[None]:
+    """Say of an error of the disk or the object store what happened and that nothing is lost."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"preprocess: {_cause(error)}; {_KEPT}") from error
+
+
+# Afterwards
 
 
 def _draw(table: pa.Table, limit: int) -> pa.Table:
@@ -194,7 +295,7 @@ def _draw(table: pa.Table, limit: int) -> pa.Table:
     return table.take(np.sort(order))
 
 
-def _manifest(job: Job, genres: tuple[str, ...], records: list[ShardRecord], leaks: list[dict[str, Any]]) -> Manifest:
+def _manifest(plan: Plan, tracks: Tracks, records: list[ShardRecord], leaks: list[dict[str, Any]]) -> Manifest:
     clips: dict[str, dict[str, int]] = {split: {} for split in SPLITS}
     quarantined: dict[str, int] = {}
     for record in records:
@@ -205,9 +306,9 @@ def _manifest(job: Job, genres: tuple[str, ...], records: list[ShardRecord], lea
             quarantined[row["reason"]] = quarantined.get(row["reason"], 0) + 1
     return Manifest(
         FORMAT,
-        job.fingerprint,
-        asdict(job.recipe),
-        genres,
+        plan.fingerprint,
+        asdict(plan.recipe),
+        tracks.genres,
         clips,
         dict(sorted(quarantined.items())),
         tuple(leaks),
@@ -215,7 +316,7 @@ def _manifest(job: Job, genres: tuple[str, ...], records: list[ShardRecord], lea
     )
 
 
-def _result(manifest: Manifest, target: Path, start: float, *, written: int, rate: float = 0.0) -> dict[str, Any]:
+def _result(manifest: Manifest, target: Folder, start: float, *, written: int, rate: float = 0.0) -> dict[str, Any]:
     rows = sum(entry.rows for entry in manifest.shards)
     return {
         "written": written,
@@ -230,39 +331,35 @@ def _result(manifest: Manifest, target: Path, start: float, *, written: int, rat
     }
 
 
+def _tell(quarantine: pa.Table, target: Folder) -> None:
+    """Name the clips in quarantine, the first of them, each with its reason."""
+    for row in quarantine.slice(0, SHOWN).to_pylist():
+        say(f"  quarantined {row['path']}: {row['reason']} ({row['detail']})")
+    if len(quarantine) > SHOWN:
+        say(f"  … and {len(quarantine) - SHOWN} more, all in {target}/{QUARANTINE}")
+
+
+def _csv(table: pa.Table) -> str:
+    sink = pa.BufferOutputStream()
+    pacsv.write_csv(table, sink)
+    return str(sink.getvalue().to_pybytes().decode())
+
+
 def _check_numbers(**values: int | None) -> None:
     for name, value in values.items():
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} {value}: must be at least 1")
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK)
-    except OSError as error:
-        raise InputError(f"--out {folder.parent}: cannot be written ({error.strerror})") from None
-    if not writable:
-        raise InputError(f"--out {folder.parent}: cannot be written (no permission)")
-
-
-def _differs(present: Manifest, job: Job) -> str:
-    """One line on what distinguishes the set that is there from the one asked for."""
-    now = asdict(job.recipe)
-    changed = [f"{key} was {present.recipe[key]}, now {now[key]}" for key in now if present.recipe.get(key) != now[key]]
-    what = "; ".join(changed) or "the clips differ (other files, labels or splits)"
-    return f"--out {job.out}: holds another feature set: {what}; choose another folder or delete this one"
-
-
-def _check_quarantine(reasons: dict[str, int], clips: int, allowed: float, target: Path) -> None:
+def _check_quarantine(reasons: dict[str, int], clips: int, allowed: float, target: Folder) -> None:
     """Refuse a set of which too much is missing."""
     failed = sum(reasons.values())
     if failed <= allowed * clips:
         return
     said = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
     raise RunError(
-        f"{failed} of {clips} clips failed ({said}), --max-quarantined allows a share of {allowed:g}; "
-        f"look at {target / QUARANTINE}, then mend the files or run again with a higher --max-quarantined"
+        f"{failed} of {clips} clips failed ({said}), --max-quarantined allows a share of {allowed:g}; look at "
+        f"{target}/{QUARANTINE}, then mend the files and --overwrite, or run again with a higher --max-quarantined"
     )
 
 

@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 
 from mgc.errors import InputError
+from mgc.folder import URI, Folder
 
 _connected_here = False
 
@@ -46,14 +47,14 @@ def in_job() -> bool:
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
-def output_path(flag: str, path: str | Path) -> Path:
-    """The absolute form of a path that a command writes to.
+def output_folder(flag: str, path: str | Path) -> Folder:
+    """The folder, of absolute path, that a command writes to.
 
     Raises
     ------
     InputError
         The path is relative and this is a Ray job: the output would land in the copy and be lost.
     """
-    if in_job() and not Path(path).is_absolute():
+    if in_job() and not (Path(path).is_absolute() or URI.match(str(path))):
         raise InputError(f"{flag} {path}: must be absolute in a Ray job, whose working directory is a copy")
-    return Path(path).absolute()
+    return Folder.at(path)

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import pyarrow as pa
 
@@ -19,7 +19,9 @@ SPLITS = ("training", "validation", "test")
 _TENTHS = {"training": 8, "validation": 1, "test": 1}
 
 
-def draw_splits(groups: Sequence[str], genres: Sequence[str], seed: int) -> list[str]:
+def draw_splits(
+    groups: Sequence[str], genres: Sequence[str], seed: int, known: Mapping[str, str] | None = None
+) -> list[str]:
     """Draw a split for each clip: 80/10/10 within each genre, all clips of a group in one split.
 
     Genre by genre, the one of fewest groups first, the groups are shuffled by a hash of seed, genre and name (so
@@ -34,6 +36,8 @@ def draw_splits(groups: Sequence[str], genres: Sequence[str], seed: int) -> list
         A genre a clip. A group may have clips of several; it goes where the first of them puts it.
     seed
         Another seed shuffles otherwise.
+    known
+        Splits of groups that have one already.
 
     Returns
     -------
@@ -44,7 +48,7 @@ def draw_splits(groups: Sequence[str], genres: Sequence[str], seed: int) -> list
     clips: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for group, genre in zip(groups, genres, strict=True):
         clips[genre][group] += 1
-    drawn: dict[str, str] = {}
+    drawn = dict(known or {})
     for genre in sorted(clips, key=lambda name: (len(clips[name]), name)):
         _deal(clips[genre], f"{seed}/{genre}", drawn)
     return [drawn[group] for group in groups]

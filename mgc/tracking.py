@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     import torch
     from matplotlib.figure import Figure
 
+    from mgc.folder import Folder
+
 HOME = "mlflow_runs"
 EXPERIMENT = "mgc"
 """Of trainings and sweeps; preprocessing has its own, so that columns go together."""
@@ -49,12 +51,22 @@ PARENT_TAG = "mlflow.parentRunId"
 VERSIONS_OF = ("torch", "ray", "mlflow", "numpy", "pyarrow", "soundfile", "soxr")
 
 
-def home(beside: Path) -> Path:
-    """The folder of the default store; ``beside`` is the feature set at work, for a Ray job."""
-    return (beside.parent if in_job() else Path.cwd()) / HOME
+def home(beside: Folder) -> Path:
+    """The folder of the default store; ``beside`` is the feature set at work, for a Ray job.
+
+    Raises
+    ------
+    InputError
+        In a Ray job the feature set is in an object store, beside which no database can be.
+    """
+    if not in_job():
+        return Path.cwd() / HOME
+    if beside.path is None:
+        raise InputError(f"{beside}: no MLflow store can be beside it; set MLFLOW_TRACKING_URI for the job")
+    return beside.path.parent / HOME
 
 
-def open_store(beside: Path) -> str:
+def open_store(beside: Folder) -> str:
     """Create the store if need be and return its URI, which other processes are then given."""
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -70,7 +82,7 @@ def open_store(beside: Path) -> str:
     return uri
 
 
-def existing_store(beside: Path) -> str:
+def existing_store(beside: Folder) -> str:
     """The URI of the store, which must be there: asking for a run must not make an empty database.
 
     Raises
@@ -202,12 +214,12 @@ class Run:
         """Keep a file as an artifact, in a folder of the run's artifacts."""
         self._client.log_artifact(self.id, str(file), folder)
 
-    def features(self, path: Path, fingerprint: str, context: str) -> None:
+    def features(self, folder: Folder, fingerprint: str, context: str) -> None:
         """Name the feature set, by its fingerprint, as the run's input."""
-        source = json.dumps({"uri": path.as_uri()})
-        dataset = Dataset(path.name, digest=fingerprint[:36], source_type="local", source=source)
+        source = json.dumps({"uri": folder.path.as_uri() if folder.path else str(folder)})
+        dataset = Dataset(folder.name, digest=fingerprint[:36], source_type="local", source=source)
         self._client.log_inputs(self.id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
-        self.tag({"mgc.features.fingerprint": fingerprint, "mgc.features.path": str(path)})
+        self.tag({"mgc.features.fingerprint": fingerprint, "mgc.features.path": str(folder)})
 
     def model(self, model: torch.nn.Module, shape: tuple[int, int], n_genres: int) -> None:
         """Keep the model in MLflow's own form: a ``pt2`` program (no pickle) with signature and input example.
@@ -298,7 +310,7 @@ def _experiment(uri: str, name: str) -> str:
     return str(client.create_experiment(name, artifact_location=local))
 
 
-def _uri(beside: Path) -> str:
+def _uri(beside: Folder) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{home(beside)}/mlflow.db"
 
 

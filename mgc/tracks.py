@@ -8,6 +8,8 @@
 - **A CSV file**: ``path,genre[,split,artist][,title][,duration]``; paths are relative to the file's folder; without
   the column ``split`` one is drawn, with all clips of an artist in one split.
 
+Each may be on a disk or in an object store (``s3://bucket/fma``).
+
 The same input gives the same ids, labels and splits on any machine.
 """
 
@@ -15,10 +17,11 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -26,10 +29,11 @@ import pyarrow.compute as pc
 
 from mgc import fma
 from mgc.errors import InputError
+from mgc.folder import Folder
 from mgc.splits import SPLITS, draw_splits, same_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 _SPLIT_WORDS = {"train": "training", "valid": "validation", "val": "validation"} | {name: name for name in SPLITS}
 
@@ -66,13 +70,13 @@ class Tracks:
     table
         One row a clip, sorted by ``track_id``, of the schema ``SCHEMA``.
     audio_root
-        Absolute; ``audio_root / path`` is a clip's file.
+        The folder that a clip's ``path`` is relative to.
     left_out
         How many rows or files of the source are not in the table, by reason.
     """
 
     table: pa.Table
-    audio_root: Path
+    audio_root: Folder
     left_out: dict[str, int]
 
     @property
@@ -81,7 +85,9 @@ class Tracks:
         return tuple(sorted(pc.unique(self.table["genre"]).to_pylist()))
 
 
-def read(root: str | Path, *, subset: str = "small", seed: int = 0) -> Tracks:
+def read(
+    root: str | Path, *, subset: str = "small", seed: int = 0, known_splits: Mapping[str, str] | None = None
+) -> Tracks:
     """Read the tracks table of ``root``, whichever kind it is.
 
     Parameters
@@ -92,6 +98,8 @@ def read(root: str | Path, *, subset: str = "small", seed: int = 0) -> Tracks:
         Which of FMA's nested subsets; other kinds of root have none and ignore it.
     seed
         Draws the split where the source has none.
+    known_splits
+        Of some clips, by path: these, and all clips of their artists, keep them where a split is drawn.
 
     Raises
     ------
@@ -99,21 +107,22 @@ def read(root: str | Path, *, subset: str = "small", seed: int = 0) -> Tracks:
         ``root`` is none of the three, or something in it is not as it should be; the message says what and where.
     """
     fma.check_subset(subset)
-    root = Path(os.path.abspath(Path(root).expanduser()))
-    if root.is_file():
-        return _from_csv(root, seed)
-    if not root.is_dir():
-        raise InputError(f"{root}: no such file or folder; {_KINDS}")
-    if fma.is_fma(root):
-        rows, left_out = fma.read(root, subset)
-        return _finish(rows, root, left_out)
-    return _from_folders(root, seed)
+    folder = Folder.at(root)
+    kind = folder.kind()
+    if kind == "file":
+        return _from_csv(*folder.parent, seed, known_splits or {})
+    if kind is None:
+        raise InputError(f"{folder}: no such file or folder; {_KINDS}")
+    if fma.is_fma(folder):
+        rows, left_out = fma.read(folder, subset)
+        return _finish(rows, folder, left_out)
+    return _from_folders(folder, seed, known_splits or {})
 
 
-def _from_folders(root: Path, seed: int) -> Tracks:
+def _from_folders(root: Folder, seed: int, known_splits: Mapping[str, str]) -> Tracks:
     clips: list[tuple[str, str]] = []  # path, genre
     left_out = {"no_genre": 0, "not_audio": 0}
-    for path in _visible_files(root):
+    for path in root.walk():
         genre, _, inside = path.partition("/")
         if os.path.splitext(path)[1].lower() not in AUDIO_SUFFIXES:
             left_out["not_audio"] += 1
@@ -130,23 +139,15 @@ def _from_folders(root: Path, seed: int) -> Tracks:
         found = f"audio in one folder only ({genres.pop()})" if genres else "no folder with audio in it"
         raise InputError(f"{root}: no fma_metadata/tracks.csv, and {found}; {_KINDS}")
     rows = [{"track_id": path_id(path), "path": path, "genre": genre} for path, genre in clips]
-    return _finish(_with_drawn_split(rows, seed), root, left_out)
+    return _finish(_with_drawn_split(rows, seed, known_splits), root, left_out)
 
 
-def _visible_files(root: Path) -> Iterator[str]:
-    """Relative POSIX paths of all files below ``root``, but for hidden files and what is in hidden folders."""
-    for folder, folders, files in os.walk(root, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith("."):
-                yield (Path(folder) / name).relative_to(root).as_posix()
-
-
-def _from_csv(file: Path, seed: int) -> Tracks:
+def _from_csv(folder: Folder, name: str, seed: int, known_splits: Mapping[str, str]) -> Tracks:
+    file = f"{folder}/{name}"
     rows: list[dict[str, Any]] = []
     line_of: dict[str, int] = {}
-    for line, cells in _csv_rows(file):
-        row = _csv_row(cells, file.parent, f"{file}, line {line}")
+    for line, cells in _csv_rows(folder, name):
+        row = _csv_row(cells, folder, f"{file}, line {line}")
         if row["path"] in line_of:
             raise InputError(
                 f"{file}, line {line}: path={cells['path']!r} is on line {line_of[row['path']]} already; keep one"
@@ -155,14 +156,18 @@ def _from_csv(file: Path, seed: int) -> Tracks:
         rows.append(row)
     if not rows:
         raise InputError(f"{file}: no rows below the header; add a line per clip")
-    table = pa.Table.from_pylist(rows, schema=_UNLABELLED) if "split" in rows[0] else _with_drawn_split(rows, seed)
-    return _finish(table, file.parent, {})
+    if "split" in rows[0]:
+        table = pa.Table.from_pylist(rows, schema=_UNLABELLED)
+    else:
+        table = _with_drawn_split(rows, seed, known_splits)
+    return _finish(table, folder, {})
 
 
-def _csv_rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def _csv_rows(folder: Folder, name: str) -> Iterator[tuple[int, dict[str, str]]]:
     """Each row with the line it begins on; cells are stripped, rows that are all blank skipped."""
+    file = f"{folder}/{name}"
     try:
-        with file.open(newline="", encoding="utf-8-sig") as handle:
+        with io.TextIOWrapper(io.BufferedReader(folder.open(name)), newline="", encoding="utf-8-sig") as handle:
             reader = csv.reader(handle)
             header = [cell.strip().lower() for cell in next(reader, [])]
             missing = [name for name in ("path", "genre") if name not in header]
@@ -186,7 +191,7 @@ def _csv_rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
         raise InputError(f"{file}: not readable as CSV: {error}; {_KINDS}") from error
 
 
-def _csv_row(cells: dict[str, str], folder: Path, where: str) -> dict[str, Any]:
+def _csv_row(cells: dict[str, str], folder: Folder, where: str) -> dict[str, Any]:
     for name in ("path", "genre"):
         if not cells[name]:
             raise InputError(f"{where}: {name} is empty; fill it in or remove the line")
@@ -209,8 +214,11 @@ def _csv_row(cells: dict[str, str], folder: Path, where: str) -> dict[str, Any]:
     return row
 
 
-def _relative(cell: str, folder: Path) -> str:
+def _relative(cell: str, root: Folder) -> str:
     """A CSV's path relative to its folder; one that is absolute and outside stays as it is."""
+    folder = root.path
+    if folder is None:  # in an object store all clips are below the file
+        return PurePosixPath(cell).as_posix()
     path = Path(os.path.normpath(folder / cell))
     if os.path.isabs(cell) and not path.is_relative_to(folder):
         return path.as_posix()
@@ -238,14 +246,15 @@ def _sha1(text: str) -> bytes:
     return hashlib.sha1(text.encode(), usedforsecurity=False).digest()
 
 
-def _with_drawn_split(rows: list[dict[str, Any]], seed: int) -> pa.Table:
+def _with_drawn_split(rows: list[dict[str, Any]], seed: int, known_splits: Mapping[str, str]) -> pa.Table:
     groups = [f"artist:{row['artist_id']}" if row.get("artist_id") else f"clip:{row['path']}" for row in rows]
-    splits = draw_splits(groups, [row["genre"] for row in rows], seed)
+    known = {g: known_splits[row["path"]] for g, row in zip(groups, rows, strict=True) if row["path"] in known_splits}
+    splits = draw_splits(groups, [row["genre"] for row in rows], seed, known)
     split_rows = [row | {"split": split} for row, split in zip(rows, splits, strict=True)]
     return pa.Table.from_pylist(split_rows, schema=_UNLABELLED)
 
 
-def _finish(rows: pa.Table, audio_root: Path, left_out: dict[str, int]) -> Tracks:
+def _finish(rows: pa.Table, audio_root: Folder, left_out: dict[str, int]) -> Tracks:
     """Sort, check that ids are unique, and label."""
     rows = rows.sort_by("track_id")
     ids, paths = rows["track_id"].to_pylist(), rows["path"].to_pylist()

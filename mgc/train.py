@@ -25,7 +25,8 @@ from mgc.errors import InputError, RunError
 from mgc.evaluate import score_model
 from mgc.features import FeatureSet, LearningSet
 from mgc.fit import Epoch, Fitted, discard_state, fit
-from mgc.ray_session import connect, output_path
+from mgc.folder import Folder
+from mgc.ray_session import connect, output_folder
 from mgc.splits import leak_message
 
 
@@ -69,17 +70,17 @@ def train(
     feature_set = open_for_learning(features, allow_leaks=allow_leaks)
     place = _place(gpus, workers)
     data = feature_set.learning_set()
-    uri = tracking.open_store(feature_set.path)
+    uri = tracking.open_store(feature_set.folder)
     run = tracking.Run.start(
         uri, tracking.EXPERIMENT, name=run_name, step="train", config=config.to_dict(), tags={"mgc.place": str(place)}
     )
-    folder = tracking.home(feature_set.path) / "checkpoints" / run.id
+    folder = tracking.home(feature_set.folder) / "checkpoints" / run.id
     with run.closing():
         describe(run, feature_set)
         say(f"train: {len(data.training)} clips, {len(data.validation)} for validation, on {place}; run {run.id}")
         watch = _Watch(run, config.epochs)
         if place.workers > 1:
-            fitted = _fit_on_ray(config, feature_set.path, folder, place, watch)
+            fitted = _fit_on_ray(config, feature_set.folder, folder, place, watch)
         else:
             fitted = fit(config, data, folder, on_epoch=watch, device=place.device)
         keep(run, fitted, data)
@@ -96,16 +97,18 @@ def train(
 
 def open_for_learning(features: str | Path, *, allow_leaks: bool) -> FeatureSet:
     """Open a feature set; refuse one with artists in two splits, whose figures would flatter."""
-    feature_set = FeatureSet.open(output_path("--features", features))  # MLflow's store may go beside it
+    feature_set = FeatureSet.open(output_folder("--features", features))  # MLflow's store may go beside it
     leaks = list(feature_set.manifest.artist_leaks)
     if leaks and not allow_leaks:
-        raise InputError(f"--features {feature_set.path}: {leak_message(leaks)}; mend the splits or pass --allow-leaks")
+        raise InputError(
+            f"--features {feature_set.folder}: {leak_message(leaks)}; mend the splits or pass --allow-leaks"
+        )
     return feature_set
 
 
 def describe(run: tracking.Run, feature_set: FeatureSet) -> None:
     """Name the run's input, and say if it leaks."""
-    run.features(feature_set.path, feature_set.manifest.fingerprint, "training")
+    run.features(feature_set.folder, feature_set.manifest.fingerprint, "training")
     if feature_set.manifest.artist_leaks:
         run.tag({"mgc.leaky": "true"})
 
@@ -189,7 +192,7 @@ class _Watch:
 
 
 def _fit_on_ray(
-    config: TrainConfig, features: Path, folder: Path, place: Place, on_epoch: Callable[[Epoch], None]
+    config: TrainConfig, features: Folder, folder: Path, place: Place, on_epoch: Callable[[Epoch], None]
 ) -> Fitted:
     """Run ``fit`` in every worker of a TorchTrainer (DDP over gloo or NCCL); rank 0's epochs are heard of here."""
     connect()

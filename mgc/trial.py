@@ -20,6 +20,7 @@ from mgc.errors import InputError
 from mgc.features import LearningSet
 from mgc.files import write_text
 from mgc.fit import Epoch, fit, is_kept
+from mgc.folder import Folder
 from mgc.train import keep
 
 METRIC = "val_accuracy"
@@ -100,7 +101,7 @@ def _own_run(sweep: Sweep, work: Path, config: TrainConfig) -> tracking.Run:
         config=config.to_dict(),
         parent=sweep.parent_run_id,
     )
-    run.features(Path(sweep.features), sweep.fingerprint, "training")
+    run.features(Folder.at(sweep.features), sweep.fingerprint, "training")
     work.mkdir(parents=True, exist_ok=True)
     write_text(run.id, work / RUN_ID)
     return run

@@ -89,7 +89,7 @@ def tune(
         if value < 1:
             raise InputError(f"--{flag} {value}: must be at least 1")
     feature_set = open_for_learning(features, allow_leaks=allow_leaks)
-    sweeps = tracking.home(feature_set.path) / "sweeps"
+    sweeps = tracking.home(feature_set.folder) / "sweeps"
     name = resume or name or time.strftime("sweep-%Y%m%d-%H%M%S")
     folder = sweeps / name
     if resume:
@@ -102,12 +102,12 @@ def tune(
     else:
         if folder.exists():
             raise InputError(f"--name {name}: this sweep is there already; use --resume {name} or another name")
-        uri = tracking.open_store(feature_set.path)
+        uri = tracking.open_store(feature_set.folder)
         settings = {"trials": trials, "concurrent": concurrent, "space": describe_space(), **config.to_dict()}
         parent = tracking.Run.start(uri, tracking.EXPERIMENT, name=name, step="tune", config=settings)
         describe(parent, feature_set)
         base, fingerprint = config.to_dict(), feature_set.manifest.fingerprint
-        sweep = Sweep(str(feature_set.path), fingerprint, base, trials, concurrent, uri, parent.id)
+        sweep = Sweep(str(feature_set.folder), fingerprint, base, trials, concurrent, uri, parent.id)
         folder.mkdir(parents=True)
         write_text(json.dumps(asdict(sweep), indent=1) + "\n", folder / SWEEP)
     with parent.closing():

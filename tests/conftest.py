@@ -9,8 +9,10 @@ import pyarrow as pa
 import pytest
 
 from mgc import shards
-from mgc.features import FORMAT, MANIFEST, SCHEMA, SHARDS, FeatureSet, Manifest
+from mgc.features import FORMAT, MANIFEST, SCHEMA, SHARDS, FeatureSet, Manifest, parquet_bytes
+from mgc.folder import Folder
 from mgc.logmel import LogMelSpec
+from mgc.plan import Recipe
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 GENRES = ("Blues", "Folk", "Jazz", "Rock")
@@ -74,7 +76,8 @@ def features(tmp_path_factory) -> FeatureSet:
 def make_features(path: Path, *, leaks: tuple[dict, ...] = (), seed: int = 0) -> FeatureSet:
     """Write a small feature set by the product's own writers."""
     generator = np.random.default_rng(seed)
-    (path / SHARDS).mkdir(parents=True)
+    folder = Folder.at(path)
+    folder.make(SHARDS)
     entries, counts, track_id = [], {}, 0
     for split, clips in (("training", 44), ("validation", 12), ("test", 13)):
         rows = []
@@ -91,6 +94,8 @@ def make_features(path: Path, *, leaks: tuple[dict, ...] = (), seed: int = 0) ->
                     "path": f"{track_id:06d}.mp3",
                     "source_sha1": f"{track_id:040x}",
                     "seconds": SPEC.seconds,
+                    "promised_seconds": SPEC.seconds,
+                    "damaged": False,
                     "padded": False,
                     "mean_db": -30.0,
                     "std_db": 10.0,
@@ -98,15 +103,15 @@ def make_features(path: Path, *, leaks: tuple[dict, ...] = (), seed: int = 0) ->
                 }
             )
             track_id += 1
-        plan = shards.ShardPlan(f"{SHARDS}/{split}-00000-of-00001.parquet", split, pa.table({}))
+        file = f"{SHARDS}/{split}-00000-of-00001.parquet"
         metadata = {shards.FINGERPRINT_KEY: b"f" * 64, shards.QUARANTINE_KEY: b"[]"}
-        shards.write_parquet(pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(metadata)), path / plan.file)
-        record = shards.read_record(path, plan)
+        folder.write(file, parquet_bytes(pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(metadata))))
+        record = shards.read_record(folder, file)
         entries.append(record.entry)
         counts[split] = record.genres
-    manifest = Manifest(FORMAT, "f" * 64, asdict(shards.Recipe(spec=SPEC)), GENRES, counts, {}, leaks, tuple(entries))
+    manifest = Manifest(FORMAT, "f" * 64, asdict(Recipe(spec=SPEC)), GENRES, counts, {}, leaks, tuple(entries))
     (path / MANIFEST).write_text(manifest.to_json())
-    return FeatureSet(path, manifest)
+    return FeatureSet(folder, manifest)
 
 
 def _texture(label: int, phase: float) -> np.ndarray:

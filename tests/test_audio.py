@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
+import subprocess
+import sys
 from itertools import pairwise
 
 import librosa
@@ -13,6 +15,8 @@ import soundfile
 
 from mgc import audio, shards
 from mgc.errors import ClipError, Reason
+from mgc.folder import Folder
+from mgc.plan import Recipe
 
 RATE = 22_050
 SECONDS = 29.9
@@ -22,10 +26,10 @@ OUTCOMES = {
     "ok_mono_48k.mp3": 29.9,
     "ok_digital_silence.mp3": 29.9,
     "odd_wav_renamed.mp3": 29.9,
-    "ok_vbr_v2_noxing.mp3": 16.24,  # no Xing header: libsndfile takes the length that it guesses for the file's end
-    "short_truncated_half.mp3": 14.97,
-    "warn_bitflips.mp3": Reason.TOO_SHORT,  # 2.3 s: libsndfile ends at the damage without an error
-    "short_1s.mp3": Reason.TOO_SHORT,
+    "ok_vbr_v2_noxing.mp3": Reason.DAMAGED,  # 16.24 s: without a Xing header libsndfile ends where it guesses the end
+    "short_truncated_half.mp3": Reason.DAMAGED,  # 14.97 s; its Xing header promises 30
+    "warn_bitflips.mp3": Reason.DAMAGED,  # 2.3 s: libsndfile ends at the damage without an error
+    "short_1s.mp3": Reason.DAMAGED,  # 1.2 s; its Xing header promises 30
     "bad_zero_length.mp3": Reason.EMPTY,
     "bad_text_renamed.mp3": Reason.NOT_AUDIO,
     "bad_id3_only.mp3": Reason.NOT_AUDIO,
@@ -34,12 +38,30 @@ OUTCOMES = {
 }
 """What becomes of each odd file at ``--min-seconds 5``: the seconds that are decoded, or the reason there are none."""
 
+KEPT_DAMAGED = {
+    "ok_vbr_v2_noxing.mp3": 16.24,
+    "short_truncated_half.mp3": 14.97,
+    "warn_bitflips.mp3": Reason.TOO_SHORT,
+    "short_1s.mp3": Reason.TOO_SHORT,
+}
+"""The same for those that are damaged, with ``--keep-damaged``."""
 
-def outcome(path):
+
+def load(path, **options):
+    with audio.open_clip(Folder.at(path.parent), path.name) as file:
+        return audio.load(file, **options)
+
+
+def windows_of(path, seconds):
+    with audio.open_clip(Folder.at(path.parent), path.name) as file:
+        return list(audio.windows(file, sample_rate=RATE, seconds=seconds))
+
+
+def outcome(path, keep_damaged=False):
     """What ``shards.extract`` makes of a file: seconds, or the reason."""
     clip = {"track_id": 1, "split": "test", "genre": "Odd", "label": 0, "artist_id": None, "path": path.name}
     try:
-        row = shards.extract(clip, path, shards.Recipe(min_seconds=5.0))
+        row = shards.extract(clip, Folder.at(path.parent), Recipe(min_seconds=5.0, keep_damaged=keep_damaged))
     except ClipError as error:
         return error.reason
     assert np.isfinite(np.frombuffer(row["logmel"], "<f2")).all()
@@ -53,20 +75,95 @@ def test_every_odd_file_has_its_outcome(odd_mp3, name):
     assert found == (expected if isinstance(expected, Reason) else pytest.approx(expected, abs=0.01))
 
 
+@pytest.mark.parametrize("name", KEPT_DAMAGED)
+def test_a_damaged_clip_is_kept_where_the_flag_allows_it(odd_mp3, name):
+    expected = KEPT_DAMAGED[name]
+    found = outcome(odd_mp3 / name, keep_damaged=True)
+    assert found == (expected if isinstance(expected, Reason) else pytest.approx(expected, abs=0.01))
+
+
+def test_a_damaged_clip_says_both_lengths(odd_mp3):
+    clip = {"track_id": 1, "split": "test", "genre": "Odd", "label": 0, "artist_id": None}
+    clip["path"] = "short_truncated_half.mp3"
+    with pytest.raises(ClipError, match=r"14\.97 of 29\.90 s of audio came out") as caught:
+        shards.extract(clip, Folder.at(odd_mp3), Recipe())
+    assert caught.value.seconds == pytest.approx(14.97, abs=0.01)
+    row = shards.extract(clip, Folder.at(odd_mp3), Recipe(keep_damaged=True))
+    assert row["damaged"]
+    assert (row["seconds"], row["promised_seconds"]) == (pytest.approx(14.97, abs=0.01), pytest.approx(29.9))
+    whole = shards.extract(clip | {"path": "ok_cbr256_44k_stereo.mp3"}, Folder.at(odd_mp3), Recipe())
+    assert (whole["damaged"], whole["seconds"], whole["promised_seconds"]) == (False, 29.9, 29.9)
+
+
+def test_a_flac_that_is_cut_off_is_damaged_by_its_headers_promise(tmp_path):
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 20 * RATE)
+    soundfile.write(tmp_path / "cut.flac", noise, RATE)
+    data = (tmp_path / "cut.flac").read_bytes()
+    (tmp_path / "cut.flac").write_bytes(data[: len(data) // 2])
+    assert outcome(tmp_path / "cut.flac") in {Reason.DAMAGED, Reason.DECODE_ERROR}
+
+
+def test_a_short_clip_that_is_whole_is_too_short_and_not_damaged(tmp_path):
+    soundfile.write(tmp_path / "short.mp3", np.zeros(2 * RATE), RATE, format="MP3")
+    assert outcome(tmp_path / "short.mp3") == Reason.TOO_SHORT
+
+
+def test_tags_of_8_mb_and_ten_hours_are_read_no_further_than_a_feature_reaches(odd_mp3, tmp_path):
+    frames = (odd_mp3 / "ok_cbr256_44k_stereo.mp3").read_bytes()
+    size = 8 << 20
+    tag = b"ID3\x04\x00\x00" + bytes((size >> shift) & 0x7F for shift in (21, 14, 7, 0)) + bytes(size)
+    (tmp_path / "tagged.mp3").write_bytes(tag + frames)
+    (tmp_path / "long.mp3").write_bytes((odd_mp3 / "ok_mono_48k.mp3").read_bytes() * 1200)  # 577 MB
+    assert outcome(tmp_path / "tagged.mp3") == pytest.approx(29.9)
+    assert outcome(tmp_path / "long.mp3") == pytest.approx(29.9)
+
+
+def test_samples_that_no_sound_has_are_too_loud(tmp_path):
+    samples = np.full(RATE, 1e7, np.float32)
+    soundfile.write(tmp_path / "loud.wav", samples, RATE, subtype="FLOAT")
+    assert reason_of(tmp_path / "loud.wav") == Reason.TOO_LOUD
+    soundfile.write(tmp_path / "unscaled.wav", samples / 1e7 * 32_767, RATE, subtype="FLOAT")
+    assert load(tmp_path / "unscaled.wav", sample_rate=RATE, seconds=1).samples.max() > 32_000
+
+
+def test_a_loop_of_links_and_a_file_without_permission_are_unreadable(tmp_path):
+    (tmp_path / "loop.mp3").symlink_to(tmp_path / "loop.mp3")
+    assert reason_of(tmp_path / "loop.mp3") == Reason.UNREADABLE
+    (tmp_path / "shut.mp3").write_bytes(b"x")
+    (tmp_path / "shut.mp3").chmod(0)
+    code = f"""
+import os
+from pathlib import Path
+from mgc import audio
+from mgc.errors import ClipError
+from mgc.folder import Folder
+if os.geteuid() == 0:
+    os.seteuid(65534)
+try:
+    audio.open_clip(Folder({str(tmp_path)!r}), "shut.mp3")
+except ClipError as error:
+    print(error.reason)
+"""
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["unreadable"]
+
+
 def test_the_table_of_outcomes_names_every_odd_file(odd_mp3):
     with (odd_mp3 / "manifest.csv").open() as file:
         assert {row["file"] for row in csv.DictReader(file)} == set(OUTCOMES)
 
 
 def test_a_short_clip_is_a_feature_where_the_limit_allows_it(odd_mp3):
-    samples, seconds = audio.load(odd_mp3 / "short_1s.mp3", sample_rate=RATE, seconds=SECONDS)
+    samples, seconds, _ = load(odd_mp3 / "short_1s.mp3", sample_rate=RATE, seconds=SECONDS)
     assert seconds == pytest.approx(54_767 / 44_100)
     assert len(samples) == pytest.approx(seconds * RATE, abs=1)
 
 
 @pytest.mark.parametrize("name", ["ok_cbr256_44k_stereo.mp3", "ok_mono_48k.mp3", "odd_wav_renamed.mp3"])
 def test_samples_are_those_of_librosa_at_any_rate_and_channel_count(odd_mp3, name):
-    samples, seconds = audio.load(odd_mp3 / name, sample_rate=RATE, seconds=5.0)
+    samples, seconds, _ = load(odd_mp3 / name, sample_rate=RATE, seconds=5.0)
     reference, _ = librosa.load(odd_mp3 / name, sr=RATE, duration=5.0)
     assert samples.dtype == np.float32
     assert seconds == pytest.approx(5.0)
@@ -77,19 +174,19 @@ def test_samples_are_those_of_librosa_at_any_rate_and_channel_count(odd_mp3, nam
 def test_samples_beyond_full_scale_are_not_clipped(tmp_path):
     loud = 1.5 * np.sin(np.arange(RATE, dtype=np.float32))
     soundfile.write(tmp_path / "loud.wav", loud, RATE, subtype="FLOAT")
-    assert np.abs(audio.load(tmp_path / "loud.wav", sample_rate=RATE, seconds=1).samples).max() > 1.4
+    assert np.abs(load(tmp_path / "loud.wav", sample_rate=RATE, seconds=1).samples).max() > 1.4
 
 
 def test_mono_is_the_mean_of_all_channels(tmp_path):
     channels = np.random.default_rng(0).uniform(-1, 1, (RATE, 6)).astype(np.float32)
     soundfile.write(tmp_path / "six.wav", channels, RATE, subtype="FLOAT")
-    samples = audio.load(tmp_path / "six.wav", sample_rate=RATE, seconds=1).samples
+    samples = load(tmp_path / "six.wav", sample_rate=RATE, seconds=1).samples
     np.testing.assert_allclose(samples, channels.mean(axis=1), atol=1e-6)
 
 
 def reason_of(path):
     with pytest.raises(ClipError) as caught:
-        audio.load(path, sample_rate=RATE, seconds=SECONDS)
+        load(path, sample_rate=RATE, seconds=SECONDS)
     return caught.value.reason
 
 
@@ -116,24 +213,24 @@ def test_samples_that_are_no_numbers_are_not_finite(tmp_path, value):
 
 def test_a_header_without_samples_is_empty_audio_that_is_too_short(tmp_path):
     soundfile.write(tmp_path / "none.wav", np.zeros(0, np.float32), RATE)
-    samples, seconds = audio.load(tmp_path / "none.wav", sample_rate=RATE, seconds=SECONDS)
+    samples, seconds, _ = load(tmp_path / "none.wav", sample_rate=RATE, seconds=SECONDS)
     assert (len(samples), seconds) == (0, 0.0)
     assert outcome(tmp_path / "none.wav") == Reason.TOO_SHORT
 
 
 @pytest.mark.parametrize("piece", [4.0, 7.5, 29.9, 60.0])
 def test_windows_cover_the_file_and_the_first_is_what_load_gives(fma_clip, piece):
-    windows = list(audio.windows(fma_clip, sample_rate=RATE, seconds=piece))
+    windows = windows_of(fma_clip, piece)
     frames = soundfile.info(fma_clip).frames
     assert sum(window.seconds for window in windows) == pytest.approx(frames / 44_100, abs=1e-6)
     assert all(window.seconds == pytest.approx(piece) for window, _ in pairwise(windows))
     assert 0 < windows[-1].seconds <= piece
-    first = audio.load(fma_clip, sample_rate=RATE, seconds=piece)
+    first = load(fma_clip, sample_rate=RATE, seconds=piece)
     np.testing.assert_array_equal(windows[0].samples, first.samples)
     assert windows[0].seconds == first.seconds
 
 
 def test_a_file_of_whole_pieces_ends_with_a_whole_piece(tmp_path):
     soundfile.write(tmp_path / "two.wav", np.zeros(2 * RATE, np.float32), RATE)
-    windows = list(audio.windows(tmp_path / "two.wav", sample_rate=RATE, seconds=1.0))
+    windows = windows_of(tmp_path / "two.wav", 1.0)
     assert [len(window.samples) for window in windows] == [RATE, RATE]

@@ -125,7 +125,9 @@ def test_whole_files_are_read_only_where_size_and_middle_agree(data, monkeypatch
     read = []
     sha1 = audit_module._sha1
     monkeypatch.setattr(
-        audit_module, "_sha1", lambda file, *part: (read.append((file.name, bool(part))), sha1(file, *part))[1]
+        audit_module,
+        "_sha1",
+        lambda folder, path, *part: (read.append((path, bool(part))), sha1(folder, path, *part))[1],
     )
     audit(
         data(

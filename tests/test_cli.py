@@ -44,6 +44,7 @@ def test_every_command_and_flag_is_the_contracts():
         "audit": {"root", "subset"},
         "preprocess": {
             "root", "out", "subset", "workers", "limit", "min_seconds", "max_quarantined", "clips_per_shard",
+            "keep_damaged", "clip_timeout", "overwrite",
         },
         "train": {"features", "preset", "config_file", "allow_leaks", "gpus", "workers", "run_name"},
         "tune": {"features", "preset", "config_file", "allow_leaks", "trials", "concurrent", "name", "resume"},
@@ -141,7 +142,7 @@ def test_an_output_that_cannot_be_written_is_named(capsys, mini, tmp_path):
 
 
 def test_more_gpus_than_there_are_and_an_unknown_run_are_named(capsys, features):
-    code, _, said = mgc("train", "--features", features.path, "--gpus", 99, capsys=capsys)
+    code, _, said = mgc("train", "--features", features.folder.path, "--gpus", 99, capsys=capsys)
     assert (code, len(said.splitlines())) == (2, 1)
     assert "--gpus 99" in said
 
@@ -169,7 +170,7 @@ def test_a_store_that_cannot_be_opened_is_named_before_anything_is_written(capsy
 
 def test_asking_for_a_run_makes_no_store(capsys, features, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none.db")
-    code, _, said = mgc("evaluate", "--run", "x", "--features", features.path, capsys=capsys)
+    code, _, said = mgc("evaluate", "--run", "x", "--features", features.folder.path, capsys=capsys)
     assert code == 2
     assert "none.db" in said
     assert not (tmp_path / "none.db").exists()
@@ -251,7 +252,7 @@ def test_the_ui_shows_the_stores_runs(features, ray_session, tmp_path):
     """`mgc ui` is MLflow's own server: its REST API knows a run that `mgc train` made."""
     from mgc.train import train
 
-    run = train(features.path, TrainConfig(epochs=1, model=ModelConfig(channels=(4,))))
+    run = train(features.folder.path, TrainConfig(epochs=1, model=ModelConfig(channels=(4,))))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

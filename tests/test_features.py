@@ -18,7 +18,7 @@ from mgc.features import MANIFEST, FeatureSet, Manifest, logmels
 @pytest.fixture
 def broken(features, tmp_path):
     """A copy of the small set, to be broken."""
-    return shutil.copytree(features.path, tmp_path / "set")
+    return shutil.copytree(features.folder.path, tmp_path / "set")
 
 
 def refused(path, *words):
@@ -46,7 +46,7 @@ def test_a_set_without_a_manifest_is_refused_as_unfinished(broken):
     refused(broken, "unfinished")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "7", '"text"', "{}", '{"format": 1}', '{"shards": [1]}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "7", '"text"', "{}", '{"format": 2}', '{"shards": [1]}'])
 def test_a_damaged_manifest_is_refused(broken, text):
     (broken / MANIFEST).write_text(text)
     refused(broken, "not a manifest")
@@ -65,20 +65,20 @@ def test_a_manifest_without_one_of_its_fields_is_refused(broken):
 
 
 def test_a_manifest_of_another_format_is_refused(broken):
-    (broken / MANIFEST).write_text(json.dumps(json.loads((broken / MANIFEST).read_text()) | {"format": 2}))
-    refused(broken, "format 2", "reads 1")
+    (broken / MANIFEST).write_text(json.dumps(json.loads((broken / MANIFEST).read_text()) | {"format": 3}))
+    refused(broken, "format 3", "reads 2")
 
 
 def test_a_later_format_of_other_fields_is_refused_as_another_format(broken):
-    (broken / MANIFEST).write_text(json.dumps({"format": 2, "pieces": []}))
-    refused(broken, "format 2")
+    (broken / MANIFEST).write_text(json.dumps({"format": 3, "pieces": []}))
+    refused(broken, "format 3")
 
 
 def test_a_manifest_reads_back_as_it_was_written(features):
     manifest = features.manifest
     assert Manifest.from_json(manifest.to_json()) == manifest
     assert Manifest.from_json(manifest.to_json()).to_json() == manifest.to_json()
-    assert FeatureSet.open(features.path) == features
+    assert FeatureSet.open(features.folder.path) == features
     assert manifest.spec == SPEC
 
 
@@ -89,7 +89,7 @@ def test_a_split_reads_as_it_was_written(features):
     for split, count in (("training", 44), ("validation", 12), ("test", 13)):
         loaded = features.load(split)
         (entry,) = (entry for entry in features.manifest.shards if entry.split == split)
-        rows = pq.read_table(features.path / entry.file).to_pylist()
+        rows = pq.read_table(features.folder.path / entry.file).to_pylist()
         assert len(loaded) == len(rows) == count
         assert loaded.mel_NFT.shape == (count, *SPEC.shape)
         assert loaded.mel_NFT.dtype == np.float16
@@ -102,18 +102,18 @@ def test_a_split_reads_as_it_was_written(features):
 def test_a_split_of_several_shards_reads_in_their_order_whatever_their_sizes(tmp_path):
     made = make_features(tmp_path / "set")
     (entry,) = (entry for entry in made.manifest.shards if entry.split == "training")
-    whole = pq.read_table(made.path / entry.file)
+    whole = pq.read_table(made.folder.path / entry.file)
     expected = made.load("training")
     entries, start = [], 0
     for rows in (7, 0, 1, 36):
         name = f"shards/{len(entries)}.parquet"
-        pq.write_table(whole.slice(start, rows), made.path / name, row_group_size=5)
+        pq.write_table(whole.slice(start, rows), made.folder.path / name, row_group_size=5)
         entries.append({"file": name, "split": "training", "rows": rows, "bytes": 0, "sha256": ""})
         start += rows
-    others = [e for e in json.loads((made.path / MANIFEST).read_text())["shards"] if e["split"] != "training"]
-    text = json.dumps(json.loads((made.path / MANIFEST).read_text()) | {"shards": entries + others})
-    (made.path / MANIFEST).write_text(text)
-    loaded = FeatureSet.open(made.path).load("training")
+    others = [e for e in json.loads((made.folder.path / MANIFEST).read_text())["shards"] if e["split"] != "training"]
+    text = json.dumps(json.loads((made.folder.path / MANIFEST).read_text()) | {"shards": entries + others})
+    (made.folder.path / MANIFEST).write_text(text)
+    loaded = FeatureSet.open(made.folder).load("training")
     np.testing.assert_array_equal(loaded.mel_NFT, expected.mel_NFT)
     np.testing.assert_array_equal(loaded.track_ids_N, expected.track_ids_N)
 
@@ -128,7 +128,7 @@ def test_learning_sees_training_and_validation_and_no_test_clip(features):
 
 def test_matrices_of_a_sliced_and_chunked_column_are_those_rows(features):
     (entry,) = (entry for entry in features.manifest.shards if entry.split == "test")
-    table = pq.read_table(features.path / entry.file)
+    table = pq.read_table(features.folder.path / entry.file)
     parts = pa.concat_tables([table.slice(5, 3), table.slice(1, 2)])
     whole = logmels(table, SPEC.shape)
     np.testing.assert_array_equal(logmels(table.slice(4, 6), SPEC.shape), whole[4:10])

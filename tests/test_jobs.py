@@ -115,7 +115,7 @@ def test_the_sweep_job_as_a_script_scores_its_winner_on_the_test_split(tmp_path)
     config = tmp_path / "config.json"
     config.write_text(json.dumps({"optim": {"batch_size": 8}}))
     flags = ["--preset", "baseline", "--config", config, "--epochs", "1", "--trials", "1", "--name", "small", "--json"]
-    done = script("sweep.py", "--features", features.path, *flags, cwd=tmp_path)
+    done = script("sweep.py", "--features", features.folder.path, *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = last_line(done.stdout)
     assert (result["trials"], result["failed"]) == (1, 0)

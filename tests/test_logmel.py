@@ -31,7 +31,8 @@ def librosa_db(samples, spec):
 
 
 def ours(path, spec=SPEC):
-    return log_mel(audio.load(path, sample_rate=spec.sample_rate, seconds=spec.seconds).samples, spec)
+    with open(path, "rb") as file:
+        return log_mel(audio.load(file, sample_rate=spec.sample_rate, seconds=spec.seconds).samples, spec)
 
 
 def assert_same(path, spec=SPEC):

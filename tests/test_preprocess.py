@@ -19,7 +19,8 @@ import soundfile
 
 from mgc import preprocess as module
 from mgc.errors import InputError, RunError
-from mgc.features import MANIFEST, QUARANTINE, FeatureSet
+from mgc.features import MANIFEST, PLAN, QUARANTINE, FeatureSet
+from mgc.folder import Folder
 from mgc.preprocess import preprocess
 from mgc.splits import SPLITS
 
@@ -79,7 +80,7 @@ def contents(folder):
 def mlflow_run(run_id):
     from mgc import tracking
 
-    return tracking.Run.find(tracking.open_store(Path.cwd()), run_id)._client.get_run(run_id)
+    return tracking.Run.find(tracking.open_store(Folder.at(Path.cwd())), run_id)._client.get_run(run_id)
 
 
 # A whole run
@@ -119,7 +120,13 @@ def test_the_manifest_counts_what_is_there(made):
 
 def test_nothing_is_in_the_folder_but_the_set(made):
     files = set(contents(made[0]))
-    assert files == {MANIFEST, QUARANTINE, "README.md", *(e.file for e in FeatureSet.open(made[0]).manifest.shards)}
+    assert files == {
+        MANIFEST,
+        PLAN,
+        QUARANTINE,
+        "README.md",
+        *(e.file for e in FeatureSet.open(made[0]).manifest.shards),
+    }
 
 
 def test_the_run_is_tracked_with_its_settings_its_figures_and_its_features(made):
@@ -215,6 +222,9 @@ def test_only_what_is_lost_is_written_again_and_is_the_same(made, copy, collecti
 def test_an_unfinished_set_is_refused_by_readers_and_finished_without_ray(made, copy, collection, no_ray):
     for name in (MANIFEST, QUARANTINE, "README.md"):
         (copy / name).unlink()
+    (copy / "shards" / f".training-00000-of-00005.parquet.{'0' * 32}.tmp").write_bytes(b"half a shard")
+    (copy / f".{MANIFEST}.{'1' * 32}.tmp").write_bytes(b"{")
+    (copy / ".lock").write_text("process 1 on nowhere")
     with pytest.raises(InputError, match="unfinished"):
         FeatureSet.open(copy)
     assert preprocess(collection, copy, **OPTIONS)["written"] == 0
@@ -253,31 +263,112 @@ def refused(*words, root, out, **options):
 
 
 def test_another_recipe_into_the_same_folder_is_refused_by_what_differs(copy, collection, no_ray):
-    refused(str(copy), "min_seconds was 5.0, now 2.0", root=collection, out=copy, min_seconds=2.0)
-    refused("clips_per_shard was 4, now 8", root=collection, out=copy, clips_per_shard=8)
+    both_ways = ("choose another folder", "--overwrite")
+    refused(str(copy), "min_seconds was 5.0, now 2.0", *both_ways, root=collection, out=copy, min_seconds=2.0)
+    refused("clips_per_shard was 4, now 8", *both_ways, root=collection, out=copy, clips_per_shard=8)
+    refused("keep_damaged was False, now True", *both_ways, root=collection, out=copy, keep_damaged=True)
 
 
-def test_other_clips_into_the_same_folder_are_refused(copy, collection, no_ray, tmp_path):
-    refused("clips differ", root=collection, out=copy, limit=10)
+def test_a_set_of_another_decoder_is_refused(copy, collection, no_ray, monkeypatch):
+    real = module.Recipe
+    monkeypatch.setattr(module, "Recipe", lambda **options: real(**options, decoder="soundfile 99"))
+    refused("decoder was soundfile", "now soundfile 99", root=collection, out=copy)
+
+
+def test_clips_that_are_gone_or_changed_are_refused_and_named(copy, collection, no_ray, tmp_path):
+    refused("10 of its 20 clips are not among the 10 clips now", root=collection, out=copy, limit=10)
     other = shutil.copytree(collection.parent, tmp_path / "other")
     (other / "absent.wav").write_bytes(b"here now")
-    refused("clips differ", root=other / "clips.csv", out=copy)
+    refused("1 file sizes changed (absent.wav: -1, now 8)", root=other / "clips.csv", out=copy)
 
 
 def test_other_artists_into_the_same_folder_are_refused(copy, collection, no_ray):
     leaking = collection.with_name("leaking.csv")
     leaking.write_text(collection.read_text().replace("artist 17", "artist 0"))
-    refused("clips differ", root=leaking, out=copy)  # the set says that no artist leaks
+    refused("1 artists changed", root=leaking, out=copy)  # the set says that no artist leaks
 
 
-def test_other_clips_into_an_unfinished_folder_are_refused(copy, collection, no_ray):
+def test_another_recipe_into_an_unfinished_folder_is_refused(copy, collection, no_ray):
     (copy / MANIFEST).unlink()
-    refused("fingerprint", root=collection, out=copy, min_seconds=2.0)
+    refused("min_seconds was", root=collection, out=copy, min_seconds=2.0)
 
 
-def test_a_damaged_manifest_is_refused(copy, collection, no_ray):
-    (copy / MANIFEST).write_text("{")
-    refused("not a manifest", root=collection, out=copy)
+@pytest.mark.parametrize("name", [MANIFEST, PLAN])
+def test_a_damaged_manifest_or_plan_is_refused(copy, collection, no_ray, name):
+    (copy / name).write_text("{")
+    refused(f"not a {name.partition('.')[0]}", root=collection, out=copy)
+
+
+def test_a_folder_of_somebody_elses_is_refused(collection, no_ray, tmp_path):
+    (tmp_path / "README.md").write_text("years of work")
+    refused("not empty", root=collection, out=tmp_path)
+    refused("not empty", root=collection, out=tmp_path, overwrite=True)
+    (tmp_path / "README.md").rename(tmp_path / "deep")
+    refused("not empty", root=collection, out=tmp_path)
+
+
+def test_overwrite_replaces_what_differs_and_nothing_else(ray_session, made, copy, collection, tmp_path):
+    other = shutil.copytree(collection.parent, tmp_path / "other")
+    soundfile.write(other / "absent.wav", np.zeros(6 * RATE), RATE)
+    before = {file: file.stat().st_mtime_ns for file in (copy / "shards").iterdir()}
+    result = preprocess(other / "clips.csv", copy, **OPTIONS, overwrite=True)
+    after = {file: file.stat().st_mtime_ns for file in (copy / "shards").iterdir()}
+    assert before.keys() == after.keys()
+    assert sum(before[file] != after[file] for file in before) == 1
+    assert result["reasons"] == {"too_short": 1}
+    assert result["written"] + result["skipped"] == 19
+    preprocess(collection, copy, **OPTIONS, overwrite=True)
+    assert contents(copy) == contents(made[0])
+    result = preprocess(collection, copy, **(OPTIONS | {"clips_per_shard": 40}), overwrite=True)
+    assert (result["written"], result["skipped"], result["shards"]) == (18, 0, 3)
+    assert len(list((copy / "shards").iterdir())) == 3
+
+
+# New clips
+
+
+def test_new_clips_get_new_shards_and_the_old_ones_stay_untouched(ray_session, collection, tmp_path):
+    """A folder per genre, whose splits are drawn: clips that are in the set keep theirs."""
+    for i in range(12):
+        (tmp_path / "music" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        shutil.copy(collection.parent / f"{i}.wav", tmp_path / "music" / "ab"[i % 2] / f"{i}.wav")
+    preprocess(tmp_path / "music", tmp_path / "set", **OPTIONS)
+    before = contents(tmp_path / "set" / "shards")
+    for i in range(12, 18):
+        shutil.copy(collection.parent / f"{i}.wav", tmp_path / "music" / "ab"[i % 2] / f"{i}.wav")
+    result = preprocess(tmp_path / "music", tmp_path / "set", **OPTIONS)
+    assert (result["written"], result["skipped"]) == (6, 12)
+    after = contents(tmp_path / "set" / "shards")
+    assert before.items() <= after.items()
+    assert len(after) > len(before)
+    rows = pq.read_table(tmp_path / "set" / "shards", columns=["path"])["path"].to_pylist()
+    assert len(rows) == len(set(rows)) == 18
+    manifest = FeatureSet.open(tmp_path / "set").manifest
+    assert sum(sum(genres.values()) for genres in manifest.clips.values()) == 18
+    assert preprocess(tmp_path / "music", tmp_path / "set", **OPTIONS)["run_id"] is None
+
+
+# Two at once
+
+
+def test_a_second_run_into_one_set_is_refused_while_the_first_lives_and_not_after(copy, collection, no_ray):
+    code = f"""
+import time
+from mgc.folder import Folder
+with Folder({str(copy)!r}).claim("--out"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        refused(f"process {holder.pid} on", "is writing it", root=collection, out=copy)
+    finally:
+        holder.kill()
+        holder.wait()
+    assert (copy / ".lock").exists()  # stale, which does not block
+    assert preprocess(collection, copy, **OPTIONS)["run_id"] is None
+    assert not (copy / ".lock").exists()
 
 
 # Input that cannot be used
@@ -329,7 +420,7 @@ def failing_once(flags, at):
     write = module._write_shard
 
     def task(block, *, job):
-        name = Path(block["file"][0].as_py()).name
+        name = Path(block["shard"][0].as_py()).name
         flag = flags / name
         kill = name in at and not flag.exists()
         if kill:
@@ -362,7 +453,7 @@ def test_a_shard_that_cannot_be_written_fails_the_run_with_its_cause_and_keeps_t
     write = module._write_shard
 
     def full_disk(block, *, job):
-        if block["file"][0].as_py().startswith("shards/test"):
+        if block["shard"][0].as_py().startswith("shards/test"):
             raise OSError(28, "No space left on device")
         return write(block, job=job)
 

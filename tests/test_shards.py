@@ -1,143 +1,43 @@
-"""Shards: a plan that depends on the clips alone, and files that are there whole, once and the same, or not at all."""
+"""Shards: files that are there whole, once and the same, or not at all."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import resource
+import signal
+import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import soundfile
 
 from mgc import shards
-from mgc.errors import ClipError, InputError, Reason
+from mgc.errors import ClipError, Reason
 from mgc.features import SCHEMA
+from mgc.folder import Folder
 from mgc.logmel import LogMelSpec, log_mel, standardize
-from mgc.shards import Recipe, ShardPlan
-from mgc.splits import SPLITS
+from mgc.plan import Plan, Recipe
 from mgc.tracks import SCHEMA as TRACKS
 
 RATE = 22_050
 RECIPE = Recipe(spec=LogMelSpec(seconds=2.0), min_seconds=0.5, clips_per_shard=4)
-FINGERPRINT = "a" * 64
 
 
-def table(counts, seed=None):
-    """A tracks table of so many clips a split; rows shuffled by ``seed``."""
-    rows = []
-    for split, count in counts.items():
-        rows += [
-            {"path": f"{split}{i}.wav", "genre": "ab"[i % 2], "label": i % 2, "split": split, "artist_id": f"x{i}"}
-            for i in range(count)
-        ]
-    rows = [row | {"track_id": 100 + i} for i, row in enumerate(rows)]
-    clips = pa.Table.from_pylist(rows, schema=TRACKS)
-    return clips if seed is None else clips.take(np.random.default_rng(seed).permutation(len(clips)))
-
-
-MANY = {"training": 801, "validation": 100, "test": 3}
-
-
-def listing(plan):
-    return [(shard.file, shard.split, shard.clips["track_id"].to_pylist()) for shard in plan]
-
-
-# The plan
-
-
-@pytest.mark.parametrize("seed", [1, 2])
-def test_the_plan_does_not_depend_on_the_order_of_rows(seed):
-    assert listing(shards.plan(table(MANY), RECIPE)) == listing(shards.plan(table(MANY, seed), RECIPE))
-
-
-def test_every_clip_is_in_exactly_one_shard_of_its_split():
-    clips = table(MANY)
-    found = [(i, shard.split) for shard in shards.plan(clips, RECIPE) for i in shard.clips["track_id"].to_pylist()]
-    assert sorted(found) == sorted(zip(clips["track_id"].to_pylist(), clips["split"].to_pylist(), strict=True))
-
-
-@pytest.mark.parametrize("clips_per_shard", [1, 4, 64, 10_000])
-def test_clips_are_dealt_evenly_to_as_few_shards_as_hold_them(clips_per_shard):
-    plan = shards.plan(table(MANY), replace(RECIPE, clips_per_shard=clips_per_shard))
-    for split, count in MANY.items():
-        sizes = [len(shard.clips) for shard in plan if shard.split == split]
-        assert len(sizes) == -(-count // clips_per_shard)
-        assert sum(sizes) == count
-        assert max(sizes) - min(sizes) <= 1
-        assert max(sizes) <= clips_per_shard
-
-
-def test_shards_are_named_by_split_index_and_count():
-    plan = shards.plan(table({"training": 9, "validation": 4}), RECIPE)
-    assert [shard.file for shard in plan] == [
-        "shards/training-00000-of-00003.parquet",
-        "shards/training-00001-of-00003.parquet",
-        "shards/training-00002-of-00003.parquet",
-        "shards/validation-00000-of-00001.parquet",
+def table(count):
+    """A tracks table of so many training clips."""
+    rows = [
+        {"path": f"training{i}.wav", "genre": "ab"[i % 2], "label": i % 2, "split": "training", "artist_id": f"x{i}"}
+        for i in range(count)
     ]
-
-
-def test_a_shard_is_a_fair_sample_of_its_split_whatever_the_order_of_ids():
-    clips = table({"training": 640})
-    early = clips["track_id"].to_numpy() < 420  # as if ids went by genre
-    clips = clips.set_column(clips.schema.get_field_index("genre"), "genre", pa.array(np.where(early, "a", "b")))
-    plan = shards.plan(clips, replace(RECIPE, clips_per_shard=64))
-    assert all(15 <= shard.clips["genre"].to_pylist().count("a") <= 49 for shard in plan)
-
-
-def test_another_seed_deals_otherwise_and_splits_are_shuffled_apart():
-    first = listing(shards.plan(table(MANY), RECIPE))
-    assert first != listing(shards.plan(table(MANY), replace(RECIPE, seed=1)))
-    same = replace(RECIPE, clips_per_shard=50)
-    orders = {
-        tuple(i - min(ids) for i in ids) for _, _, ids in listing(shards.plan(table(dict.fromkeys(SPLITS, 50)), same))
-    }
-    assert len(orders) == 3
-
-
-# The fingerprint
-
-
-def fingerprint(root, recipe=RECIPE, clips=None):
-    return recipe.fingerprint(table({"training": 3, "test": 2}) if clips is None else clips, root)
-
-
-def test_everything_that_decides_the_bytes_is_in_the_fingerprint(tmp_path):
-    clips = table({"training": 3, "test": 2})
-    before = fingerprint(tmp_path)
-    assert before == fingerprint(tmp_path)
-    assert len(before) == 64
-    assert int(before, 16)
-    labels = clips.set_column(clips.schema.get_field_index("label"), "label", pa.array([1, 1, 1, 1, 1], pa.int8()))
-    splits = clips.set_column(clips.schema.get_field_index("split"), "split", pa.array(["test"] * 5))
-    artists = clips.set_column(clips.schema.get_field_index("artist_id"), "artist_id", pa.array(["y"] * 5))
-    others = [
-        fingerprint(tmp_path, replace(RECIPE, min_seconds=1.0)),
-        fingerprint(tmp_path, replace(RECIPE, clips_per_shard=5)),
-        fingerprint(tmp_path, replace(RECIPE, seed=1)),
-        fingerprint(tmp_path, replace(RECIPE, decoder="another")),
-        fingerprint(tmp_path, replace(RECIPE, spec=replace(RECIPE.spec, top_db=70.0))),
-        fingerprint(tmp_path, clips=clips.slice(1)),
-        fingerprint(tmp_path, clips=labels),
-        fingerprint(tmp_path, clips=splits),
-        fingerprint(tmp_path, clips=artists),
-    ]
-    (tmp_path / "training0.wav").write_bytes(b"1")
-    others.append(fingerprint(tmp_path))
-    (tmp_path / "training0.wav").write_bytes(b"22")
-    others.append(fingerprint(tmp_path))
-    assert len({before, *others}) == 1 + len(others)
-
-
-def test_the_fingerprint_does_not_depend_on_where_the_files_are(tmp_path):
-    for name in ("here", "there"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "training0.wav").write_bytes(b"same")
-    assert fingerprint(tmp_path / "here") == fingerprint(tmp_path / "there")
+    rows = [row | {"track_id": 100 + i, "bytes": 9} for i, row in enumerate(rows)]
+    return pa.Table.from_pylist(rows, schema=pa.schema([*TRACKS, ("bytes", pa.int64())]))
 
 
 # Writing
@@ -154,21 +54,22 @@ def collection(tmp_path):
 
 
 def one_shard(count=6):
-    (shard,) = shards.plan(table({"training": count}), replace(RECIPE, clips_per_shard=64))
+    (shard,) = Plan.of(table(count), replace(RECIPE, clips_per_shard=64)).shards
     return shard
 
 
-def write(root, out, shard=None, fingerprint=FINGERPRINT):
+def write(root, out, shard=None, **options):
     shard = shard or one_shard()
-    target = out / shard.file
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shards.write(shard.clips, target, recipe=RECIPE, fingerprint=fingerprint, audio_root=root)
-    return target
+    folder = Folder.at(out)
+    folder.make("shards")
+    record = shards.write(shard, Folder.at(root), folder, recipe=RECIPE, **{"clip_timeout": 60.0, **options})
+    assert record == shards.read_record(folder, shard.file) == shards.ShardRecord.from_json(record.to_json())
+    return out / shard.file
 
 
 def test_a_row_is_the_float16_z_scores_of_the_clip_in_little_endian_c_order(collection):
     clip = one_shard().clips.filter(pa.compute.equal(one_shard().clips["path"], "training0.wav")).to_pylist()[0]
-    row = shards.extract(clip, collection / "training0.wav", RECIPE)
+    row = shards.extract(clip | {"path": "training0.wav"}, Folder.at(collection), RECIPE)
     samples, _ = soundfile.read(collection / "training0.wav", dtype="float32")
     db = log_mel(samples, RECIPE.spec)
     z, mean, std = standardize(db)
@@ -185,7 +86,7 @@ def test_a_row_is_the_float16_z_scores_of_the_clip_in_little_endian_c_order(coll
 @pytest.mark.parametrize(("index", "seconds", "padded"), [(0, 2.0, False), (1, 2.0, False), (2, 1.0, True)])
 def test_a_row_says_how_much_audio_it_holds_and_whether_it_was_padded(collection, index, seconds, padded):
     clip = one_shard().clips.to_pylist()[0]
-    row = shards.extract(clip, collection / f"training{index}.wav", RECIPE)
+    row = shards.extract(clip | {"path": f"training{index}.wav"}, Folder.at(collection), RECIPE)
     assert row["seconds"] == pytest.approx(seconds)
     assert row["padded"] is padded
 
@@ -193,7 +94,7 @@ def test_a_row_says_how_much_audio_it_holds_and_whether_it_was_padded(collection
 def test_an_unforeseen_error_of_one_clip_is_a_clip_error_that_names_it(collection, monkeypatch):
     monkeypatch.setattr(shards, "log_mel", lambda *_: 1 / 0)
     with pytest.raises(ClipError) as caught:
-        shards.extract(one_shard().clips.to_pylist()[0], collection / "training0.wav", RECIPE)
+        shards.extract(one_shard(1).clips.to_pylist()[0], Folder.at(collection), RECIPE)
     assert caught.value.reason == Reason.FAILED
     assert "ZeroDivisionError" in caught.value.detail
 
@@ -206,7 +107,7 @@ def test_a_shard_is_one_complete_record_of_what_became_of_its_clips(collection):
     assert found["path"].to_pylist() == [
         path for path in shard.clips["path"].to_pylist() if path in {f"training{i}.wav" for i in range(3)}
     ]
-    record = shards.read_record(collection / "set", shard)
+    record = shards.read_record(Folder.at(collection / "set"), shard.file)
     assert record.entry.rows == 3
     assert record.entry.bytes == target.stat().st_size
     assert record.entry.sha256 == hashlib.sha256(target.read_bytes()).hexdigest()
@@ -233,79 +134,107 @@ def test_the_same_clips_give_the_same_bytes(collection):
 
 
 def test_a_shard_of_quarantined_clips_alone_is_a_shard_without_rows(collection):
-    clips = one_shard().clips
-    shard = ShardPlan("shards/x.parquet", "training", clips.filter(pa.compute.equal(clips["path"], "training5.wav")))
+    (shard,) = Plan.of(table(6).slice(5), RECIPE).shards
     write(collection, collection / "set", shard)
-    record = shards.read_record(collection / "set", shard)
+    record = shards.read_record(Folder.at(collection / "set"), shard.file)
     assert (record.entry.rows, record.genres, len(record.quarantined)) == (0, {}, 1)
 
 
-def test_a_failed_write_leaves_nothing(collection, monkeypatch):
-    def fail(table, where, **_):
-        Path(where).write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(shards.pq, "write_table", fail)
-    with pytest.raises(OSError, match="No space left"):
-        write(collection, collection / "set")
-    assert list((collection / "set" / "shards").iterdir()) == []
-
-
-def test_a_failed_write_keeps_the_shard_that_was_there(collection, monkeypatch):
+@pytest.mark.parametrize("how", ["too large", "read-only"])
+def test_a_failed_write_leaves_what_was_there_and_nothing_else(collection, monkeypatch, how):
+    """A real limit on the size of files, and a disk that turned read-only between two calls."""
     target = write(collection, collection / "set")
     before = target.read_bytes()
-    monkeypatch.setattr(shards, "extract", lambda *_: (_ for _ in ()).throw(OSError("gone")))
-    with pytest.raises(OSError, match="gone"):
-        write(collection, collection / "set")
+    if how == "read-only":
+        replace_ = os.replace
+
+        def refuse(source, to):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), to)
+
+        monkeypatch.setattr(os, "replace", refuse)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        if how == "too large":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        with pytest.raises(OSError, match="File too large" if how == "too large" else "Read-only"):
+            write(collection, collection / "set")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+        if how == "read-only":
+            monkeypatch.setattr(os, "replace", replace_)
     assert target.read_bytes() == before
     assert list(target.parent.iterdir()) == [target]
+
+
+# Clips that take their process with them
+
+
+@pytest.mark.parametrize("hostile", ["training0.wav", "training1.wav", "training2.wav"])
+@pytest.mark.parametrize(("how", "reason"), [("crash", "crashed"), ("hang", "timed_out"), ("memory", "crashed")])
+def test_a_clip_that_brings_its_process_down_costs_that_clip_only(collection, monkeypatch, hostile, how, reason):
+    load = shards.audio.load
+
+    def decoder(file, **options):
+        if os.readlink(f"/proc/self/fd/{file.fileno()}").endswith(hostile):
+            if how == "crash":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            while how == "hang":
+                time.sleep(1)
+            np.ones(1 << 40)
+        return load(file, **options)
+
+    whole = write(collection, collection / "whole")
+    monkeypatch.setattr(shards.audio, "load", decoder)
+    target = write(collection, collection / "set", clip_timeout=1.0 if how == "hang" else 60.0)
+    record = shards.read_record(Folder.at(collection / "set"), one_shard().file)
+    assert {row["path"]: row["reason"] for row in record.quarantined} == {
+        hostile: reason,
+        "training3.wav": "too_short",
+        "training4.wav": "not_audio",
+        "training5.wav": "missing",
+    }
+    others = pq.read_table(whole).filter(pc.not_equal(pq.read_table(whole)["path"], hostile))
+    assert pq.read_table(target).equals(others)
 
 
 # What is there already
 
 
-def test_a_shard_is_written_when_it_is_there_with_this_fingerprint(collection):
-    shard, out = one_shard(), collection / "set"
-    assert not shards.is_written(out, shard, FINGERPRINT)
-    write(collection, out)
-    assert shards.is_written(out, shard, FINGERPRINT)
-
-
-def test_a_shard_of_another_fingerprint_is_refused(collection):
-    target = write(collection, collection / "set")
-    with pytest.raises(InputError, match="aaaaaaaaaaaa") as caught:
-        shards.is_written(collection / "set", one_shard(), "b" * 64)
-    assert str(target) in str(caught.value)
-
-
-@pytest.mark.parametrize("content", [b"", b"PAR1", b"no parquet at all"])
-def test_a_file_that_is_no_shard_is_written_anew(collection, content):
+@pytest.mark.parametrize("content", [None, b"", b"PAR1", b"no parquet at all", "another"])
+def test_a_shard_is_written_when_it_is_there_as_planned(collection, content):
+    shard, out = one_shard(), Folder.at(collection / "set")
+    assert not shards.is_written(out, shard)
     target = write(collection, collection / "set")
     whole = target.read_bytes()
-    target.write_bytes(content)
-    assert not shards.is_written(collection / "set", one_shard(), FINGERPRINT)
+    assert shards.is_written(out, shard)
+    if content == "another":
+        shard = replace(shard, fingerprint="b" * 64)
+    elif content is None:
+        target.unlink()
+    else:
+        target.write_bytes(content)
+    assert not shards.is_written(out, shard)
     assert write(collection, collection / "set").read_bytes() == whole
 
 
 def test_the_quarantine_table_holds_the_clips_of_all_shards_by_id(collection):
-    plan = shards.plan(table({"training": 6, "test": 2}), replace(RECIPE, clips_per_shard=2))
-    for shard in plan:
+    plan = Plan.of(table(8), replace(RECIPE, clips_per_shard=2))
+    for shard in plan.shards:
         write(collection, collection / "set", shard)
-    records = [shards.read_record(collection / "set", shard) for shard in reversed(plan)]
-    shards.write_quarantine(records, collection / "quarantine.parquet")
-    rows = pq.read_table(collection / "quarantine.parquet").to_pylist()
+    records = [shards.read_record(Folder.at(collection / "set"), shard.file) for shard in reversed(plan.shards)]
+    rows = shards.quarantine(records).to_pylist()
     assert [(row["track_id"], row["split"], row["reason"]) for row in rows] == [
         (103, "training", "too_short"),
         (104, "training", "not_audio"),
         (105, "training", "missing"),
-        (106, "test", "missing"),
-        (107, "test", "missing"),
+        (106, "training", "missing"),
+        (107, "training", "missing"),
     ]
     assert all(row["detail"] for row in rows)
 
 
-def test_without_quarantined_clips_the_table_is_there_and_empty(tmp_path):
-    shards.write_quarantine([], tmp_path / "quarantine.parquet")
-    rows = pq.read_table(tmp_path / "quarantine.parquet")
-    assert len(rows) == 0
-    assert rows.column_names[0] == "track_id"
+def test_without_quarantined_clips_the_table_is_empty():
+    assert len(shards.quarantine([])) == 0
+    assert shards.quarantine([]).column_names[0] == "track_id"

@@ -23,7 +23,7 @@ LEAK = {"by": "id", "artist_id": "7", "artist_name": "AWOL", "splits": {"trainin
 
 @pytest.fixture(scope="module")
 def trained(features):
-    return train(features.path, CONFIG, run_name="a run")
+    return train(features.folder.path, CONFIG, run_name="a run")
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_mlflows_own_model_gives_the_checkpoints_logits_for_any_batch(trained, c
 
 
 def test_evaluation_counts_every_test_clip_and_is_kept_with_the_run(trained, client, features):
-    result = evaluate(trained["run_id"], features.path)
+    result = evaluate(trained["run_id"], features.folder.path)
     contract = {"run_id", "split", "n", "accuracy", "ci95", "macro_f1", "per_genre", "confusion"}
     assert contract <= set(result)
     assert result["n"] == 13
@@ -105,8 +105,8 @@ def test_evaluation_counts_every_test_clip_and_is_kept_with_the_run(trained, cli
 
 
 def test_two_workers_reach_what_one_process_reaches(features, ray_session):
-    one = train(features.path, PLAIN)
-    two = train(features.path, PLAIN, workers=2)
+    one = train(features.folder.path, PLAIN)
+    two = train(features.folder.path, PLAIN, workers=2)
     assert two["train_accuracy"] == pytest.approx(one["train_accuracy"], abs=1e-6)
     assert two["val_accuracy"] == pytest.approx(one["val_accuracy"], abs=1e-6)
     uri = tracking.existing_store(tracking.Path.cwd())
@@ -136,11 +136,11 @@ def test_more_gpus_than_there_are_is_refused_before_anything_is_written(features
     experiments = [client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id]
     before = len(client.search_runs(experiments))
     with pytest.raises(InputError, match=r"--gpus 99: there (is|are) \d+ here"):
-        train(features.path, PLAIN, gpus=99)
+        train(features.folder.path, PLAIN, gpus=99)
     with pytest.raises(InputError, match="--gpus 1 --workers 2"):
-        train(features.path, PLAIN, gpus=1, workers=2)
+        train(features.folder.path, PLAIN, gpus=1, workers=2)
     with pytest.raises(InputError, match="--workers 0"):
-        train(features.path, PLAIN, workers=0)
+        train(features.folder.path, PLAIN, workers=0)
     assert len(client.search_runs(experiments)) == before
 
 
@@ -149,7 +149,7 @@ def test_a_failed_run_is_kept_as_failed_with_its_reason(features, client):
         model=ModelConfig(channels=(4,), dropout=0.0), optim=OptimConfig(lr=1e30, batch_size=8), epochs=3
     )
     with pytest.raises(RunError, match="loss is"):
-        train(features.path, wild, run_name="wild")
+        train(features.folder.path, wild, run_name="wild")
     experiment = client.get_experiment_by_name("mgc").experiment_id
     run = client.search_runs([experiment], "attributes.run_name = 'wild'")[0]
     assert run.info.status == "FAILED"
@@ -159,7 +159,7 @@ def test_a_failed_run_is_kept_as_failed_with_its_reason(features, client):
 
 def test_an_unknown_run_is_named(features):
     with pytest.raises(InputError, match="run no-such-run"):
-        evaluate("no-such-run", features.path)
+        evaluate("no-such-run", features.folder.path)
 
 
 def test_a_run_is_not_evaluated_on_other_genres(trained, tmp_path):

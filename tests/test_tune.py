@@ -20,7 +20,7 @@ BASE = TrainConfig(model=ModelConfig(channels=(4, 8)), optim=OptimConfig(batch_s
 
 @pytest.fixture(scope="module")
 def swept(features, ray_session):
-    return tune.tune(features.path, BASE, trials=4, concurrent=2, name="first")
+    return tune.tune(features.folder.path, BASE, trials=4, concurrent=2, name="first")
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_the_best_is_the_best_of_the_finished_and_can_be_evaluated(swept, parent
     finished = [child for child in children_of(parent) if "best_val_accuracy" in child.data.metrics]
     best = max(child.data.metrics["best_val_accuracy"] for child in finished)
     assert swept["val_accuracy"] == best
-    assert evaluate(swept["best_run_id"], features.path)["n"] == 13
+    assert evaluate(swept["best_run_id"], features.folder.path)["n"] == 13
 
 
 def test_the_best_configuration_is_a_file_that_config_reads(swept):
@@ -74,14 +74,14 @@ def test_the_best_configuration_is_a_file_that_config_reads(swept):
 
 def test_a_sweeps_name_is_taken_once_and_an_unknown_one_is_not_resumed(swept, features):
     with pytest.raises(InputError, match="--resume first"):
-        tune.tune(features.path, BASE, name="first")
+        tune.tune(features.folder.path, BASE, name="first")
     with pytest.raises(InputError, match=r"--resume nothing: no such sweep; there are: first"):
-        tune.tune(features.path, BASE, resume="nothing")
+        tune.tune(features.folder.path, BASE, resume="nothing")
 
 
 def test_a_finished_sweep_resumed_runs_no_trial_again(swept, parent, features):
     kept = [child for child in children_of(parent) if "mgc.pruned" not in child.data.tags]
-    again = tune.tune(features.path, BASE, resume="first")
+    again = tune.tune(features.folder.path, BASE, resume="first")
     assert again["best_run_id"] == swept["best_run_id"]
     assert again["parent_run_id"] == swept["parent_run_id"]
     now = {child.info.run_id: child for child in children_of(parent)}
@@ -96,7 +96,7 @@ def test_a_trial_that_fails_is_recorded_and_the_sweep_goes_on(features, ray_sess
 
     # a learning rate that cannot be: the trial raises
     monkeypatch.setattr(tune, "SPACE", {"optim.lr": ray_tune.choice([-1.0, 0.01])})
-    result = tune.tune(features.path, replace(BASE, epochs=1), trials=4, concurrent=2, name="failing")
+    result = tune.tune(features.folder.path, replace(BASE, epochs=1), trials=4, concurrent=2, name="failing")
     assert result["trials"] == 4
     assert 0 < result["failed"] < 4
     assert result["best_config"]["optim"]["lr"] == 0.01
@@ -130,7 +130,7 @@ print(tune.tune(sys.argv[1], base, trials=3, concurrent=2, name=name, resume=res
 @pytest.mark.parametrize("moment", ["before_tunes_first_snapshot", "in_an_epoch", "interrupt"])
 def test_a_sweep_killed_at_any_moment_goes_on_where_it_was(features, working_directory, moment):
     """Each trial once, each metric step once, one parent run, whatever the moment."""
-    line = [sys.executable, "-c", SWEEP, str(features.path), moment]
+    line = [sys.executable, "-c", SWEEP, str(features.folder.path), moment]
     folder = working_directory / "mlflow_runs" / "sweeps" / moment
     driver = subprocess.Popen([*line, "start"], start_new_session=True, stderr=subprocess.PIPE, text=True)
     wanted = {
