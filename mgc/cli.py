@@ -20,7 +20,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
 from mgc.config import PRESETS, TrainConfig, read_config
 from mgc.console import say
-from mgc.errors import InputError, MgcError
+from mgc.errors import InputError, MgcError, RunError
 from mgc.folder import Folder
 from mgc.ray_session import disconnect
 
@@ -46,8 +46,8 @@ class Output:
         """The result for a person."""
         return _rows(result)
 
-    def problem(self, result: dict[str, Any]) -> str | None:
-        """Why the input, though it could be read, must not be used (exit code 2)."""
+    def problem(self, result: dict[str, Any]) -> MgcError | None:
+        """What is wrong although the work could be done; its exit code follows the result."""
         return None
 
 
@@ -64,6 +64,23 @@ class Toy(Output):
         from mgc import toy
 
         return asdict(toy.make(self.out, clips_per_genre=self.clips_per_genre, seed=self.seed))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Download(Output):
+    """Download a part of FMA, check it, and unpack it; a download that broke off goes on."""
+
+    name: Positional[Literal["fma_small", "fma_medium", "fma_large", "fma_metadata"]]
+    """fma_metadata has the genres and splits, the others the clips."""
+    root: Path
+    """Folder to unpack in: ROOT/fma_small, ROOT/fma_metadata."""
+    base_url: str = "https://os.unil.cloud.switch.ch/fma/"
+    """Where the archives are."""
+
+    def run(self) -> dict[str, Any]:
+        from mgc import download
+
+        return download.download(self.name, self.root, base_url=self.base_url)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +102,10 @@ class Audit(Output):
 
         return audit.summary(result)
 
-    def problem(self, result: dict[str, Any]) -> str | None:
+    def problem(self, result: dict[str, Any]) -> MgcError | None:
         from mgc.splits import leak_message
 
-        return None if result["ok"] else leak_message(result["artist_leaks"])
+        return None if result["ok"] else InputError(leak_message(result["artist_leaks"]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +151,47 @@ class Preprocess(Output):
             clips_per_shard=self.clips_per_shard,
             overwrite=self.overwrite,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify(Output):
+    """Read a feature set again, every byte, and name what is not as its manifest and plan say."""
+
+    features: Positional[str]
+    """A finished feature set."""
+
+    def run(self) -> dict[str, Any]:
+        from mgc import verify
+
+        return verify.verify(self.features)
+
+    def show(self, result: dict[str, Any]) -> str:
+        from mgc import verify
+
+        return verify.summary(result)
+
+    def problem(self, result: dict[str, Any]) -> MgcError | None:
+        return None if result["ok"] else RunError(f"{self.features}: {len(result['problems'])} problems")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspect(Output):
+    """Count what is in a feature set, and draw a contact sheet of its spectrograms."""
+
+    features: Positional[str]
+    """A finished feature set."""
+    out: Path = Path("contact_sheet.png")
+    """The picture."""
+
+    def run(self) -> dict[str, Any]:
+        from mgc import overview
+
+        return overview.overview(self.features, out=self.out)
+
+    def show(self, result: dict[str, Any]) -> str:
+        from mgc import overview
+
+        return overview.summary(result)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,8 +339,11 @@ Step: TypeAlias = Callable[[Any], dict[str, Any]]
 
 COMMANDS: dict[str, type[Output]] = {
     "toy": Toy,
+    "download": Download,
     "audit": Audit,
     "preprocess": Preprocess,
+    "verify": Verify,
+    "inspect": Inspect,
     "train": Train,
     "tune": Tune,
     "evaluate": Evaluate,
@@ -316,7 +377,7 @@ def run(arguments: list[str], step: Step | None = None) -> int:
     print(json.dumps(result) if command.json else command.show(result), flush=True)
     if problem:
         say(f"mgc: {problem}")
-    return 2 if problem else 0
+    return problem.exit_code if problem else 0
 
 
 def parse(arguments: list[str]) -> Output:

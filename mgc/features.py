@@ -272,6 +272,7 @@ def card(manifest: Manifest) -> str:
     )
     bands, frames = manifest.spec.shape
     quarantine = ", ".join(f"{count} {reason}" for reason, count in manifest.quarantined.items()) or "none"
+    split_names = ", ".join(f'"{split}"' for split in splits if sum(manifest.clips[split].values()))
     spec = "\n".join(f"- {name}: {value}" for name, value in manifest.recipe["spec"].items())
     return f"""# Log-Mel feature set
 
@@ -309,6 +310,14 @@ polars:
 import numpy as np, polars as pl
 frame = pl.read_parquet("shards/*.parquet")
 first = np.frombuffer(frame["logmel"][0], "<f2").reshape({bands}, {frames})
+```
+
+Hugging Face datasets:
+```python
+import numpy as np, datasets
+files = {{split: f"shards/{{split}}-*.parquet" for split in ({split_names})}}
+data = datasets.load_dataset("parquet", data_files=files)
+first = np.frombuffer(data["training"][0]["logmel"], "<f2").reshape({bands}, {frames})
 ```
 
 pandas:

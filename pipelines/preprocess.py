@@ -15,7 +15,6 @@ from typing import Any
 
 from mgc.cli import Audit, Preprocess, main
 from mgc.console import say
-from mgc.errors import InputError
 
 
 def audit_and_preprocess(command: Preprocess) -> dict[str, Any]:
@@ -24,7 +23,7 @@ def audit_and_preprocess(command: Preprocess) -> dict[str, Any]:
     found = audit.run()
     say(audit.show(found))
     if problem := audit.problem(found):
-        raise InputError(problem)
+        raise problem
     return command.run()
 
 

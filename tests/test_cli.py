@@ -41,11 +41,14 @@ def test_every_command_and_flag_is_the_contracts():
         assert issubclass(kind, cli.Output), name
     assert {name: set(defaults) for name, defaults in flags.items()} == {
         "toy": {"out", "clips_per_genre", "seed"},
+        "download": {"name", "root", "base_url"},
         "audit": {"root", "subset"},
         "preprocess": {
             "root", "out", "subset", "workers", "limit", "min_seconds", "max_quarantined", "clips_per_shard",
             "keep_damaged", "clip_timeout", "overwrite",
         },
+        "verify": {"features"},
+        "inspect": {"features", "out"},
         "train": {"features", "preset", "config_file", "allow_leaks", "gpus", "workers", "run_name"},
         "tune": {"features", "preset", "config_file", "allow_leaks", "trials", "concurrent", "name", "resume"},
         "evaluate": {"run_id", "features", "split"},
@@ -73,6 +76,10 @@ def test_every_command_and_flag_is_the_contracts():
     [
         "toy OUT --clips-per-genre 12 --seed 0",
         "audit --root ROOT --subset small",
+        "download fma_small --root ROOT --base-url http://127.0.0.1/",
+        "verify F",
+        "inspect F --out sheet.png",
+        "preprocess --root s3://b/R --out s3://b/F --keep-damaged --clip-timeout 9 --clips-per-shard 8 --overwrite",
         "preprocess --root R --out F --subset small --workers 1 --limit 9 --min-seconds 5.0 --max-quarantined 0.05",
         "train --features F --preset baseline --epochs 20 --gpus 0 --workers 1 --seed 0 --run-name N",
         "tune --features F --trials 20 --concurrent 2 --epochs 20 --resume N",

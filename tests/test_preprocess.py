@@ -141,15 +141,19 @@ def test_the_run_is_tracked_with_its_settings_its_figures_and_its_features(made)
     assert made[1]["fingerprint"].startswith(dataset.dataset.digest)
 
 
-def test_every_reading_in_the_readme_works_in_the_folder_even_with_a_leftover_of_a_kill(copy, monkeypatch, capsys):
+def test_every_reading_in_the_readme_works_in_the_folder_even_with_a_leftover_of_a_kill(
+    copy, monkeypatch, capsys, tmp_path
+):
     (copy / "shards" / ".training-00000-of-00005.parquet.0123.tmp").write_bytes(b"half a shard")
     monkeypatch.chdir(copy)
     loaded = {split: FeatureSet.open(copy).load(split) for split in SPLITS}
     mel_of = {
         i: mel for each in loaded.values() for i, mel in zip(each.track_ids_N.tolist(), each.mel_NFT, strict=True)
     }
-    blocks = re.findall(r"^(\w+):\n```python\n(.*?)```", (copy / "README.md").read_text(), re.DOTALL | re.MULTILINE)
-    assert [name for name, _ in blocks] == ["pyarrow", "DuckDB", "polars", "pandas"]
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    blocks = re.findall(r"^([\w ]+):\n```python\n(.*?)```", (copy / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    assert [name for name, _ in blocks] == ["pyarrow", "DuckDB", "polars", "Hugging Face datasets", "pandas"]
     for name, code in blocks:
         scope = {}
         exec(code, scope)
@@ -157,6 +161,9 @@ def test_every_reading_in_the_readme_works_in_the_folder_even_with_a_leftover_of
             shown = capsys.readouterr().out
             assert re.search(r"test\s*│ Rock\s*│\s*1 ", shown)
             assert re.search(r"training\s*│ Folk\s*│\s*8 ", shown)
+        elif name == "Hugging Face datasets":
+            assert {split: len(rows) for split, rows in scope["data"].items()} == {s: len(loaded[s]) for s in SPLITS}
+            np.testing.assert_array_equal(scope["first"], mel_of[scope["data"]["training"][0]["track_id"]])
         else:
             table = scope.get("table", scope.get("frame"))
             assert len(table) == 18
