@@ -21,8 +21,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mgc import audio
+from mgc.console import say
 from mgc.errors import InputError
-from mgc.features import FORMAT, PLAN, SHARDS, parquet_bytes
+from mgc.features import FORMAT, MANIFEST, PLAN, SHARDS, parquet_bytes, read_manifest
 from mgc.logmel import LogMelSpec
 from mgc.splits import SPLITS
 from mgc.tracks import SCHEMA as TRACKS
@@ -144,6 +145,18 @@ class Plan:
 
     # On disk
 
+    def begin(self, folder: Folder, *, overwrite: bool) -> None:
+        """Put the plan in its place, and remove of another set, if one is to be replaced, what is not in the plan."""
+        if overwrite:
+            folder.remove(MANIFEST)  # first, so that nobody reads a mixture
+        self.write(folder)
+        folder.make(SHARDS)
+        folder.sweep(SHARDS)
+        planned = {shard.file for shard in self.shards}
+        for name in folder.files(SHARDS):
+            if is_shard_name(name) and f"{SHARDS}/{name}" not in planned:
+                folder.remove(f"{SHARDS}/{name}")
+
     def write(self, folder: Folder) -> None:
         """Write ``plan.parquet``."""
         metadata = {RECIPE_KEY: self.recipe.to_json().encode(), b"mgc.format": str(FORMAT).encode()}
@@ -175,6 +188,29 @@ class Plan:
             ) from None
 
 
+def settle(target: Folder, clips: pa.Table, recipe: Recipe, *, overwrite: bool) -> Plan:
+    """The plan that a folder is to be made by: a new one, or the one in it with the clips that are new.
+
+    Raises
+    ------
+    InputError
+        The folder holds a set that is not one of these clips by this recipe, or something else.
+    """
+    before = None if overwrite else Plan.read(target)
+    if before is None:
+        _refuse_foreign(target, overwrite=overwrite)
+        return Plan.of(clips, recipe)
+    if differences := before.differences(clips, recipe):
+        raise InputError(
+            f"--out {target}: holds another feature set: {'; '.join(differences)}; "
+            "choose another folder, or --overwrite to replace what differs"
+        )
+    new = before.without(clips)
+    if len(new):
+        say(f"{target}: {len(new)} new clips go to new shards, {len(before.clips)} stay")
+    return before.extended(new) if len(new) else before
+
+
 def is_shard_name(name: str) -> bool:
     """Whether a file's name is one that a plan gives its shards."""
     return re.fullmatch(rf"({'|'.join(SPLITS)})-\d{{5,}}-of-\d{{5,}}\.parquet", name) is not None
@@ -183,6 +219,17 @@ def is_shard_name(name: str) -> bool:
 def with_sizes(clips: pa.Table, root: Folder) -> pa.Table:
     """The tracks table with the size of each clip's file."""
     return clips.append_column("bytes", pa.array(root.sizes(clips["path"].to_pylist()), pa.int64()))
+
+
+def _refuse_foreign(target: Folder, *, overwrite: bool) -> None:
+    """Refuse a folder without a plan that holds something all the same."""
+    files = [name for name in target.files() if not name.startswith(".")]
+    if MANIFEST in files:
+        if not overwrite:
+            read_manifest(target)  # of another format: says so
+            raise InputError(f"--out {target}: {PLAN} is lost; choose another folder, or --overwrite")
+    elif PLAN not in files and (files or (target.path and any(target.path.glob("[!.]*")))):
+        raise InputError(f"--out {target}: is not empty and holds no feature set; choose another folder")
 
 
 def _fingerprint(recipe: Recipe, clips: pa.Table) -> str:

@@ -25,8 +25,8 @@ import pyarrow.csv as pacsv
 from mgc import shards
 from mgc.console import Progress, say
 from mgc.errors import InputError, RunError
-from mgc.features import FORMAT, MANIFEST, PLAN, QUARANTINE, SHARDS, Manifest, card, parquet_bytes, read_manifest
-from mgc.plan import Plan, Recipe, ShardPlan, is_shard_name, with_sizes
+from mgc.features import FORMAT, MANIFEST, QUARANTINE, SHARDS, Manifest, card, parquet_bytes, read_manifest
+from mgc.plan import Plan, Recipe, ShardPlan, settle, with_sizes
 from mgc.ray_session import connect, output_folder
 from mgc.shards import ShardRecord
 from mgc.splits import SPLITS, artist_leaks, leak_message
@@ -122,9 +122,9 @@ def preprocess(
     tracks = read(root, subset=subset, known_splits=_splits_of(before))
     clips = with_sizes(tracks.table if limit is None else _draw(tracks.table, limit), tracks.audio_root)
     with _claimed(target):
-        plan = _settle(target, clips, recipe, overwrite=overwrite)
+        plan = settle(target, clips, recipe, overwrite=overwrite)
         missing = [shard for shard in plan.shards if not shards.is_written(target, shard)]
-        present = None if overwrite and missing else read_manifest(target)
+        present = None if overwrite else read_manifest(target)
         if present is not None and present.fingerprint == plan.fingerprint and not missing:
             _check_quarantine(present.quarantined, len(plan.clips), max_quarantined, target)
             say(f"{target}: finished, nothing to do")
@@ -139,7 +139,7 @@ def preprocess(
         config = {"root": str(root), "subset": subset, "limit": limit, "clips": len(clips), **asdict(recipe)}
         run = tracking.Run.start(uri, tracking.FEATURES_EXPERIMENT, name=target.name, step="preprocess", config=config)
         with run.closing(), _failing_clearly():
-            _begin(target, plan, overwrite=overwrite)
+            plan.begin(target, overwrite=overwrite)
             job = Job(tracks.audio_root, target, recipe, clip_timeout)
             written, rate = _extract(missing, job, workers) if missing else ({}, 0.0)
             records = [written.get(shard.file) or shards.read_record(target, shard.file) for shard in plan.shards]
@@ -186,47 +186,6 @@ def _claimed(target: Folder) -> Iterator[None]:
 def _splits_of(plan: Plan | None) -> dict[str, str]:
     """The splits of the clips that a set holds already, by path."""
     return {} if plan is None else dict(zip(*(plan.clips[name].to_pylist() for name in ("path", "split")), strict=True))
-
-
-def _settle(target: Folder, clips: pa.Table, recipe: Recipe, *, overwrite: bool) -> Plan:
-    """The plan that the folder is to be made by: a new one, or the one in it with the clips that are new."""
-    before = None if overwrite else Plan.read(target)
-    if before is None:
-        _refuse_foreign(target, overwrite=overwrite)
-        return Plan.of(clips, recipe)
-    if differences := before.differences(clips, recipe):
-        raise InputError(
-            f"--out {target}: holds another feature set: {'; '.join(differences)}; "
-            "choose another folder, or --overwrite to replace what differs"
-        )
-    new = before.without(clips)
-    if len(new):
-        say(f"{target}: {len(new)} new clips go to new shards, {len(before.clips)} stay")
-    return before.extended(new) if len(new) else before
-
-
-def _refuse_foreign(target: Folder, *, overwrite: bool) -> None:
-    """Refuse a folder without a plan that holds something all the same."""
-    files = [name for name in target.files() if not name.startswith(".")]
-    if MANIFEST in files:
-        read_manifest(target)  # of another format: says so
-        if not overwrite:
-            raise InputError(f"--out {target}: {PLAN} is lost; choose another folder, or --overwrite")
-    elif PLAN not in files and (files or (target.path and any(target.path.glob("[!.]*")))):
-        raise InputError(f"--out {target}: is not empty and holds no feature set; choose another folder")
-
-
-def _begin(target: Folder, plan: Plan, *, overwrite: bool) -> None:
-    """Put the plan in place, and remove what it replaces: the manifest first."""
-    if overwrite:
-        target.remove(MANIFEST)
-    plan.write(target)
-    target.make(SHARDS)
-    target.sweep(SHARDS)
-    planned = {shard.file for shard in plan.shards}
-    for name in target.files(SHARDS):
-        if is_shard_name(name) and f"{SHARDS}/{name}" not in planned:
-            target.remove(f"{SHARDS}/{name}")
 
 
 # Ray Data
