@@ -15,7 +15,7 @@ import soundfile
 import soxr
 
 from mgc import mpeg
-from mgc.errors import ClipError, Reason
+from mgc.errors import ClipError, Reason, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 DECODER = f"soundfile {soundfile.__version__} ({soundfile.__libsndfile_version__}), soxr {soxr.__version__}"
 """What turns bytes into samples; part of a feature set's fingerprint, because another version may differ."""
+OURS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""Errors of opening a file that are no fault of the file."""
 LOUDEST = 1e6
 """Samples beyond this (120 dB above full scale) are no sound; unscaled 16-bit values, ±32,768, still are."""
 
@@ -58,14 +60,20 @@ def open_clip(folder: Folder, path: str) -> FileIO:
     ------
     ClipError
         ``missing``, ``unreadable`` or ``empty``, which libsndfile does not tell apart.
+    OSError
+        The object store did not answer, or the process has too many open files: no fault of the clip.
     """
     try:
         file = folder.open(path)
+    except StoreError:
+        raise
     except FileNotFoundError:
         raise ClipError(Reason.MISSING, "no such file") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        what = getattr(error, "strerror", None) or str(error)
-        if getattr(error, "errno", None) == errno.EACCES:
+        number, what = getattr(error, "errno", None), getattr(error, "strerror", None) or str(error)
+        if number in OURS:
+            raise
+        if number == errno.EACCES:
             what = "reading is not permitted"
         raise ClipError(Reason.UNREADABLE, what.splitlines()[0]) from None
     if not file.read(1):

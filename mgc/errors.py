@@ -26,6 +26,10 @@ class RunError(MgcError):
     """The work was started and failed."""
 
 
+class StoreError(RunError, OSError):
+    """An object store did not answer or refused: this says nothing of the file that was asked for."""
+
+
 class Reason(StrEnum):
     """Why a clip is in quarantine: the fixed list."""
 

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mgc.errors import InputError
+from mgc.errors import InputError, StoreError
 from mgc.folder import Folder
 from mgc.logmel import LogMelSpec
 
@@ -255,6 +255,8 @@ def read_manifest(folder: Folder) -> Manifest | None:
         manifest = Manifest.from_json(folder.read(MANIFEST).decode())
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except StoreError:
+        raise
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{file}: not a manifest ({error}); choose another folder or delete it") from None
     except InputError as error:

@@ -1,9 +1,11 @@
 """A folder on a disk or in an object store (``s3://bucket/prefix``): the one place that knows the difference.
 
-A file is written whole or not at all: on a disk under a temporary name that is then renamed, in an object store by one
-PUT, which is atomic there. A process killed with SIGKILL leaves at most a hidden ``.NAME.….tmp``, which ``sweep``
-removes. Object stores are reached through pyarrow's filesystems: credentials and endpoint come from the environment
-(``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL`` …) or from the URI's query (``?endpoint_override=…&scheme=http``).
+A file is written whole or not at all: on a disk under a temporary name that is then renamed, in an object store by an
+upload whose completion is atomic. A process killed with SIGKILL leaves on a disk at most a hidden ``.NAME.….tmp``,
+which ``sweep`` removes, in a store an upload that nobody sees and that the bucket's lifecycle rule
+(AbortIncompleteMultipartUpload) removes. Object stores are reached through pyarrow's filesystems: credentials and
+endpoint come from the environment (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL`` …) or from the URI's query
+(``?endpoint_override=…&scheme=http``).
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ from functools import cached_property
 from io import FileIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
+from urllib.parse import quote, unquote
 
-from mgc.errors import InputError
+from mgc.errors import InputError, StoreError
 from mgc.files import replacing
 
 if TYPE_CHECKING:
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 
 URI = re.compile(r"[a-z][a-z0-9+.-]+://")
 LOCK = ".lock"
+_PASSWORD = re.compile(r"(?<=://)(?:[^/@:]*(?::[^@]*)?@)+")
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 
 
@@ -61,8 +65,9 @@ class Folder:
         try:
             bucket = folder._key("").partition("/")[0]
         except (OSError, ValueError) as error:
+            why = _PASSWORD.sub("", _line(error))
             raise InputError(
-                f"{folder}: not understood ({_line(error)}); give a path or a URI such as s3://bucket/folder"
+                f"{folder}: not understood ({why}); give a path or a URI such as s3://bucket/folder"
             ) from None
         if not bucket:
             raise InputError(f"{folder}: names no bucket; give s3://bucket/folder")
@@ -70,7 +75,11 @@ class Folder:
 
     def __str__(self) -> str:
         """The path or URI, without a password that is in it."""
-        return re.sub(r"(?<=://)[^/@]*@", "", self.uri)
+        return _PASSWORD.sub("", self.uri)
+
+    def __repr__(self) -> str:
+        """As ``str``: tracebacks and logs show it."""
+        return f"Folder({str(self)!r})"
 
     @property
     def name(self) -> str:
@@ -87,7 +96,7 @@ class Folder:
         if self.path:
             return Folder(str(self.path / name))
         base, question, query = self.uri.partition("?")
-        return Folder(f"{base.rstrip('/')}/{name}{question}{query}")
+        return Folder(f"{base.rstrip('/')}/{quote(name)}{question}{query}")
 
     @property
     def parent(self) -> tuple[Folder, str]:
@@ -96,7 +105,7 @@ class Folder:
             return Folder(str(self.path.parent)), self.path.name
         base, question, query = self.uri.partition("?")
         above, _, name = base.rstrip("/").rpartition("/")
-        return Folder(f"{above}{question}{query}"), name
+        return Folder(f"{above}{question}{query}"), unquote(name)
 
     # Looking
 
@@ -166,13 +175,14 @@ class Folder:
         Raises
         ------
         OSError
-            It is not there (FileNotFoundError), may not be read, or is not a regular file.
+            It is not there (FileNotFoundError), may not be read, or is not a regular file; StoreError if the object
+            store did not answer.
         """
         if self.path is None:
             copy = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (the caller closes it)
             try:
-                with self._store[0].open_input_stream(self._key(name)) as stream:
-                    shutil.copyfileobj(stream, copy, 1 << 20)
+                with self._asking(), self._store[0].open_input_stream(self._key(name)) as stream:
+                    shutil.copyfileobj(stream, copy, 1 << 24)  # a request each
                 copy.seek(0)
             except BaseException:
                 copy.close()
@@ -188,13 +198,15 @@ class Folder:
         """All bytes of a file. Raises as ``open``."""
         if self.path:
             return (self.path / name).read_bytes()
-        with self._store[0].open_input_stream(self._key(name)) as stream:
-            data: bytes = stream.read()
+        # One request for all: a stream would ask for 256 kB at a time, and of a file that is replaced get a mixture.
+        with self._asking(), self._store[0].open_input_file(self._key(name)) as file:
+            data: bytes = file.read()
             return data
 
     def random_access(self, name: str) -> pa.NativeFile:
         """Open a file for pyarrow, which then reads the parts that it needs. Raises as ``open``."""
-        return self._store[0].open_input_file(self._key(name))
+        with self._asking():
+            return self._store[0].open_input_file(self._key(name))
 
     # Writing
 
@@ -226,7 +238,7 @@ class Folder:
                 temporary.write_bytes(data)
             return
         # One write of all bytes: a stream that is closed early would leave a part of the file as the file.
-        with self._store[0].open_output_stream(self._key(name)) as stream:
+        with self._asking(), self._store[0].open_output_stream(self._key(name)) as stream:
             stream.write(data)
 
     def remove(self, name: str) -> None:
@@ -282,6 +294,18 @@ class Folder:
                 return
 
     # The object store
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Tell what the store says of a file, that it is not there, from all else that can go wrong with it."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            if self.path:
+                raise
+            raise StoreError(f"{self}: {_line(error)}") from None
 
     @cached_property
     def _store(self) -> tuple[pafs.FileSystem, str]:

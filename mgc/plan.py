@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from mgc import audio
 from mgc.console import say
-from mgc.errors import InputError
+from mgc.errors import InputError, StoreError
 from mgc.features import FORMAT, MANIFEST, PLAN, SHARDS, parquet_bytes, read_manifest
 from mgc.logmel import LogMelSpec
 from mgc.splits import SPLITS
@@ -182,6 +182,8 @@ class Plan:
             return cls(recipe, table.cast(SCHEMA))
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except StoreError:
+            raise
         except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{folder}/{PLAN}: not a plan ({str(error).splitlines()[0]}); choose another folder or --overwrite"

@@ -26,6 +26,7 @@ from mgc import shards
 from mgc.console import Progress, say
 from mgc.errors import InputError, RunError
 from mgc.features import FORMAT, MANIFEST, QUARANTINE, SHARDS, Manifest, card, parquet_bytes, read_manifest
+from mgc.folder import Folder
 from mgc.plan import Plan, Recipe, ShardPlan, settle, with_sizes
 from mgc.ray_session import connect, output_folder
 from mgc.shards import ShardRecord
@@ -35,8 +36,6 @@ from mgc.tracks import Tracks, read
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-    from mgc.folder import Folder
 
 METRICS = ("written", "skipped", "quarantined", "shards", "seconds", "clips_per_second")
 CARD = "README.md"
@@ -136,7 +135,7 @@ def preprocess(
         if leaks:
             say(f"warning: {leak_message(leaks)}; mgc train will refuse this set")
         uri = tracking.open_store(target)
-        config = {"root": str(root), "subset": subset, "limit": limit, "clips": len(clips), **asdict(recipe)}
+        config = {"root": str(Folder.at(root)), "subset": subset, "limit": limit, "clips": len(clips), **asdict(recipe)}
         run = tracking.Run.start(uri, tracking.FEATURES_EXPERIMENT, name=target.name, step="preprocess", config=config)
         with run.closing(), _failing_clearly():
             plan.begin(target, overwrite=overwrite)

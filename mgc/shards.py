@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,11 +19,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mgc import audio, isolation
-from mgc.errors import ClipError, Reason
+from mgc.errors import ClipError, Reason, StoreError
 from mgc.features import QUARANTINE_SCHEMA, SCHEMA, ShardEntry, parquet_bytes
 from mgc.logmel import log_mel, standardize
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from io import FileIO
+
     from mgc.folder import Folder
     from mgc.plan import Recipe, ShardPlan
 
@@ -33,6 +38,10 @@ PADDING_SECONDS = 0.3
 """What an encoder pads an MP3 with at most, which its frames count and a decoder cuts off."""
 CLIP_MEMORY = 2 << 30
 """Bytes that decoding one clip may take; a clip takes 40 MB."""
+OPEN_CLIPS = 64
+"""Clips that are open at a time; those of an object store lie in anonymous temporary files."""
+FETCHES = 8
+"""Clips that are opened at once."""
 
 
 @dataclass(frozen=True)
@@ -67,16 +76,11 @@ def write(shard: ShardPlan, root: Folder, out: Folder, *, recipe: Recipe, clip_t
     Raises
     ------
     OSError
-        The shard cannot be written; nothing of it is left.
+        The shard cannot be written, nothing of it is left; or the object store of ``root`` does not answer.
     """
     clips = shard.clips.to_pylist()
     rows, quarantined = [], []
-    attempt = partial(_attempt, root=root, recipe=recipe)
-    for clip, outcome in zip(
-        clips, isolation.each(attempt, clips, seconds=clip_timeout, memory=CLIP_MEMORY), strict=True
-    ):
-        if isinstance(outcome, isolation.Lost):
-            outcome = ClipError(Reason(outcome.how), outcome.detail)
+    for clip, outcome in zip(clips, _outcomes(clips, root, recipe, clip_timeout), strict=True):
         if isinstance(outcome, ClipError):
             record = {"reason": str(outcome.reason), "detail": outcome.detail, "seconds": outcome.seconds}
             quarantined.append({name: clip[name] for name in ("track_id", "path", "genre", "split")} | record)
@@ -94,8 +98,33 @@ def write(shard: ShardPlan, root: Folder, out: Folder, *, recipe: Recipe, clip_t
     return _record(shard.file, table, len(data), hashlib.sha256(data).hexdigest())
 
 
-def extract(clip: dict[str, Any], root: Folder, recipe: Recipe) -> dict[str, Any]:
-    """Turn one row of the plan into one row of a shard.
+def _outcomes(
+    clips: list[dict[str, Any]], root: Folder, recipe: Recipe, clip_timeout: float
+) -> Iterator[dict[str, Any] | ClipError]:
+    """A row, or what is wrong, for each clip in turn: opened here, decoded in a child process.
+
+    Opened here because the client of an object store does not survive a fork; some at a time, for the open files'
+    sake, and at once, because a store takes its time to answer.
+    """
+    attempt = partial(_attempt, recipe=recipe)
+    for start in range(0, len(clips), OPEN_CLIPS):
+        group = clips[start : start + OPEN_CLIPS]
+        with ExitStack() as opened:
+            with ThreadPoolExecutor(FETCHES) as pool:
+                files = list(pool.map(partial(_open, root), group))
+            for file in files:
+                if not isinstance(file, ClipError):
+                    opened.enter_context(file)
+            sources = zip(group, files, strict=True)
+            for outcome in isolation.each(attempt, sources, seconds=clip_timeout, memory=CLIP_MEMORY):
+                if isinstance(outcome, isolation.Lost):
+                    yield ClipError(Reason(outcome.how), outcome.detail)
+                else:
+                    yield outcome
+
+
+def extract(clip: dict[str, Any], file: FileIO, recipe: Recipe) -> dict[str, Any]:
+    """Turn one row of the plan, and its open file, into one row of a shard.
 
     Raises
     ------
@@ -104,17 +133,16 @@ def extract(clip: dict[str, Any], root: Folder, recipe: Recipe) -> dict[str, Any
     """
     spec = recipe.spec
     try:
-        with audio.open_clip(root, clip["path"]) as file:
-            samples, seconds, promised = audio.load(file, sample_rate=spec.sample_rate, seconds=spec.seconds)
-            damaged = seconds < (1 - TOLERATED_LOSS) * promised - PADDING_SECONDS
-            if damaged and not recipe.keep_damaged:
-                raise ClipError(Reason.DAMAGED, f"{seconds:.2f} of {promised:.2f} s of audio came out", seconds)
-            if seconds < recipe.min_seconds:
-                detail = f"{seconds:.2f} s of audio, --min-seconds is {recipe.min_seconds:g}"
-                raise ClipError(Reason.TOO_SHORT, detail, seconds)
-            z_FT, mean_db, std_db = standardize(log_mel(samples, spec))
-            file.seek(0)
-            sha1 = hashlib.file_digest(file, "sha1").hexdigest()
+        samples, seconds, promised = audio.load(file, sample_rate=spec.sample_rate, seconds=spec.seconds)
+        damaged = seconds < (1 - TOLERATED_LOSS) * promised - PADDING_SECONDS
+        if damaged and not recipe.keep_damaged:
+            raise ClipError(Reason.DAMAGED, f"{seconds:.2f} of {promised:.2f} s of audio came out", seconds)
+        if seconds < recipe.min_seconds:
+            detail = f"{seconds:.2f} s of audio, --min-seconds is {recipe.min_seconds:g}"
+            raise ClipError(Reason.TOO_SHORT, detail, seconds)
+        z_FT, mean_db, std_db = standardize(log_mel(samples, spec))
+        file.seek(0)
+        sha1 = hashlib.file_digest(file, "sha1").hexdigest()
     except (ClipError, MemoryError):
         raise
     except Exception as error:
@@ -131,9 +159,17 @@ def extract(clip: dict[str, Any], root: Folder, recipe: Recipe) -> dict[str, Any
     }
 
 
-def _attempt(clip: dict[str, Any], root: Folder, recipe: Recipe) -> dict[str, Any] | ClipError:
+def _open(root: Folder, clip: dict[str, Any]) -> FileIO | ClipError:
     try:
-        return extract(clip, root, recipe)
+        return audio.open_clip(root, clip["path"])
+    except ClipError as error:
+        return error
+
+
+def _attempt(source: tuple[dict[str, Any], FileIO | ClipError], recipe: Recipe) -> dict[str, Any] | ClipError:
+    clip, file = source
+    try:
+        return file if isinstance(file, ClipError) else extract(clip, file, recipe)
     except ClipError as error:
         return error
 
@@ -143,6 +179,8 @@ def is_written(out: Folder, shard: ShardPlan) -> bool:
     try:
         with out.random_access(shard.file) as file:
             metadata = pq.read_schema(file).metadata or {}
+    except StoreError:
+        raise
     except (OSError, pa.ArrowException):
         return False
     return bool(metadata.get(FINGERPRINT_KEY, b"").decode() == shard.fingerprint)

@@ -21,7 +21,7 @@ import io
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -218,7 +218,7 @@ def _relative(cell: str, root: Folder) -> str:
     """A CSV's path relative to its folder; one that is absolute and outside stays as it is."""
     folder = root.path
     if folder is None:  # in an object store all clips are below the file
-        return PurePosixPath(cell).as_posix()
+        return os.path.normpath(cell)
     path = Path(os.path.normpath(folder / cell))
     if os.path.isabs(cell) and not path.is_relative_to(folder):
         return path.as_posix()

@@ -61,7 +61,8 @@ def outcome(path, keep_damaged=False):
     """What ``shards.extract`` makes of a file: seconds, or the reason."""
     clip = {"track_id": 1, "split": "test", "genre": "Odd", "label": 0, "artist_id": None, "path": path.name}
     try:
-        row = shards.extract(clip, Folder.at(path.parent), Recipe(min_seconds=5.0, keep_damaged=keep_damaged))
+        with audio.open_clip(Folder.at(path.parent), path.name) as file:
+            row = shards.extract(clip, file, Recipe(min_seconds=5.0, keep_damaged=keep_damaged))
     except ClipError as error:
         return error.reason
     assert np.isfinite(np.frombuffer(row["logmel"], "<f2")).all()
@@ -83,15 +84,19 @@ def test_a_damaged_clip_is_kept_where_the_flag_allows_it(odd_mp3, name):
 
 
 def test_a_damaged_clip_says_both_lengths(odd_mp3):
-    clip = {"track_id": 1, "split": "test", "genre": "Odd", "label": 0, "artist_id": None}
-    clip["path"] = "short_truncated_half.mp3"
+    def row(name, **options):
+        clip = {"track_id": 1, "split": "test", "genre": "Odd", "label": 0, "artist_id": None, "path": name}
+        with audio.open_clip(Folder.at(odd_mp3), name) as file:
+            return shards.extract(clip, file, Recipe(**options))
+
+    half = "short_truncated_half.mp3"
     with pytest.raises(ClipError, match=r"14\.97 of 29\.90 s of audio came out") as caught:
-        shards.extract(clip, Folder.at(odd_mp3), Recipe())
+        row(half)
     assert caught.value.seconds == pytest.approx(14.97, abs=0.01)
-    row = shards.extract(clip, Folder.at(odd_mp3), Recipe(keep_damaged=True))
-    assert row["damaged"]
-    assert (row["seconds"], row["promised_seconds"]) == (pytest.approx(14.97, abs=0.01), pytest.approx(29.9))
-    whole = shards.extract(clip | {"path": "ok_cbr256_44k_stereo.mp3"}, Folder.at(odd_mp3), Recipe())
+    kept = row(half, keep_damaged=True)
+    assert kept["damaged"]
+    assert (kept["seconds"], kept["promised_seconds"]) == (pytest.approx(14.97, abs=0.01), pytest.approx(29.9))
+    whole = row("ok_cbr256_44k_stereo.mp3")
     assert (whole["damaged"], whole["seconds"], whole["promised_seconds"]) == (False, 29.9, 29.9)
 
 

@@ -58,6 +58,11 @@ def one_shard(count=6):
     return shard
 
 
+def row_of(clip, path):
+    with path.open("rb", buffering=0) as file:
+        return shards.extract(clip | {"path": path.name}, file, RECIPE)
+
+
 def write(root, out, shard=None, **options):
     shard = shard or one_shard()
     folder = Folder.at(out)
@@ -69,7 +74,7 @@ def write(root, out, shard=None, **options):
 
 def test_a_row_is_the_float16_z_scores_of_the_clip_in_little_endian_c_order(collection):
     clip = one_shard().clips.filter(pa.compute.equal(one_shard().clips["path"], "training0.wav")).to_pylist()[0]
-    row = shards.extract(clip | {"path": "training0.wav"}, Folder.at(collection), RECIPE)
+    row = row_of(clip, collection / "training0.wav")
     samples, _ = soundfile.read(collection / "training0.wav", dtype="float32")
     db = log_mel(samples, RECIPE.spec)
     z, mean, std = standardize(db)
@@ -86,7 +91,7 @@ def test_a_row_is_the_float16_z_scores_of_the_clip_in_little_endian_c_order(coll
 @pytest.mark.parametrize(("index", "seconds", "padded"), [(0, 2.0, False), (1, 2.0, False), (2, 1.0, True)])
 def test_a_row_says_how_much_audio_it_holds_and_whether_it_was_padded(collection, index, seconds, padded):
     clip = one_shard().clips.to_pylist()[0]
-    row = shards.extract(clip | {"path": f"training{index}.wav"}, Folder.at(collection), RECIPE)
+    row = row_of(clip, collection / f"training{index}.wav")
     assert row["seconds"] == pytest.approx(seconds)
     assert row["padded"] is padded
 
@@ -94,7 +99,7 @@ def test_a_row_says_how_much_audio_it_holds_and_whether_it_was_padded(collection
 def test_an_unforeseen_error_of_one_clip_is_a_clip_error_that_names_it(collection, monkeypatch):
     monkeypatch.setattr(shards, "log_mel", lambda *_: 1 / 0)
     with pytest.raises(ClipError) as caught:
-        shards.extract(one_shard(1).clips.to_pylist()[0], Folder.at(collection), RECIPE)
+        row_of(one_shard(1).clips.to_pylist()[0], collection / "training0.wav")
     assert caught.value.reason == Reason.FAILED
     assert "ZeroDivisionError" in caught.value.detail
 

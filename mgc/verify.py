@@ -1,0 +1,255 @@
+"""Re-read a finished feature set: every shard against the manifest and the plan, and what derives from the shards.
+
+One shard is in memory at a time. What is found names the file to delete, so that ``mgc preprocess`` writes it anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import Counter
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from mgc.console import Progress
+from mgc.errors import InputError
+from mgc.features import (
+    MANIFEST,
+    PLAN,
+    QUARANTINE,
+    QUARANTINE_SCHEMA,
+    SCHEMA,
+    SHARDS,
+    FeatureSet,
+    Manifest,
+    ShardEntry,
+    logmels,
+)
+from mgc.plan import Plan, ShardPlan
+from mgc.shards import FINGERPRINT_KEY, QUARANTINE_KEY, ShardRecord, quarantine
+from mgc.splits import SPLITS, artist_leaks
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mgc.folder import Folder
+
+COPIED = ("split", "genre", "label", "artist_id", "path")
+"""Columns that a row has from the plan."""
+SHOWN = 3
+
+
+def verify(features: str | Path) -> dict[str, Any]:
+    """Check that every file of a finished feature set is what its manifest and its plan say.
+
+    Returns
+    -------
+    dict
+        Fit for JSON: ``ok``; ``problems``, a list of ``{"file", "problem"}`` with the file's path in the set and a line
+        for a person; ``shards`` (that the manifest names), ``clips`` and ``bytes`` (rows and sizes of those without a
+        problem), ``seconds`` (that it took) and ``features`` (the set's path).
+
+    Raises
+    ------
+    InputError
+        There is no such set, or it is unfinished.
+    """
+    start = time.monotonic()
+    target = FeatureSet.open(features)
+    folder, manifest = target.folder, target.manifest
+    plan, lines = _plan(folder)
+    planned = {shard.file: shard for shard in plan.shards} if plan else {}
+    problems = [(PLAN, line) for line in lines]
+    sound: list[ShardRecord] = []
+    progress = Progress("verify", len(manifest.shards), "shards")
+    for entry in manifest.shards:
+        record, lines = _shard(target, entry, planned.get(entry.file))
+        if plan and entry.file not in planned:
+            lines.append("the plan has no such shard")
+        problems += [(entry.file, line) for line in lines]
+        sound += [record] if record and not lines else []
+        progress.advance()
+    whole = len(sound) == len(manifest.shards)
+    problems += [(MANIFEST, line) for line in _against_plan(manifest, plan)] if plan else []
+    problems += [(MANIFEST, line) for line in _against_shards(manifest, sound)] if whole else []
+    problems += [(QUARANTINE, line) for line in _quarantine(folder, sound, whole=whole)]
+    problems += _strangers(folder, {entry.file for entry in manifest.shards} | planned.keys())
+    return {
+        "ok": not problems,
+        "problems": [{"file": file, "problem": line} for file, line in problems],
+        "shards": len(manifest.shards),
+        "clips": sum(record.entry.rows for record in sound),
+        "bytes": sum(record.entry.bytes for record in sound),
+        "seconds": round(time.monotonic() - start, 2),
+        "features": str(folder),
+    }
+
+
+def summary(result: dict[str, Any]) -> str:
+    """Say what a verification found and what to do, for a terminal."""
+    features, files = result["features"], {problem["file"] for problem in result["problems"]}
+    sound = f"{result['clips']} clips, {result['bytes'] / 1e6:.1f} MB"
+    if result["ok"]:
+        return f"{features}: all {result['shards']} shards ({sound}) are as manifest and plan say"
+    again = "run the same «mgc preprocess» again" + (" with --overwrite" if PLAN in files else "")
+    delete = sorted(files - {PLAN} | ({MANIFEST} if any("/" not in file for file in files) else set()))
+    return "\n".join(
+        [
+            *(f"{problem['file']}: {problem['problem']}" for problem in result["problems"]),
+            f"{features}: {len(files)} files with problems, {sound} without",
+            f"to mend it, delete {', '.join(delete)} there, then {again}: it writes only what is missing",
+        ]
+    )
+
+
+def _plan(folder: Folder) -> tuple[Plan | None, list[str]]:
+    try:
+        plan = Plan.read(folder)
+    except InputError as error:
+        return None, [str(error).removeprefix(f"{folder}/{PLAN}: ").rpartition("; ")[0]]
+    return plan, [] if plan else ["missing"]
+
+
+def _shard(target: FeatureSet, entry: ShardEntry, shard: ShardPlan | None) -> tuple[ShardRecord | None, list[str]]:
+    """What a shard holds, where it can be read, and what is wrong with it."""
+    lines: list[str] = []
+    try:
+        data = target.folder.read(entry.file)
+        sha256 = hashlib.sha256(data).hexdigest()
+        if len(data) != entry.bytes:
+            lines.append(f"{len(data)} bytes, the manifest says {entry.bytes}")
+        elif sha256 != entry.sha256:
+            lines.append(f"its bytes have changed (sha256 {sha256[:12]}…, the manifest says {entry.sha256[:12]}…)")
+        table = pq.read_table(pa.BufferReader(data))
+        if len(table) != entry.rows:
+            lines.append(f"{len(table)} rows, the manifest says {entry.rows}")
+        metadata = table.schema.metadata or {}
+        made_by = metadata.get(FINGERPRINT_KEY, b"").decode()
+        if shard and made_by != shard.fingerprint:
+            lines.append(f"made by another plan (fingerprint {made_by[:12]}…, the plan says {shard.fingerprint[:12]}…)")
+        if not table.schema.equals(SCHEMA):
+            changes = sorted({str(field) for field in table.schema} ^ {str(field) for field in SCHEMA})
+            return None, [*lines, f"its columns are not those of a shard ({', '.join(changes) or 'their order'})"]
+        lines += _values(table, target.manifest.spec.shape)
+        genres = Counter(table["genre"].to_pylist())
+        read = ShardEntry(entry.file, entry.split, len(table), len(data), sha256)
+        record = ShardRecord(read, dict(genres), json.loads(metadata[QUARANTINE_KEY]))
+        quarantined = pa.Table.from_pylist(record.quarantined, schema=QUARANTINE_SCHEMA)
+        if quarantined.to_pylist() != record.quarantined:
+            raise ValueError("its metadata hold no quarantine")
+        lines += _clips(table, quarantined["track_id"].to_pylist(), shard) if shard else []
+    except FileNotFoundError:
+        return None, ["missing"]
+    except Exception as error:  # whatever a broken file does to its reader, the others are still to be read
+        return None, [*lines, _unreadable(error)]
+    return record, lines
+
+
+def _values(table: pa.Table, shape: tuple[int, int]) -> list[str]:
+    """Name the clips whose matrix or figures cannot be right."""
+    sizes = pc.fill_null(pc.binary_length(table["logmel"]), -1).to_numpy()
+    bad = {f"have a matrix that is not {shape[0]} × {shape[1]}": sizes != 2 * shape[0] * shape[1]}
+    if all((sizes == 2 * shape[0] * shape[1]).tolist()):
+        bad["have a matrix with NaN or infinity"] = ~np.isfinite(logmels(table, shape)).all(axis=(1, 2))
+    for name in (field.name for field in SCHEMA if pa.types.is_floating(field.type)):
+        bad[f"have no finite {name}"] = ~np.isfinite(table[name].to_numpy())
+    return _named({what: table["track_id"].to_numpy()[rows].tolist() for what, rows in bad.items()})
+
+
+def _clips(table: pa.Table, quarantined: list[int], shard: ShardPlan) -> list[str]:
+    """Say how a shard's rows and quarantine are not its clips of the plan, each once and in order."""
+    rows, planned = table["track_id"].to_pylist(), shard.clips["track_id"].to_pylist()
+    times, both = Counter(rows + quarantined), set(rows) & set(quarantined)
+    lines = _named(
+        {
+            "are neither a row nor in quarantine": [clip for clip in planned if clip not in times],
+            "are both a row and in quarantine": sorted(both),
+            "are there twice": sorted(clip for clip, count in times.items() if count > 1 and clip not in both),
+            "are not of this shard": sorted(times.keys() - set(planned)),
+        }
+    )
+    clips = shard.clips.filter(pc.is_in(shard.clips["track_id"], value_set=table["track_id"].combine_chunks()))
+    expected = clips["track_id"].to_pylist()
+    if rows == expected:
+        other = [name for name in COPIED if not table[name].equals(clips[name])]
+        lines += [f"{', '.join(other)} of its rows are not the plan's"] if other else []
+    elif sorted(rows) == sorted(expected):
+        lines.append("its rows are in another order than the plan's")
+    return lines
+
+
+def _against_plan(manifest: Manifest, plan: Plan) -> list[str]:
+    """Say how the manifest is not one of the plan."""
+    named = {entry.file for entry in manifest.shards}
+    lacking = [shard.file for shard in plan.shards if shard.file not in named]
+    if manifest.fingerprint != plan.fingerprint:
+        more = f": additions are unfinished, {len(lacking)} planned shards are not in it" if lacking else ""
+        return [f"its fingerprint is not the plan's{more}"]
+    lines = [f"does not name {file}, which is in the plan" for file in lacking]
+    if not lines and [(e.file, e.split) for e in manifest.shards] != [(s.file, s.split) for s in plan.shards]:
+        lines.append("names the shards in another order, or under another split, than the plan")
+    genres = plan.clips.group_by(["label", "genre"]).aggregate([]).to_pylist()
+    right = {
+        "recipe": manifest.recipe == asdict(plan.recipe),
+        "genres": all(manifest.genres[row["label"] : row["label"] + 1] == (row["genre"],) for row in genres),
+        "artist_leaks": list(manifest.artist_leaks) == artist_leaks(plan.clips),
+    }
+    return lines + [f"its {name} is not what the plan says" for name, equal in right.items() if not equal]
+
+
+def _against_shards(manifest: Manifest, records: list[ShardRecord]) -> list[str]:
+    """Say which of the manifest's counts are not those of the shards."""
+    clips: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
+    for record in records:
+        clips[record.entry.split].update(record.genres)
+    reasons = Counter(row["reason"] for record in records for row in record.quarantined)
+    right = {"clips": manifest.clips == clips, "quarantined": manifest.quarantined == reasons}
+    return [f"its count of {name} is not that of the shards" for name, equal in right.items() if not equal]
+
+
+def _quarantine(folder: Folder, records: list[ShardRecord], *, whole: bool) -> list[str]:
+    """Say how the quarantine is not what the shards say; ``records`` may be of some of them only."""
+    expected = quarantine(records)
+    try:
+        with folder.random_access(QUARANTINE) as file:
+            table = pq.read_table(file)
+        if not whole:
+            table = table.filter(pc.is_in(table["track_id"], value_set=expected["track_id"].combine_chunks()))
+    except FileNotFoundError:
+        return ["missing"]
+    except Exception as error:
+        return [_unreadable(error)]
+    return [] if table.equals(expected) else [f"its {len(table)} clips are not the {len(expected)} of the shards"]
+
+
+def _strangers(folder: Folder, known: set[str]) -> list[tuple[str, str]]:
+    """Find the files that nothing of the set names."""
+    left = "a temporary file: its process was killed, or is writing it now"
+    inside = folder.files(SHARDS) if folder.kind(SHARDS) == "folder" else []
+    names = [name for name in folder.files() if _is_temporary(name)]
+    names += [f"{SHARDS}/{name}" for name in inside if f"{SHARDS}/{name}" not in known]
+    strange = "the manifest does not name it, yet who reads all of shards/ reads it"
+    return [(name, left if _is_temporary(name.rpartition("/")[2]) else strange) for name in names]
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith(".") and name.endswith(".tmp")
+
+
+def _named(kinds: dict[str, list[int]]) -> list[str]:
+    """Say how many clips are of each kind, and which the first are."""
+    return [
+        f"{len(clips)} clips {what} ({', '.join(map(str, clips[:SHOWN]))}{', …' if len(clips) > SHOWN else ''})"
+        for what, clips in kinds.items()
+        if clips
+    ]
+
+
+def _unreadable(error: Exception) -> str:
+    return f"cannot be read ({type(error).__name__}: {error})".splitlines()[0]
