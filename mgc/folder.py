@@ -24,7 +24,7 @@ from functools import cached_property
 from io import FileIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlsplit
 
 from mgc.errors import InputError, StoreError
 from mgc.files import replacing
@@ -59,6 +59,8 @@ class Folder:
         if isinstance(place, Folder):
             return place
         text = str(place)
+        if text.startswith("file://"):
+            return cls(os.path.abspath(unquote(urlsplit(text).path)))
         if not URI.match(text):
             return cls(os.path.abspath(Path(place).expanduser()))
         folder = cls(text)
@@ -131,7 +133,7 @@ class Folder:
         if self.path:
             try:
                 return sorted(entry.name for entry in os.scandir(self.path / name) if entry.is_file())
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 return []
         return sorted(path for path in self._below(name) if "/" not in path)
 

@@ -124,7 +124,8 @@ def preprocess(
         plan = settle(target, clips, recipe, overwrite=overwrite)
         missing = [shard for shard in plan.shards if not shards.is_written(target, shard)]
         present = None if overwrite else read_manifest(target)
-        if present is not None and present.fingerprint == plan.fingerprint and not missing:
+        derived = all(target.kind(name) == "file" for name in (QUARANTINE, CARD))
+        if present is not None and present.fingerprint == plan.fingerprint and derived and not missing:
             _check_quarantine(present.quarantined, len(plan.clips), max_quarantined, target)
             say(f"{target}: finished, nothing to do")
             return _result(present, target, start, written=0) | {"run_id": None}

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 COPIED = ("split", "genre", "label", "artist_id", "path")
 """Columns that a row has from the plan."""
 SHOWN = 3
+MISSING = "missing"
 
 
 def verify(features: str | Path) -> dict[str, Any]:
@@ -97,13 +98,18 @@ def summary(result: dict[str, Any]) -> str:
     sound = f"{result['clips']} clips, {result['bytes'] / 1e6:.1f} MB"
     if result["ok"]:
         return f"{features}: all {result['shards']} shards ({sound}) are as manifest and plan say"
-    again = "run the same «mgc preprocess» again" + (" with --overwrite" if PLAN in files else "")
-    delete = sorted(files - {PLAN} | ({MANIFEST} if any("/" not in file for file in files) else set()))
+    there = {problem["file"] for problem in result["problems"] if problem["problem"] != MISSING}
+    if PLAN in files:  # all but the shards is written anew, and a folder without plan and manifest is refused
+        delete, again = there - {PLAN, MANIFEST, QUARANTINE}, "run the same «mgc preprocess» with --overwrite"
+    else:  # a manifest that stays would say that there is nothing to do
+        delete, again = there, "run the same «mgc preprocess» again"
+        delete |= {MANIFEST} if any("/" not in file for file in files) else set()
+    first = f"delete {', '.join(sorted(delete))} there, then " if delete else ""
     return "\n".join(
         [
             *(f"{problem['file']}: {problem['problem']}" for problem in result["problems"]),
             f"{features}: {len(files)} files with problems, {sound} without",
-            f"to mend it, delete {', '.join(delete)} there, then {again}: it writes only what is missing",
+            f"to mend it, {first}{again}: it writes only what is missing",
         ]
     )
 
@@ -113,7 +119,7 @@ def _plan(folder: Folder) -> tuple[Plan | None, list[str]]:
         plan = Plan.read(folder)
     except InputError as error:
         return None, [str(error).removeprefix(f"{folder}/{PLAN}: ").rpartition("; ")[0]]
-    return plan, [] if plan else ["missing"]
+    return plan, [] if plan else [MISSING]
 
 
 def _shard(target: FeatureSet, entry: ShardEntry, shard: ShardPlan | None) -> tuple[ShardRecord | None, list[str]]:
@@ -145,7 +151,7 @@ def _shard(target: FeatureSet, entry: ShardEntry, shard: ShardPlan | None) -> tu
             raise ValueError("its metadata hold no quarantine")
         lines += _clips(table, quarantined["track_id"].to_pylist(), shard) if shard else []
     except FileNotFoundError:
-        return None, ["missing"]
+        return None, [MISSING]
     except Exception as error:  # whatever a broken file does to its reader, the others are still to be read
         return None, [*lines, _unreadable(error)]
     return record, lines
@@ -154,8 +160,9 @@ def _shard(target: FeatureSet, entry: ShardEntry, shard: ShardPlan | None) -> tu
 def _values(table: pa.Table, shape: tuple[int, int]) -> list[str]:
     """Name the clips whose matrix or figures cannot be right."""
     sizes = pc.fill_null(pc.binary_length(table["logmel"]), -1).to_numpy()
-    bad = {f"have a matrix that is not {shape[0]} × {shape[1]}": sizes != 2 * shape[0] * shape[1]}
-    if all((sizes == 2 * shape[0] * shape[1]).tolist()):
+    odd = sizes != 2 * shape[0] * shape[1]
+    bad = {f"have a matrix that is not {shape[0]} × {shape[1]}": odd}
+    if not odd.any():
         bad["have a matrix with NaN or infinity"] = ~np.isfinite(logmels(table, shape)).all(axis=(1, 2))
     for name in (field.name for field in SCHEMA if pa.types.is_floating(field.type)):
         bad[f"have no finite {name}"] = ~np.isfinite(table[name].to_numpy())
@@ -207,7 +214,7 @@ def _against_shards(manifest: Manifest, records: list[ShardRecord]) -> list[str]
     """Say which of the manifest's counts are not those of the shards."""
     clips: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
     for record in records:
-        clips[record.entry.split].update(record.genres)
+        clips.setdefault(record.entry.split, Counter()).update(record.genres)
     reasons = Counter(row["reason"] for record in records for row in record.quarantined)
     right = {"clips": manifest.clips == clips, "quarantined": manifest.quarantined == reasons}
     return [f"its count of {name} is not that of the shards" for name, equal in right.items() if not equal]
@@ -222,7 +229,7 @@ def _quarantine(folder: Folder, records: list[ShardRecord], *, whole: bool) -> l
         if not whole:
             table = table.filter(pc.is_in(table["track_id"], value_set=expected["track_id"].combine_chunks()))
     except FileNotFoundError:
-        return ["missing"]
+        return [MISSING]
     except Exception as error:
         return [_unreadable(error)]
     return [] if table.equals(expected) else [f"its {len(table)} clips are not the {len(expected)} of the shards"]

@@ -23,7 +23,7 @@ from mgc.errors import InputError
 from mgc.features import MANIFEST, QUARANTINE, SHARDS
 from mgc.folder import Folder
 from mgc.logmel import LogMelSpec, log_mel
-from mgc.overview import COLUMNS, ROWS, overview, summary
+from mgc.overview import COLUMNS, ROWS, SHOWN, overview, summary
 from mgc.plan import Plan, Recipe
 from mgc.splits import SPLITS
 
@@ -106,6 +106,14 @@ def test_quarantined_clips_are_counted_by_reason_and_the_first_are_named(result)
     }
 
 
+def test_of_many_quarantined_clips_the_first_are_named(tmp_path):
+    paths = [f"training/{genre}-{index}.wav" for genre in GENRES for index in range(2)]
+    made = make(tmp_path, {"training": 2}, bad=dict.fromkeys(paths, b""))
+    result = overview(made.folder.path, out=tmp_path / "sheet.png")
+    assert result["quarantined"] == {"empty": {"clips": 6, "first": paths[:SHOWN]}}
+    assert f"in quarantine, empty: 6 ({', '.join(paths[:SHOWN])}, …)" in summary(result)
+
+
 def test_padded_and_kept_damaged_clips_are_counted(tmp_path, drawn):
     """Of twelve clips one is of 0.4 s, and one is an MP3 that was cut."""
 
@@ -185,6 +193,8 @@ def test_frequencies_stand_at_their_bands(made, drawn, tmp_path):
     """A tone of 2 kHz is brightest where the axis says 2 kHz."""
     overview(made.folder.path, out=tmp_path / "sheet.png")
     axes = drawn[0].axes[0]
+    assert axes.images[0].get_extent() == [0, SPEC.seconds, 0, SPEC.n_mels]
+    assert axes.images[0].origin == "lower"
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names == ["500 Hz", "2 kHz", "8 kHz"]
     for hertz, place in zip((500, 2000, 8000), axes.get_yticks(), strict=True):
@@ -212,7 +222,7 @@ def test_genres_beyond_the_most_are_left_out_by_name(tmp_path, drawn):
 
 
 def test_genres_of_one_clip_and_odd_names_are_drawn(tmp_path):
-    genres = ["A$AP $_{x", "Old-Time / Historic and a very long name that has no end"]
+    genres = ["A$_{$", "Old-Time / Historic and a very long name that has no end"]
     made = make(tmp_path, {"training": 1, "test": 1}, genres=genres)
     result = overview(made.folder.path, out=tmp_path / "sheet.png")
     assert imread(result["picture"]).size

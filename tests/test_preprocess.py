@@ -226,6 +226,13 @@ def test_only_what_is_lost_is_written_again_and_is_the_same(made, copy, collecti
     assert contents(copy) == contents(made[0])
 
 
+@pytest.mark.parametrize("name", [QUARANTINE, "README.md"])
+def test_a_lost_file_that_derives_from_the_shards_is_written_again_without_ray(made, copy, collection, no_ray, name):
+    (copy / name).unlink()
+    assert preprocess(collection, copy, **OPTIONS)["written"] == 0
+    assert contents(copy) == contents(made[0])
+
+
 def test_an_unfinished_set_is_refused_by_readers_and_finished_without_ray(made, copy, collection, no_ray):
     for name in (MANIFEST, QUARANTINE, "README.md"):
         (copy / name).unlink()

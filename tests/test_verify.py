@@ -415,10 +415,10 @@ def test_a_lost_or_broken_quarantine_is_found(copy):
 def test_a_lost_or_broken_plan_is_found_and_the_shards_are_read_all_the_same(copy):
     (copy / SHARD).write_bytes(b"")
     (copy / PLAN).write_bytes(b"PAR1")
-    assert list(problems(copy)) == [PLAN, SHARD]
+    (copy / QUARANTINE).unlink()
+    assert list(problems(copy)) == [PLAN, SHARD, QUARANTINE]
     (copy / PLAN).unlink()
     assert problems(copy)[PLAN] == ["missing"]
-    assert "--overwrite" in summary(verify(copy))
 
 
 def test_unfinished_additions_are_said(clips, copy):
@@ -462,6 +462,13 @@ def test_a_manifest_that_is_not_of_the_plan_is_found(copy, whole):
     only(copy, MANIFEST, "another order")
 
 
+def test_a_manifest_with_a_shard_under_another_split_is_found(copy, whole):
+    for split in ("validation", "no split"):
+        first, *others = whole.manifest.shards
+        edit(copy, shards=(replace(first, split=split), *others))
+        only(copy, MANIFEST, "another split", "clips")
+
+
 def test_a_manifest_that_lacks_a_planned_shard_is_found(copy, whole):
     edit(copy, shards=tuple(entry for entry in whole.manifest.shards if entry.file != SHARD))
     assert f"does not name {SHARD}, which is in the plan" in problems(copy)[MANIFEST]
@@ -499,8 +506,19 @@ def test_the_summary_names_every_problem_and_what_to_do(copy):
     (copy / VALIDATION).write_bytes(b"PAR1")
     text = summary(verify(copy))
     assert f"{SHARD}: missing" in text
-    assert text.splitlines()[-1].startswith(f"to mend it, delete {SHARD}, {VALIDATION} there, then run the same")
+    assert text.splitlines()[-1].startswith(f"to mend it, delete {VALIDATION} there, then run the same")
     assert MANIFEST not in text.splitlines()[-1]
+
+
+def test_the_summary_of_a_lost_plan_says_to_overwrite_and_to_keep_the_manifest(copy):
+    """Preprocessing refuses a folder that has neither."""
+    (copy / PLAN).unlink()
+    (copy / QUARANTINE).unlink()
+    last = summary(verify(copy)).splitlines()[-1]
+    assert last.startswith("to mend it, run the same «mgc preprocess» with --overwrite")
+    (copy / SHARD).write_bytes(b"")
+    last = summary(verify(copy)).splitlines()[-1]
+    assert last.startswith(f"to mend it, delete {SHARD} there, then run")
 
 
 def test_what_the_summary_says_mends_the_set(clips, copy, whole):
