@@ -59,7 +59,7 @@ class Folder:
         if isinstance(place, Folder):
             return place
         text = str(place)
-        if text.startswith("file://"):
+        if text.startswith("file:///"):
             return cls(os.path.abspath(unquote(urlsplit(text).path)))
         if not URI.match(text):
             return cls(os.path.abspath(Path(place).expanduser()))
