@@ -65,8 +65,8 @@ def each(
 ) -> Generator[R | Lost, None, None]:
     """Yield ``function(item)`` for every item, in order, or ``Lost`` for one that brings its process down.
 
-    An item that crashes a child which had answered for others (they may have corrupted its heap, or leaked) is tried
-    once more in a new one, and lost if it crashes that too. Running out of memory is a crash.
+    An item that crashes its child is tried once more in a new one, and lost if it crashes that too: a former item may
+    have corrupted the heap, or somebody else have killed the child. Running out of memory is a crash.
 
     Parameters
     ----------
@@ -84,11 +84,11 @@ def each(
     """
     left = list(items)
     child: _Child | None = None
-    alone = True
+    tried = False
     try:
         while left:
             if child is None:
-                child, alone = _Child(function, left, seconds, memory), True
+                child = _Child(function, left, seconds, memory)
             answer = child.answer()
             if isinstance(answer, _Raised):
                 answer.error.add_note(f"In the child process:\n{answer.traceback}")
@@ -96,9 +96,10 @@ def each(
             if isinstance(answer, Lost):
                 child.end()
                 child = None
-                if answer.how == "crashed" and not alone:
+                if answer.how == "crashed" and not tried:
+                    tried = True
                     continue
-            alone = False
+            tried = False
             del left[0]
             yield answer
     finally:

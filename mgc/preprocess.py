@@ -120,7 +120,7 @@ def preprocess(
     before = None if overwrite else Plan.read(target)
     tracks = read(root, subset=subset, known_splits=_splits_of(before))
     clips = with_sizes(tracks.table if limit is None else _draw(tracks.table, limit), tracks.audio_root)
-    with _claimed(target):
+    with _failing_clearly(), _claimed(target):
         plan = settle(target, clips, recipe, overwrite=overwrite)
         missing = [shard for shard in plan.shards if not shards.is_written(target, shard)]
         present = None if overwrite else read_manifest(target)
@@ -138,7 +138,7 @@ def preprocess(
         uri = tracking.open_store(target)
         config = {"root": str(Folder.at(root)), "subset": subset, "limit": limit, "clips": len(clips), **asdict(recipe)}
         run = tracking.Run.start(uri, tracking.FEATURES_EXPERIMENT, name=target.name, step="preprocess", config=config)
-        with run.closing(), _failing_clearly():
+        with run.closing():
             plan.begin(target, overwrite=overwrite)
             job = Job(tracks.audio_root, target, recipe, clip_timeout)
             written, rate = _extract(missing, job, workers) if missing else ({}, 0.0)
@@ -175,7 +175,8 @@ def _claimed(target: Folder) -> Iterator[None]:
         raise InputError(f"--out {target}: cannot be written ({error.strerror or error})") from None
     try:
         with target.claim("--out"):
-            target.sweep()
+            for name in ("", SHARDS):
+                target.sweep(name)
             yield
     finally:
         if target.path:

@@ -15,8 +15,9 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -75,7 +76,7 @@ def open_store(beside: Folder) -> str:
     uri = _uri(beside)
     try:
         if uri.startswith(SQLITE):
-            _database(uri).parent.mkdir(parents=True, exist_ok=True)
+            _make_database(_database(uri))
         _client(uri).search_experiments(max_results=1)
     except (MlflowException, OSError) as error:
         raise InputError(f"MLflow store {uri}: cannot be opened ({str(error).splitlines()[0]})") from None
@@ -317,6 +318,21 @@ def _uri(beside: Folder) -> str:
 def _database(uri: str) -> Path:
     """The file of an SQLite store."""
     return Path(uri.removeprefix(SQLITE)).absolute()
+
+
+def _make_database(file: Path) -> None:
+    """Make MLflow's database if there is none: aside, and then linked to its place.
+
+    Its migrations take seconds, and a database of which a killed process made some is of no use to anybody.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.exists():
+        return
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".new-") as folder:
+        fresh = Path(folder, file.name)
+        _client(f"{SQLITE}{fresh}").search_experiments(max_results=1)
+        with suppress(FileExistsError):  # another process was quicker
+            os.link(fresh, file)
 
 
 def _provenance() -> dict[str, str]:
