@@ -10,7 +10,7 @@ demo: $(READY)
 	$(BIN)/mgc demo --out demo
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -160,7 +160,8 @@ class Folder:
     def sizes(self, names: Iterable[str]) -> list[int]:
         """Bytes of each file, -1 where there is none; an object store is asked once a top-level folder."""
         if self.path:
-            return [_size(self.path / name) for name in names]
+            base = self.path
+            return [_size(os.path.join(base, name)) for name in names]
         names = list(names)
         sizes: dict[str, int] = {}
         for top in sorted({name.partition("/")[0] if "/" in name else "" for name in names}):
@@ -338,9 +339,9 @@ class Folder:
         return {entry.path[len(base) + 1 :]: entry.size for entry in found if entry.type == pafs.FileType.File}
 
 
-def _size(path: Path) -> int:
+def _size(path: str) -> int:
     try:
-        return path.stat().st_size
+        return os.stat(path).st_size
     except (OSError, ValueError):  # ValueError: a NUL in the name
         return -1
 

@@ -14,6 +14,7 @@ import logging
 import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -130,18 +131,19 @@ def preprocess(
             say(f"{target}: finished, nothing to do")
             return _result(present, target, start, written=0) | {"run_id": None}
 
-        from mgc import tracking  # here, because a run with nothing to do must not wait for MLflow
-
         leaks = artist_leaks(plan.clips)
         if leaks:
             say(f"warning: {leak_message(leaks)}; mgc train will refuse this set")
-        uri = tracking.open_store(target)
+        cpus, uri = _start(target, missing)
+
+        from mgc import tracking  # here, because a run with nothing to do must not wait for MLflow
+
         config = {"root": str(Folder.at(root)), "subset": subset, "limit": limit, "clips": len(clips), **asdict(recipe)}
         run = tracking.Run.start(uri, tracking.FEATURES_EXPERIMENT, name=target.name, step="preprocess", config=config)
         with run.closing():
             plan.begin(target, overwrite=overwrite)
             job = Job(tracks.audio_root, target, recipe, clip_timeout)
-            written, rate = _extract(missing, job, workers) if missing else ({}, 0.0)
+            written, rate = _extract(missing, job, min(workers or cpus, len(missing))) if missing else ({}, 0.0)
             records = [written.get(shard.file) or shards.read_record(target, shard.file) for shard in plan.shards]
             manifest = _manifest(plan, tracks, records, leaks)
             quarantine = shards.quarantine(records)
@@ -189,15 +191,29 @@ def _splits_of(plan: Plan | None) -> dict[str, str]:
     return {} if plan is None else dict(zip(*(plan.clips[name].to_pylist() for name in ("path", "split")), strict=True))
 
 
+def _start(target: Folder, missing: list[ShardPlan]) -> tuple[int, str]:
+    """Start Ray if there is work for it, and meanwhile import MLflow; return the CPUs and the store's URI."""
+    with ThreadPoolExecutor(1) as aside:
+        store = aside.submit(_open_store, target)
+        if not missing:
+            return 0, store.result()
+        clips = sum(len(shard.clips) for shard in missing)
+        say(f"preprocess: {clips} clips in {len(missing)} shards; starting Ray …")
+        return connect(), store.result()
+
+
+def _open_store(target: Folder) -> str:
+    from mgc import tracking
+
+    return tracking.open_store(target)
+
+
 # Ray Data
 
 
-def _extract(missing: list[ShardPlan], job: Job, workers: int | None) -> tuple[dict[str, ShardRecord], float]:
+def _extract(missing: list[ShardPlan], job: Job, workers: int) -> tuple[dict[str, ShardRecord], float]:
     """Run one Ray Data task for each missing shard; return their records by file, and clips per second."""
     total = sum(len(shard.clips) for shard in missing)
-    say(f"preprocess: {total} clips in {len(missing)} shards; starting Ray …")
-    cpus = connect()
-
     import ray.data
     from ray.exceptions import RayError
 
@@ -209,13 +225,13 @@ def _extract(missing: list[ShardPlan], job: Job, workers: int | None) -> tuple[d
     blocks = [
         shard.clips.append_column("fingerprint", pa.array([shard.fingerprint] * len(shard.clips))) for shard in missing
     ]
-    dataset = ray.data.from_arrow(blocks).map_batches(
+    dataset = ray.data.from_blocks(blocks).map_batches(  # from_arrow would run a task for each block's metadata
         _write_shard,
         batch_size=None,  # a batch is a block is a shard
         batch_format="pyarrow",
         fn_kwargs={"job": job},
         num_cpus=1,
-        compute=ray.data.TaskPoolStrategy(size=min(workers or cpus, len(missing))),
+        compute=ray.data.TaskPoolStrategy(size=workers),
     )
     progress = Progress("preprocess", total, "clips")
     records = {}

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -331,8 +331,12 @@ def _make_database(file: Path) -> None:
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".new-") as folder:
         fresh = Path(folder, file.name)
         _client(f"{SQLITE}{fresh}").search_experiments(max_results=1)
-        with suppress(FileExistsError):  # another process was quicker
+        try:
             os.link(fresh, file)
+        except FileExistsError:
+            pass  # another process was quicker
+        except OSError:  # a file system without links
+            os.replace(fresh, file)
 
 
 def _provenance() -> dict[str, str]:

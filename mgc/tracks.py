@@ -217,8 +217,9 @@ def _csv_row(cells: dict[str, str], folder: Folder, where: str) -> dict[str, Any
 def _relative(cell: str, root: Folder) -> str:
     """A CSV's path relative to its folder; one that is absolute and outside stays as it is."""
     folder = root.path
-    if folder is None:  # in an object store all clips are below the file
-        return os.path.normpath(cell)
+    inside = os.path.normpath(cell)
+    if folder is None or not (os.path.isabs(inside) or inside.startswith("..")):
+        return inside  # in an object store all clips are below the file
     path = Path(os.path.normpath(folder / cell))
     if os.path.isabs(cell) and not path.is_relative_to(folder):
         return path.as_posix()
