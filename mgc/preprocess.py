@@ -194,18 +194,22 @@ def _splits_of(plan: Plan | None) -> dict[str, str]:
 def _start(target: Folder, missing: list[ShardPlan]) -> tuple[int, str]:
     """Start Ray if there is work for it, and meanwhile import MLflow; return the CPUs and the store's URI."""
     with ThreadPoolExecutor(1) as aside:
-        store = aside.submit(_open_store, target)
-        if not missing:
-            return 0, store.result()
-        clips = sum(len(shard.clips) for shard in missing)
-        say(f"preprocess: {clips} clips in {len(missing)} shards; starting Ray …")
-        return connect(), store.result()
+        store = aside.submit(_open_store, target, missing)
+        cpus = connect() if missing else 0
+        return cpus, store.result()
 
 
-def _open_store(target: Folder) -> str:
+def _open_store(target: Folder, missing: list[ShardPlan]) -> str:
     from mgc import tracking
 
-    return tracking.open_store(target)
+    uri = tracking.open_store(target)
+    if missing:
+        say(f"preprocess: {_clips(missing)} clips in {len(missing)} shards; starting Ray …")
+    return uri
+
+
+def _clips(planned: list[ShardPlan]) -> int:
+    return sum(len(shard.clips) for shard in planned)
 
 
 # Ray Data
@@ -213,7 +217,6 @@ def _open_store(target: Folder) -> str:
 
 def _extract(missing: list[ShardPlan], job: Job, workers: int) -> tuple[dict[str, ShardRecord], float]:
     """Run one Ray Data task for each missing shard; return their records by file, and clips per second."""
-    total = sum(len(shard.clips) for shard in missing)
     import ray.data
     from ray.exceptions import RayError
 
@@ -233,7 +236,7 @@ def _extract(missing: list[ShardPlan], job: Job, workers: int) -> tuple[dict[str
         num_cpus=1,
         compute=ray.data.TaskPoolStrategy(size=workers),
     )
-    progress = Progress("preprocess", total, "clips")
+    progress = Progress("preprocess", _clips(missing), "clips")
     records = {}
     begin = time.monotonic()
     try:
@@ -243,7 +246,7 @@ def _extract(missing: list[ShardPlan], job: Job, workers: int) -> tuple[dict[str
             progress.advance(record.entry.rows + len(record.quarantined))
     except RayError as error:
         raise RunError(f"preprocess: a task failed ({_cause(error)}); {_KEPT}") from error
-    return records, total / (time.monotonic() - begin)
+    return records, _clips(missing) / (time.monotonic() - begin)
 
 
 def _write_shard(block: pa.Table, *, job: Job) -> pa.Table:

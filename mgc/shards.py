@@ -93,6 +93,7 @@ def write(shard: ShardPlan, root: Folder, out: Folder, *, recipe: Recipe, clip_t
         b"mgc.logmel": json.dumps({"shape": recipe.spec.shape, "dtype": "<f2", "order": "C"}).encode(),
     }
     table = pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(metadata))
+    rows.clear()  # 21 MB, before the file takes as much
     data = parquet_bytes(table)
     out.write(shard.file, data)
     return _record(shard.file, table, len(data), hashlib.sha256(data).hexdigest())

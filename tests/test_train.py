@@ -121,13 +121,13 @@ def test_two_workers_reach_what_one_process_reaches(features, ray_session):
 def test_a_leaking_set_is_refused_by_name_unless_allowed_and_then_tagged(tmp_path, client):
     leaking = make_features(tmp_path / "leaky", leaks=(LEAK,))
     with pytest.raises(InputError, match=r"AWOL.*--allow-leaks"):
-        train(leaking.path, PLAIN)
-    allowed = train(leaking.path, PLAIN, allow_leaks=True)
+        train(leaking.folder, PLAIN)
+    allowed = train(leaking.folder, PLAIN, allow_leaks=True)
     assert client.get_run(allowed["run_id"]).data.tags["mgc.leaky"] == "true"
     assert (
         "LEAKY"
         in tracking.Path(
-            client.download_artifacts(evaluate(allowed["run_id"], leaking.path)["run_id"], "report_test.html")
+            client.download_artifacts(evaluate(allowed["run_id"], leaking.folder)["run_id"], "report_test.html")
         ).read_text()
     )
 
@@ -164,7 +164,7 @@ def test_an_unknown_run_is_named(features):
 
 def test_a_run_is_not_evaluated_on_other_genres(trained, tmp_path):
     other = make_features(tmp_path / "other")
-    text = (other.path / "manifest.json").read_text().replace("Blues", "Zydeco")
-    (other.path / "manifest.json").write_text(text)
+    text = (other.folder.path / "manifest.json").read_text().replace("Blues", "Zydeco")
+    (other.folder.path / "manifest.json").write_text(text)
     with pytest.raises(InputError, match="other genres"):
-        evaluate(trained["run_id"], other.path)
+        evaluate(trained["run_id"], other.folder)
