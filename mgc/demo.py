@@ -60,7 +60,7 @@ def demo(out: Path) -> dict[str, Any]:
     with stage("7/7 predict one clip"):
         tracks = read(root)
         clip = tracks.table.filter(tracks.table["split"].to_numpy() == "test").slice(0, 1).to_pylist()[0]
-        answer = predict.predict(runs["regularized"]["checkpoint"], [tracks.audio_root / clip["path"]])["clips"][0]
+        answer = predict.predict(runs["regularized"]["checkpoint"], [root / clip["path"]])["clips"][0]
         results["predict"] = answer | {"true": clip["genre"]}
     return results | {"runs": runs}
 
