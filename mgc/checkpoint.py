@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from mgc.config import TrainConfig, overlay
-from mgc.errors import InputError
+from mgc.errors import InputError, first_line
 from mgc.files import replacing, write_text
 from mgc.logmel import LogMelSpec
 from mgc.model import GenreCNN
@@ -92,5 +92,5 @@ def read(folder: Path) -> tuple[GenreCNN, Card]:
         model = GenreCNN(card.config.model, len(card.genres), card.spec.shape)
         model.load_state_dict(load(data))
     except (KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{folder}: card and weights do not fit ({str(error).splitlines()[0]})") from None
+        raise InputError(f"{folder}: card and weights do not fit ({first_line(error)})") from None
     return model.eval(), card

@@ -30,6 +30,11 @@ class StoreError(RunError, OSError):
     """An object store did not answer or refused: this says nothing of the file that was asked for."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error of a library says, or its kind if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class Reason(StrEnum):
     """Why a clip is in quarantine: the fixed list."""
 

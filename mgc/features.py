@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mgc.errors import InputError, StoreError
+from mgc.errors import InputError, StoreError, first_line
 from mgc.folder import Folder
 from mgc.logmel import LogMelSpec
 
@@ -217,8 +217,9 @@ class FeatureSet:
             with self.folder.random_access(entry.file) as file:
                 table = pq.read_table(file, columns=["label", "track_id", "path", "logmel"])
         except (OSError, pa.ArrowException) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"{self.folder}/{entry.file}: cannot be read ({reason}); preprocess again") from None
+            raise InputError(
+                f"{self.folder}/{entry.file}: cannot be read ({first_line(error)}); preprocess again"
+            ) from None
         if len(table) != entry.rows:
             raise InputError(f"{self.folder}/{entry.file}: {len(table)} rows, the manifest says {entry.rows}")
         return table

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
-from mgc.errors import InputError
+from mgc.errors import InputError, first_line
 from mgc.splits import SPLITS
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def _parse(root: Folder) -> pa.Table:
             ),
         )
     except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{file}: not readable as CSV: {_first_line(error)}; unpack it again") from error
+        raise InputError(f"{file}: not readable as CSV: {first_line(error)}; unpack it again") from error
     nothing = pa.nulls(cells.num_rows, pa.string())
     return pa.table(
         {ours: _stripped(cells[present[ours]]) if ours in present else nothing for ours in NEEDED | OPTIONAL}
@@ -168,7 +168,7 @@ def _header(root: Folder) -> tuple[dict[str, int], int, int]:
             top, second, third = ([cell.strip() for cell in next(reader, [])] for _ in range(3))
             lines = reader.line_num
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{root}/{TRACKS_CSV}: not readable as CSV: {_first_line(error)}; unpack it again") from error
+        raise InputError(f"{root}/{TRACKS_CSV}: not readable as CSV: {first_line(error)}; unpack it again") from error
     found = {".".join(pair): position for position, pair in enumerate(zip(top, second, strict=False))}
     if "track_id" in third:
         found["track_id"] = third.index("track_id")
@@ -184,8 +184,4 @@ def _cast(rows: pa.Table, name: str, kind: pa.DataType, file: str) -> pa.Chunked
     try:
         return rows[name].cast(kind)
     except pa.ArrowInvalid as error:
-        raise InputError(f"{file}: column {name} holds something that is no number: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+        raise InputError(f"{file}: column {name} holds something that is no number: {first_line(error)}") from error

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
-from mgc.errors import InputError, StoreError
+from mgc.errors import InputError, StoreError, first_line
 from mgc.files import replacing
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Folder:
         try:
             bucket = folder._key("").partition("/")[0]
         except (OSError, ValueError) as error:
-            why = _PASSWORD.sub("", _line(error))
+            why = _PASSWORD.sub("", first_line(error))
             raise InputError(
                 f"{folder}: not understood ({why}); give a path or a URI such as s3://bucket/folder"
             ) from None
@@ -125,7 +125,7 @@ class Folder:
         try:
             found = self._store[0].get_file_info(self._key(name)).type.name
         except OSError as error:
-            raise InputError(f"{self}: cannot be looked at ({_line(error)})") from None
+            raise InputError(f"{self}: cannot be looked at ({first_line(error)})") from None
         return {"File": "file", "Directory": "folder"}.get(found)
 
     def files(self, name: str = "") -> list[str]:
@@ -308,7 +308,7 @@ class Folder:
         except OSError as error:
             if self.path:
                 raise
-            raise StoreError(f"{self}: {_line(error)}") from None
+            raise StoreError(f"{self}: {first_line(error)}") from None
 
     @cached_property
     def _store(self) -> tuple[pafs.FileSystem, str]:
@@ -335,7 +335,7 @@ class Folder:
         try:
             found = self._store[0].get_file_info(selector)
         except OSError as error:
-            raise InputError(f"{self}: cannot be listed ({_line(error)})") from None
+            raise InputError(f"{self}: cannot be listed ({first_line(error)})") from None
         return {entry.path[len(base) + 1 :]: entry.size for entry in found if entry.type == pafs.FileType.File}
 
 
@@ -351,7 +351,3 @@ def _same_file(file: IO[str], path: Path) -> bool:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
         return False
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

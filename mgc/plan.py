@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from mgc import audio
 from mgc.console import say
-from mgc.errors import InputError, StoreError
+from mgc.errors import InputError, StoreError, first_line
 from mgc.features import FORMAT, MANIFEST, PLAN, SHARDS, parquet_bytes, read_manifest
 from mgc.logmel import LogMelSpec
 from mgc.splits import SPLITS
@@ -151,7 +151,6 @@ class Plan:
             folder.remove(MANIFEST)  # first, so that nobody reads a mixture
         self.write(folder)
         folder.make(SHARDS)
-        folder.sweep(SHARDS)
         planned = {shard.file for shard in self.shards}
         for name in folder.files(SHARDS):
             if is_shard_name(name) and f"{SHARDS}/{name}" not in planned:
@@ -186,7 +185,7 @@ class Plan:
             raise
         except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"{folder}/{PLAN}: not a plan ({str(error).splitlines()[0]}); choose another folder or --overwrite"
+                f"{folder}/{PLAN}: not a plan ({first_line(error)}); choose another folder or --overwrite"
             ) from None
 
 

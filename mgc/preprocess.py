@@ -31,7 +31,7 @@ from mgc.folder import Folder
 from mgc.plan import Plan, Recipe, ShardPlan, settle, with_sizes
 from mgc.ray_session import connect, output_folder
 from mgc.shards import ShardRecord
-from mgc.splits import SPLITS, artist_leaks, leak_message
+from mgc.splits import artist_leaks, leak_message
 from mgc.tracks import Tracks, read
 
 if TYPE_CHECKING:
@@ -275,21 +275,14 @@ def _draw(table: pa.Table, limit: int) -> pa.Table:
 
 
 def _manifest(plan: Plan, tracks: Tracks, records: list[ShardRecord], leaks: list[dict[str, Any]]) -> Manifest:
-    clips: dict[str, dict[str, int]] = {split: {} for split in SPLITS}
-    quarantined: dict[str, int] = {}
-    for record in records:
-        counts = clips[record.entry.split]
-        for genre, rows in record.genres.items():
-            counts[genre] = counts.get(genre, 0) + rows
-        for row in record.quarantined:
-            quarantined[row["reason"]] = quarantined.get(row["reason"], 0) + 1
+    clips, quarantined = shards.totals(records)
     return Manifest(
         FORMAT,
         plan.fingerprint,
         asdict(plan.recipe),
         tracks.genres,
         clips,
-        dict(sorted(quarantined.items())),
+        quarantined,
         tuple(leaks),
         tuple(record.entry for record in records),
     )

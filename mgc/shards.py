@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -22,6 +23,7 @@ from mgc import audio, isolation
 from mgc.errors import ClipError, Reason, StoreError
 from mgc.features import QUARANTINE_SCHEMA, SCHEMA, ShardEntry, parquet_bytes
 from mgc.logmel import log_mel, standardize
+from mgc.splits import SPLITS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -206,6 +208,15 @@ def _record(file: str, table: pa.Table, size: int, sha256: str) -> ShardRecord:
     return ShardRecord(
         ShardEntry(file, split, len(table), size, sha256), genres, json.loads(table.schema.metadata[QUARANTINE_KEY])
     )
+
+
+def totals(records: list[ShardRecord]) -> tuple[dict[str, dict[str, int]], dict[str, int]]:
+    """Rows by split and genre, and quarantined clips by reason, of all shards: what the manifest counts."""
+    clips: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
+    for record in records:
+        clips[record.entry.split].update(record.genres)
+    reasons = Counter(row["reason"] for record in records for row in record.quarantined)
+    return {split: dict(counts) for split, counts in clips.items()}, dict(sorted(reasons.items()))
 
 
 def quarantine(records: list[ShardRecord]) -> pa.Table:

@@ -30,7 +30,7 @@ from mlflow.exceptions import MlflowException
 
 import mgc
 from mgc.console import say
-from mgc.errors import InputError
+from mgc.errors import InputError, first_line
 from mgc.ray_session import in_job
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def open_store(beside: Folder) -> str:
             _make_database(_database(uri))
         _client(uri).search_experiments(max_results=1)
     except (MlflowException, OSError) as error:
-        raise InputError(f"MLflow store {uri}: cannot be opened ({str(error).splitlines()[0]})") from None
+        raise InputError(f"MLflow store {uri}: cannot be opened ({first_line(error)})") from None
     return uri
 
 

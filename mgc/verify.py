@@ -32,8 +32,8 @@ from mgc.features import (
     logmels,
 )
 from mgc.plan import Plan, ShardPlan
-from mgc.shards import FINGERPRINT_KEY, QUARANTINE_KEY, ShardRecord, quarantine
-from mgc.splits import SPLITS, artist_leaks
+from mgc.shards import FINGERPRINT_KEY, QUARANTINE_KEY, ShardRecord, quarantine, totals
+from mgc.splits import artist_leaks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -212,10 +212,7 @@ def _against_plan(manifest: Manifest, plan: Plan) -> list[str]:
 
 def _against_shards(manifest: Manifest, records: list[ShardRecord]) -> list[str]:
     """Say which of the manifest's counts are not those of the shards."""
-    clips: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
-    for record in records:
-        clips.setdefault(record.entry.split, Counter()).update(record.genres)
-    reasons = Counter(row["reason"] for record in records for row in record.quarantined)
+    clips, reasons = totals(records)
     right = {"clips": manifest.clips == clips, "quarantined": manifest.quarantined == reasons}
     return [f"its count of {name} is not that of the shards" for name, equal in right.items() if not equal]
 
