@@ -214,7 +214,7 @@ def totals(records: list[ShardRecord]) -> tuple[dict[str, dict[str, int]], dict[
     """Rows by split and genre, and quarantined clips by reason, of all shards: what the manifest counts."""
     clips: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
     for record in records:
-        clips[record.entry.split].update(record.genres)
+        clips.setdefault(record.entry.split, Counter()).update(record.genres)  # a manifest may name any split
     reasons = Counter(row["reason"] for record in records for row in record.quarantined)
     return {split: dict(counts) for split, counts in clips.items()}, dict(sorted(reasons.items()))
 
