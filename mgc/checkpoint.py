@@ -39,7 +39,7 @@ class Card:
     fingerprint: str
     """Of the feature set it was trained on."""
     figures: dict[str, float]
-    """best_epoch, train_accuracy, val_accuracy, val_loss."""
+    """epochs, best_epoch (the kept one), train_accuracy, val_accuracy, val_loss, val_clips, seconds (in epochs)."""
 
 
 def write(folder: Path, weights: dict[str, Tensor], card: Card) -> None:

@@ -211,12 +211,16 @@ class Learning(Output):
 
 @dataclass(frozen=True, kw_only=True)
 class Train(Learning):
-    """Fit the CNN, on one device or several, and keep the best validation epoch."""
+    """Fit the CNN, on one device or several; one model, or one a seed and a fold."""
 
+    seeds: int = 1
+    """Models that differ by their seed alone: --seed and those after it."""
     gpus: int | None = None
     """GPUs; one if there is one by default, 2 or more train through Ray Train."""
     workers: int = 1
     """CPU workers; 2 or more train through Ray Train."""
+    feed: Literal["memory", "stream"] | None = None
+    """Keep the clips in memory or read them from their shards as they are wanted; by default as they fit."""
     run_name: str | None = None
     """Name of the MLflow run."""
 
@@ -226,11 +230,18 @@ class Train(Learning):
         return train.train(
             self.features,
             self.config,
+            seeds=self.seeds,
             gpus=self.gpus,
             workers=self.workers,
+            feed=self.feed,
             run_name=self.run_name,
             allow_leaks=self.allow_leaks,
         )
+
+    def show(self, result: dict[str, Any]) -> str:
+        from mgc import train
+
+        return train.summary(result)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,10 +273,10 @@ class Tune(Learning):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Output):
-    """Score a run on a split: accuracy with its interval, macro-F1, per-genre F1, confusion."""
+    """Score a run on a split: accuracy with its interval, macro-F1, per-genre F1, confusion, calibration."""
 
     run_id: Annotated[str, arg(name="run")]
-    """MLflow run of a training or a trial."""
+    """MLflow run of a training or a trial, or a parent run: each of its models, and all together."""
     features: str
     """A finished feature set."""
     split: Literal["training", "validation", "test"] = "test"
@@ -276,10 +287,69 @@ class Evaluate(Output):
         return evaluate.evaluate(self.run_id, self.features, split=self.split)
 
     def show(self, result: dict[str, Any]) -> str:
-        low, high = result["ci95"]
-        head = f"{result['split']}: accuracy {result['accuracy']:.3f} [{low:.3f}, {high:.3f}] of {result['n']} clips"
-        rows = {genre: f"F1 {row['f1']:.3f} of {row['support']}" for genre, row in result["per_genre"].items()}
-        return f"{head}, macro-F1 {result['macro_f1']:.3f}\n{_rows(rows)}"
+        from mgc import evaluate
+
+        return evaluate.summary(result)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare(Output):
+    """Say whether one evaluated run is better than another, clip by clip: McNemar's test and a bootstrap interval."""
+
+    run_a: Positional[str]
+    """MLflow run, evaluated before; of a parent run its models together."""
+    run_b: Positional[str]
+    """Another."""
+    split: Literal["training", "validation", "test"] = "test"
+
+    def run(self) -> dict[str, Any]:
+        from mgc import compare
+
+        return compare.compare(self.run_a, self.run_b, split=self.split)
+
+    def show(self, result: dict[str, Any]) -> str:
+        from mgc import compare
+
+        return compare.summary(result)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(Output):
+    """Make one self-contained HTML page of a run: the claim and what it rests on."""
+
+    run_id: Annotated[str, Positional, arg(name="run")]
+    """MLflow run of a training or a trial, or a parent run."""
+    out: Path = Path("report.html")
+    """The page; it is kept with the run too."""
+
+    def run(self) -> dict[str, Any]:
+        from mgc import report
+
+        return report.report(self.run_id, out=self.out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline(Output):
+    """Score the field's floor, MFCC statistics and an SVM, on the clips and splits of a feature set."""
+
+    features: str
+    """A finished feature set."""
+    root: str
+    """The collection that it was made from."""
+    split: Literal["official", "random"] = "official"
+    """The feature set's own split, or the literature's random one, which is LEAKY."""
+    workers: int | None = None
+    """Processes; all CPUs by default."""
+
+    def run(self) -> dict[str, Any]:
+        from mgc import floor
+
+        return floor.floor(self.root, self.features, split=self.split, workers=self.workers)
+
+    def show(self, result: dict[str, Any]) -> str:
+        from mgc import floor
+
+        return floor.summary(result)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -347,6 +417,9 @@ COMMANDS: dict[str, type[Output]] = {
     "train": Train,
     "tune": Tune,
     "evaluate": Evaluate,
+    "compare": Compare,
+    "report": Report,
+    "baseline": Baseline,
     "predict": Predict,
     "ui": Ui,
     "demo": Demo,

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from mgc.errors import InputError
 
-Node = TypeVar("Node", bound="ModelConfig | OptimConfig | TrainConfig")
+Node = TypeVar("Node", bound="ModelConfig | AugmentConfig | OptimConfig | TrainConfig")
 
 
 def _require(ok: bool, name: str, value: object, rule: str) -> None:
@@ -33,15 +33,46 @@ class ModelConfig:
     """BatchNorm of each mel band at the input."""
     dropout: float = 0.1
     """Dropout at the end of each block."""
-    head: Literal["flatten", "avg", "avgmax"] = "flatten"
-    """What the linear layer sees: all values, each channel's mean, or its mean and its maximum."""
+    head: Literal["flatten", "avg", "avgmax", "bands"] = "flatten"
+    """What the linear layer sees: all values, each channel's mean, its mean and maximum, or these two over time alone,
+    for each of the bands that the poolings leave."""
     head_dropout: float = 0.0
     """Dropout before the linear layer."""
+    spatial_dropout: bool = False
+    """Blocks drop whole channels instead of single values."""
+    window: int = 0
+    """Frames that the network hears at a time (43 are a second): random crops in training, a vote over evenly spaced
+    windows elsewhere; 0 is the whole clip."""
 
     def __post_init__(self) -> None:
         _require(bool(self.channels) and all(n > 0 for n in self.channels), "model.channels", self.channels, "positive")
         _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "in [0, 1)")
         _require(0 <= self.head_dropout < 1, "model.head-dropout", self.head_dropout, "in [0, 1)")
+        _require(self.window >= 0, "model.window", self.window, "at least 0")
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How training clips are varied, each time they are seen; the defaults leave them as they are."""
+
+    mixup_alpha: float = 0.0
+    """Mix each clip and its target with another's: the shares are drawn from Beta(alpha, alpha); 0 is off."""
+    time_masks: int = 0
+    """SpecAugment: stretches of time to blank out."""
+    time_mask_frames: int = 40
+    """Longest of them, in frames."""
+    band_masks: int = 0
+    """SpecAugment: ranges of mel bands to blank out."""
+    band_mask_bands: int = 16
+    """Widest of them, in bands."""
+    equalize: float = 0.0
+    """Random smooth equaliser: standard deviation of its gains over the bands, in units of the z-score; 0 is off."""
+
+    def __post_init__(self) -> None:
+        for name in ("mixup_alpha", "time_masks", "band_masks", "equalize"):
+            _require(getattr(self, name) >= 0, f"augment.{name.replace('_', '-')}", getattr(self, name), "at least 0")
+        for name in ("time_mask_frames", "band_mask_bands"):
+            _require(getattr(self, name) >= 1, f"augment.{name.replace('_', '-')}", getattr(self, name), "at least 1")
 
 
 @dataclass(frozen=True)
@@ -58,12 +89,22 @@ class OptimConfig:
     """Share of the target spread over all genres."""
     batch_size: int = 32
     """Clips in an optimiser's step, over all workers together."""
+    warmup_epochs: float = 0.0
+    """Epochs over which the learning rate rises from zero."""
+    clip_norm: float = 0.0
+    """Longest gradient; longer ones are shortened to it; 0 is off."""
+    ema_epochs: float = 0.0
+    """Validate and keep an exponential moving average of the weights over so many epochs; 0 is off."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of convolutions in training; norms, loss and evaluation are always float32."""
 
     def __post_init__(self) -> None:
         _require(self.lr > 0, "optim.lr", self.lr, "positive")
         _require(self.weight_decay >= 0, "optim.weight-decay", self.weight_decay, "at least 0")
         _require(0 <= self.label_smoothing < 1, "optim.label-smoothing", self.label_smoothing, "in [0, 1)")
         _require(self.batch_size > 0, "optim.batch-size", self.batch_size, "positive")
+        for name in ("warmup_epochs", "clip_norm", "ema_epochs"):
+            _require(getattr(self, name) >= 0, f"optim.{name.replace('_', '-')}", getattr(self, name), "at least 0")
 
 
 @dataclass(frozen=True)
@@ -71,15 +112,31 @@ class TrainConfig:
     """A whole run."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     epochs: int = 20
     """Passes over the training clips."""
+    keep: Literal["best", "last"] = "best"
+    """Keep the epoch of the best validation accuracy, whose figure is then partly luck, or the last one."""
+    patience: int = 0
+    """Stop after so many epochs without a better validation accuracy; 0 is never."""
+    split: Literal["official", "random"] = "official"
+    """The feature set's own split, or the literature's random one, which is LEAKY."""
+    folds: int = 0
+    """Cross-validate over training and validation, all clips of an artist in one fold; 0 is off."""
+    fold: int = 0
+    """Only this fold, from 1; 0 is all of them."""
     seed: int = 0
-    """Of the initial weights, the order of the clips and the dropout."""
+    """Of the initial weights, the order of the clips, the augmentations and the dropout."""
 
     def __post_init__(self) -> None:
         _require(self.epochs > 0, "epochs", self.epochs, "at least 1")
         _require(self.seed >= 0, "seed", self.seed, "at least 0")
+        _require(self.patience >= 0, "patience", self.patience, "at least 0")
+        _require(not (self.patience and self.keep == "last"), "patience", self.patience, "0 where the last is kept")
+        _require(self.folds == 0 or self.folds >= 2, "folds", self.folds, "at least 2")
+        _require(0 <= self.fold <= self.folds, "fold", self.fold, f"one of the {self.folds} folds")
+        _require(not self.folds or self.split == "official", "folds", self.folds, "without --split random")
 
     def to_dict(self) -> dict[str, Any]:
         """The tree as plain values that JSON holds."""

@@ -1,78 +1,157 @@
-"""Evaluate a run's model on a split: the figures, their uncertainty, and the pictures, kept with the run."""
+"""Evaluate a run's model, or its models together, on a split: figures, their uncertainty and pictures, kept with it.
+
+Every look at a test split is counted in MLflow, in an experiment of its own, by the feature set's fingerprint.
+"""
 
 from __future__ import annotations
 
-import tempfile
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from statistics import mean, stdev
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from mgc import checkpoint, report, tracking
+from mgc import pictures, report
+from mgc.console import say
 from mgc.errors import InputError
-from mgc.features import FeatureSet, Split
-from mgc.metrics import Scores, score
-from mgc.model import GenreCNN, predict_logits
+from mgc.features import FeatureSet
+from mgc.learning import held_out
+from mgc.predictions import Source, ensemble, judge, read_models
+from mgc.store import existing_store, search
+from mgc.tracking import EVALUATIONS_EXPERIMENT, FINGERPRINT_TAG, LEAKY_TAG, Run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from mgc.metrics import Scores
+    from mgc.predictions import Predictions, Trained
+
+PROTOCOL_TAG = "mgc.protocol"
+EVALUATED_TAG = "mgc.evaluated_run"
 
 
 def evaluate(run_id: str, features: str | Path, *, split: str = "test") -> dict[str, Any]:
-    """Score the checkpoint of an MLflow run on one split of a feature set.
+    """Score the model of an MLflow run, or the ensemble of a parent run's models, on one split of a feature set.
+
+    The figures, two pictures and the predictions are kept with the run, and of a parent with each of its runs too. An
+    ensemble's probabilities are the mean of its members'.
 
     Parameters
     ----------
     run_id
-        A training run or a trial of the store.
+        A training run, a trial of a sweep, or a parent run of seeds or folds.
     features
         A finished feature set of the same genres and log-Mel recipe; not necessarily the one trained on.
 
     Returns
     -------
     dict
-        ``run_id``, ``split``, ``n``, ``accuracy``, ``ci95`` (Wilson), ``macro_f1``, ``per_genre``, ``confusion``
-        (row = true, column = predicted, in the order of ``per_genre``), ``report`` (where the page is).
+        ``run_id``, ``split``, ``n``, ``accuracy``, ``ci95`` (Wilson), ``macro_f1``, ``ece``, ``per_genre``,
+        ``confusion`` (row = true, column = predicted, in the order of ``per_genre``), ``reliability`` (bins of
+        ``confidence``, ``accuracy``, ``clips``), ``leaky``, ``looks`` (how often this test split has been looked at,
+        this look included; 0 of other splits), ``report`` (where the page is). Of a parent also ``members``
+        (``run_id``, ``seed``, ``fold``, ``accuracy`` of each), ``accuracy_mean`` and ``accuracy_sd`` over them.
 
     Raises
     ------
     InputError
-        No such run, or run and feature set do not go together.
+        No such run, run and feature set do not go together, or the split is not the one that a fold was validated on.
     """
     feature_set = FeatureSet.open(features)
-    run = tracking.Run.find(tracking.existing_store(feature_set.folder), run_id)
-    with tempfile.TemporaryDirectory() as folder:
-        model, card = checkpoint.read(run.checkpoint(Path(folder)))
+    run = Run.find(existing_store(feature_set.folder), run_id)
+    models = read_models(run)
+    _check(models, feature_set, run_id, split)
+    protocol = models[0].card.config.split
+    clips = held_out(feature_set, split, protocol)
+    source = Source.of(feature_set, split, protocol)
+    with _looking(run, source) as (looks, witness):
+        source = replace(source, looks=looks)
+        each = judge(models, clips, source)
+        whole = ensemble(models, each)
+        if len(models) > 1:
+            for model, said in zip(models, each, strict=True):
+                _keep(model.run, said)
+        scores = _keep(run, whole)
+        result = {"run_id": run_id, "split": split, **asdict(scores), "leaky": bool(source.leak), "looks": looks}
+        if members := whole.source.members:
+            accuracies = [member.accuracy for member in members]
+            spread = {"accuracy_mean": mean(accuracies), "accuracy_sd": stdev(accuracies)}
+            run.metrics({f"{split}_{name}": value for name, value in spread.items()})
+            result |= {"members": [asdict(member) for member in members], **spread}
+        if witness:
+            witness.metrics(_figures(scores, split))
+    return result | {"report": report.make(run)["report"]}
+
+
+def summary(result: dict[str, Any]) -> str:
+    """Say how good a run is, for a terminal."""
+    low, high = result["ci95"]
+    lines = [
+        f"{result['split']}{', LEAKY' * result['leaky']}: accuracy {result['accuracy']:.3f} [{low:.3f}, {high:.3f}] of "
+        f"{result['n']} clips, macro-F1 {result['macro_f1']:.3f}, calibration error {result['ece']:.3f}"
+    ]
+    if "members" in result:
+        count = len(result["members"])
+        lines[0] = f"{lines[0]}, of {count} models together"
+        lines.append(f"one model: {result['accuracy_mean']:.3f} ± {result['accuracy_sd']:.3f} (mean ± sd of {count})")
+    if result["looks"]:
+        lines.append(f"looks at this test split so far: {result['looks']}")
+    width = max(map(len, result["per_genre"]))
+    for genre, row in result["per_genre"].items():
+        lines.append(f"{genre:<{width}}  F1 {row['f1']:.3f} of {row['support']}")
+    return "\n".join([*lines, f"report: {result['report']}"])
+
+
+def _check(models: Sequence[Trained], feature_set: FeatureSet, run_id: str, split: str) -> None:
     manifest = feature_set.manifest
-    if (card.genres, card.spec) != (manifest.genres, manifest.spec):
-        raise InputError(
-            f"--features {feature_set.folder}: other genres or another log-Mel recipe than run {run_id} was trained on"
-        )
-    clips = feature_set.load(split)
-    scores = score_model(model, clips, card.genres)
+    for model in models:
+        if (model.card.genres, model.card.spec) != (manifest.genres, manifest.spec):
+            what = "other genres or another log-Mel recipe"
+            raise InputError(f"--features {feature_set.folder}: {what} than run {run_id} was trained on")
+        if split != "test" and model.card.config.fold:
+            raise InputError(
+                f"--split {split}: run {run_id} is of folds, which have {split} clips of their own; take --split test"
+            )
 
-    low, high = scores.ci95
-    leaky = " LEAKY: artists are in more than one split." if manifest.artist_leaks else ""
-    claim = (
-        f"{scores.accuracy:.1%} of {scores.n} {split} clips right (95 % interval {low:.1%} to {high:.1%}), "
-        f"macro-F1 {scores.macro_f1:.3f}.{leaky}"
+
+@contextmanager
+def _looking(run: Run, source: Source) -> Iterator[tuple[int, Run | None]]:
+    """Count a look at a test split, from before anything is seen: how many there are, and the run that bears witness.
+
+    Other splits may be looked at: 0 and no witness.
+    """
+    if source.split != "test":
+        yield 0, None
+        return
+    tags = {FINGERPRINT_TAG: source.fingerprint, PROTOCOL_TAG: source.protocol}
+    witness = Run.start(
+        run.uri,
+        EVALUATIONS_EXPERIMENT,
+        name=f"{run.record().name} on {source.split}",
+        step="evaluate",
+        config={"run": run.id, "features": source.features, "protocol": source.protocol},
+        tags={**tags, EVALUATED_TAG: run.id},
     )
-    facts = {
-        "run": run_id,
-        "features": f"{feature_set.folder} ({manifest.fingerprint[:12]}…)",
-        "trained on the same features": "yes" if card.fingerprint == manifest.fingerprint else "no",
-        **card.figures,
-        **tracking.flatten(card.config.to_dict()),
-    }
-    confusion = report.confusion_matrix(scores, split)
-    samples = report.spectrograms(clips, card.genres, card.spec)
-    page = report.page(f"mgc: {split} split", claim, scores, facts, {"Confusion": confusion, "Spectrograms": samples})
-    run.metrics({f"{split}_accuracy": scores.accuracy, f"{split}_ci95_low": low, f"{split}_ci95_high": high})
-    run.metrics({f"{split}_macro_f1": scores.macro_f1, f"{split}_clips": scores.n})
-    run.figure(confusion, f"pictures/confusion_{split}.png")
-    run.text(page, f"report_{split}.html")
-    return {"run_id": run_id, "split": split, **asdict(scores), "report": run.artifact_uri(f"report_{split}.html")}
+    with witness.closing():
+        looks = len(search(run.uri, EVALUATIONS_EXPERIMENT, tags, deleted=True))
+        say(f"evaluate: look {looks} at the test split of {source.features}")
+        yield looks, witness
 
 
-def score_model(model: GenreCNN, clips: Split, genres: tuple[str, ...]) -> Scores:
-    """Score a model on clips in memory."""
-    predicted = predict_logits(model, torch.from_numpy(clips.mel_NFT)).argmax(1).numpy()
-    return score(clips.labels_N, predicted, genres)
+def _keep(run: Run, predictions: Predictions) -> Scores:
+    """Give a run its figures and pictures of a split, and the predictions that they are of."""
+    source, scores = predictions.source, predictions.score()
+    predictions.keep(run)
+    run.metrics(_figures(scores, source.split))
+    run.figure(pictures.confusion_matrix(scores, source.title), f"pictures/confusion_{source.split}.png")
+    run.figure(pictures.reliability(scores, source.title), f"pictures/reliability_{source.split}.png")
+    if source.leak:
+        run.tag({LEAKY_TAG: "true"})
+    return scores
+
+
+def _figures(scores: Scores, split: str) -> dict[str, float]:
+    low, high = scores.ci95
+    figures = {"accuracy": scores.accuracy, "ci95_low": low, "ci95_high": high}
+    figures |= {"macro_f1": scores.macro_f1, "ece": scores.ece, "clips": scores.n}
+    return {f"{split}_{name}": value for name, value in figures.items()}

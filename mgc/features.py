@@ -124,33 +124,6 @@ class Manifest:
 
 
 @dataclass(frozen=True)
-class Split:
-    """The clips of one split in memory, ordered by shard and row.
-
-    Shape suffixes: N clips, F mel bands, T frames.
-    """
-
-    mel_NFT: NDArray[np.float16]
-    labels_N: NDArray[np.int64]
-    track_ids_N: NDArray[np.int64]
-    paths: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.labels_N)
-
-
-@dataclass(frozen=True)
-class LearningSet:
-    """What a fit needs of a feature set, in memory: it may look at training and validation, never at test."""
-
-    training: Split
-    validation: Split
-    genres: tuple[str, ...]
-    spec: LogMelSpec
-    fingerprint: str
-
-
-@dataclass(frozen=True)
 class FeatureSet:
     """A finished feature set."""
 
@@ -174,48 +147,17 @@ class FeatureSet:
             raise InputError(f"--features {folder}: unfinished (no {MANIFEST}); run the same «mgc preprocess» again")
         return cls(folder, manifest)
 
-    def load(self, split: str) -> Split:
-        """Read one split into memory: 330 kB a clip.
+    def table(self, entry: ShardEntry, columns: list[str]) -> pa.Table:
+        """Some columns of a shard.
 
         Raises
         ------
         InputError
-            The split has no clips, or a shard is gone or not what the manifest says.
+            The shard is gone or not what the manifest says.
         """
-        entries = [entry for entry in self.manifest.shards if entry.split == split]
-        rows = sum(entry.rows for entry in entries)
-        if rows == 0:
-            raise InputError(f"--features {self.folder}: no clips in split «{split}»")
-        mel_NFT = np.empty((rows, *self.manifest.spec.shape), np.float16)
-        columns: dict[str, list[Any]] = {"label": [], "track_id": [], "path": []}
-        start = 0
-        for entry in entries:
-            table = self._read(entry)
-            try:
-                mel_NFT[start : start + entry.rows] = logmels(table, self.manifest.spec.shape)
-            except (ValueError, TypeError) as error:
-                raise InputError(f"{self.folder}/{entry.file}: {error}") from None
-            start += entry.rows
-            for name, values in columns.items():
-                values.extend(table[name].to_pylist())
-        return Split(
-            mel_NFT,
-            np.array(columns["label"], np.int64),
-            np.array(columns["track_id"], np.int64),
-            tuple(columns["path"]),
-        )
-
-    def learning_set(self) -> LearningSet:
-        """Read training and validation into memory."""
-        manifest = self.manifest
-        return LearningSet(
-            self.load("training"), self.load("validation"), manifest.genres, manifest.spec, manifest.fingerprint
-        )
-
-    def _read(self, entry: ShardEntry) -> pa.Table:
         try:
             with self.folder.random_access(entry.file) as file:
-                table = pq.read_table(file, columns=["label", "track_id", "path", "logmel"])
+                table = pq.read_table(file, columns=columns)
         except (OSError, pa.ArrowException) as error:
             raise InputError(
                 f"{self.folder}/{entry.file}: cannot be read ({first_line(error)}); preprocess again"

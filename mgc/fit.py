@@ -1,78 +1,51 @@
 """The training loop: one device, or one of several under ``torch.distributed``; no Ray, no MLflow.
 
 A fit draws everything random from (seed, epoch, rank), so a resumed fit goes on exactly where a killed one stopped
-without any generator's state. The state of a running fit is one file, replaced after each epoch; when the fit is done
-it becomes the checkpoint of the best validation epoch.
+without any generator's state. When it is done its state becomes a checkpoint.
 
-Shape suffixes: N clips in memory, B clips in a batch, F mel bands, T frames, G genres.
+Shape suffixes: N clips in an epoch, B clips in a batch, F mel bands, W frames of a window, G genres.
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
 import math
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, distributed, nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from mgc import checkpoint
+from mgc import augment, checkpoint
 from mgc.config import TrainConfig
-from mgc.errors import InputError, RunError
-from mgc.features import LearningSet, Split
-from mgc.files import replacing
+from mgc.errors import RunError
+from mgc.feed import Feed, batches, order
+from mgc.fit_state import STATE, Epoch, FitState, signature_of
+from mgc.learning import LearningSet
 from mgc.model import GenreCNN, predict_logits
+from mgc.ranks import rank_and_world, share_buffers, summed
 from mgc.synced_norm import SyncedBatchNorm
 
-STATE = "state.safetensors"
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One point of the learning curves."""
-
-    epoch: int
-    """From 1."""
-    train_loss: float
-    """Mean over the epoch, in training mode."""
-    train_accuracy: float
-    """Share right during the epoch, in training mode: with dropout, while the weights move."""
-    val_loss: float
-    val_accuracy: float
-    """Share of the validation clips right after the epoch."""
-    lr: float
-    """Learning rate of the last step."""
-    seconds: float
-    ended: float
-    """When it ended, in Unix seconds."""
-
-    def metrics(self) -> dict[str, float]:
-        """The figures by name, without epoch and time."""
-        return {name: value for name, value in asdict(self).items() if name not in ("epoch", "ended")}
+EVALUATED_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a fit came to; the figures are those of the kept model, of the best validation epoch."""
+    """What a fit came to; the figures are those of the kept model."""
 
     best_epoch: int
+    """The epoch that was kept."""
     train_accuracy: float
-    """Of the kept model on all training clips, in evaluation mode."""
+    """On all training clips, in evaluation mode."""
     val_accuracy: float
-    seconds: float
-    """Time in epochs, over all attempts."""
     history: tuple[Epoch, ...]
     checkpoint: Path
 
@@ -89,7 +62,7 @@ def fit(
 
     Under ``torch.distributed`` every rank calls this with the same arguments; each takes its share of every batch, and
     rank 0 writes. A folder in which a fit of the same configuration and data was interrupted is gone on with. The state
-    stays beside the checkpoint until ``discard_state``, so that whoever uses the checkpoint can be interrupted too.
+    stays beside the checkpoint until ``fit_state.discard``, so that whoever uses the checkpoint can be interrupted too.
 
     Parameters
     ----------
@@ -104,48 +77,48 @@ def fit(
     InputError
         The folder holds the state of another fit.
     """
-    rank, world = _rank_and_world()
+    rank, world = rank_and_world()
     _keep_freed_memory()
-    torch.manual_seed(config.seed)
-    model = GenreCNN(config.model, len(data.genres), data.spec.shape)
-    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    SyncedBatchNorm.convert(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.optim.lr, weight_decay=config.optim.weight_decay)
-    progress = _Progress.resume(folder, config, data, model, optimizer) or _Progress.begin(model)
-    for point in progress.history:
+    signature, feed = signature_of(config, data), Feed(data.clips, device)
+    state = _begin(config, data, device)
+    state.resume(folder, signature)
+    for point in state.history:
         on_epoch(point)
 
-    learner = DistributedDataParallel(model) if world > 1 else model
-    mel_NFT, labels_N = _tensors(data.training, device)
-    held_out = _tensors(_share(data.validation, rank, world), device)
-    for epoch in range(len(progress.history) + 1, config.epochs + 1):
+    learner = DistributedDataParallel(state.model) if world > 1 else state.model
+    for epoch in range(len(state.history) + 1, config.epochs + 1):
+        if config.patience and epoch - _kept(config, state.history).epoch > config.patience:
+            break
         start = time.monotonic()
-        _seed(config.seed, epoch, rank)
-        train_loss, train_accuracy, lr = _train_epoch(learner, optimizer, mel_NFT, labels_N, config, epoch)
-        _same_buffers(model)
-        val_loss, val_accuracy = _evaluate(model, *held_out)
+        torch.manual_seed(int(np.random.SeedSequence([config.seed, epoch, rank]).generate_state(1)[0]))
+        train_loss, train_accuracy, lr = _train_epoch(learner, state, feed, data, config, epoch)
+        share_buffers(state.judged)
+        val_loss, val_accuracy = _evaluate(state.judged, feed, data.validation)
         seconds = time.monotonic() - start
         point = Epoch(epoch, train_loss, train_accuracy, val_loss, val_accuracy, lr, seconds, time.time())
-        progress.add(point, model)
+        state.history.append(point)
+        if _kept(config, state.history) is point:
+            state.keep()
         if rank == 0:
-            progress.write(folder, config, data, model, optimizer)
+            state.write(folder, signature)
         on_epoch(point)
 
-    best = progress.best
-    model.load_state_dict(progress.best_weights)
-    _, train_accuracy = _evaluate(model, *_tensors(_share(data.training, rank, world), device))
-    figures = {"best_epoch": best.epoch, "train_accuracy": train_accuracy}
-    figures |= {"val_accuracy": best.val_accuracy, "val_loss": best.val_loss}
+    kept = _kept(config, state.history)
+    state.model.load_state_dict(state.kept)
+    _, train_accuracy = _evaluate(state.model, feed, data.training)
     if rank == 0:
+        figures = {
+            "epochs": len(state.history),
+            "best_epoch": kept.epoch,
+            "train_accuracy": train_accuracy,
+            "val_accuracy": kept.val_accuracy,
+            "val_loss": kept.val_loss,
+            "val_clips": len(data.validation),
+            "seconds": round(sum(point.seconds for point in state.history), 2),
+        }
         card = checkpoint.Card(config, data.genres, data.spec, data.fingerprint, figures)
-        checkpoint.write(folder, progress.best_weights, card)
-    seconds = sum(point.seconds for point in progress.history)
-    return Fitted(best.epoch, train_accuracy, best.val_accuracy, seconds, tuple(progress.history), folder)
-
-
-def discard_state(folder: Path) -> None:
-    """Forget how the fit of a folder came about; its checkpoint stays."""
-    (folder / STATE).unlink(missing_ok=True)
+        checkpoint.write(folder, state.kept, card)
+    return Fitted(kept.epoch, train_accuracy, kept.val_accuracy, tuple(state.history), folder)
 
 
 def is_kept(folder: Path) -> bool:
@@ -153,122 +126,107 @@ def is_kept(folder: Path) -> bool:
     return (folder / checkpoint.CARD).exists() and not (folder / STATE).exists()
 
 
+def _begin(config: TrainConfig, data: LearningSet, device: torch.device | str) -> FitState:
+    """A model with its first weights, and what moves them."""
+    torch.manual_seed(config.seed)
+    model = GenreCNN(config.model, len(data.genres), data.spec.shape)
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    SyncedBatchNorm.convert(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.optim.lr, weight_decay=config.optim.weight_decay)
+    averaged = None
+    if config.optim.ema_epochs:
+        decay = math.exp(-1 / (config.optim.ema_epochs * _steps(config, len(data.training))))
+        averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    return FitState(model, optimizer, averaged, [], {})
+
+
+def _kept(config: TrainConfig, history: list[Epoch]) -> Epoch:
+    """The epoch to keep: the last, or the best on validation, of equals the one of the lowest loss."""
+    if config.keep == "last":
+        return history[-1]
+    return max(history, key=lambda point: (point.val_accuracy, -point.val_loss))
+
+
 def _train_epoch(
-    learner: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    mel_NFT: Tensor,
-    labels_N: Tensor,
-    config: TrainConfig,
-    epoch: int,
+    learner: nn.Module, state: FitState, feed: Feed, data: LearningSet, config: TrainConfig, epoch: int
 ) -> tuple[float, float, float]:
     """One pass over the training clips: (mean loss, accuracy, last learning rate) over all ranks."""
-    rank, world = _rank_and_world()
+    rank, world = rank_and_world()
+    mine = slice(rank, None, world)
     learner.train()
-    order_N = np.random.default_rng([config.seed, epoch]).permutation(len(labels_N))
-    steps = math.ceil(len(order_N) / config.optim.batch_size)
-    sums = torch.zeros(2, dtype=torch.float64)  # loss, right
+    rows_N = order(data.clips, data.training, config.seed, epoch)
+    draws = augment.draw(config, data.spec.shape, len(rows_N), epoch)
+    places = batches(np.arange(len(rows_N)), config.optim.batch_size)
+    wanted = slice(None) if config.augment.mixup_alpha else mine
+    sums = torch.zeros(2, dtype=torch.float64, device=feed.device)  # loss, right
     lr = config.optim.lr
-    for step, batch in enumerate(_batches(order_N, config.optim.batch_size)):
-        lr = _learning_rate(config, (epoch - 1) * steps + step, config.epochs * steps)
-        for group in optimizer.param_groups:
+    for step, (places_B, mel_BFT) in enumerate(zip(places, feed.read(rows_N[b[wanted]] for b in places), strict=True)):
+        lr = _learning_rate(config, (epoch - 1) * len(places) + step, len(places))
+        for group in state.optimizer.param_groups:
             group["lr"] = lr
-        mine = batch[rank::world]
-        index_B = torch.from_numpy(mine).to(mel_NFT.device)  # empty for some rank, it may be, in the last batch
-        target_B = labels_N[index_B]
-        logits_BG = learner(mel_NFT[index_B].float().unsqueeze(1))
-        loss_B = functional.cross_entropy(
-            logits_BG, target_B, label_smoothing=config.optim.label_smoothing, reduction="none"
-        )
+        mel_BFW, shares_B = augment.training_batch(mel_BFT, config, draws, places_B, mine)
+        target_B, partner_B = _labels(feed, rows_N, places_B[mine], draws)
+        with torch.autocast(feed.device.type, torch.bfloat16, enabled=config.optim.precision == "bfloat16"):
+            logits_BG = learner(mel_BFW.unsqueeze(1)).float()
+        loss_B = _cross_entropy(logits_BG, target_B, config)
+        if config.augment.mixup_alpha:
+            loss_B = torch.lerp(_cross_entropy(logits_BG, partner_B, config), loss_B, shares_B.to(feed.device))
         local = loss_B.sum()
-        if not math.isfinite(local.item()):
-            raise RunError(f"loss is {local.item()} in epoch {epoch}, step {step + 1}; try a lower --lr than {lr:g}")
-        optimizer.zero_grad(set_to_none=True)
+        state.optimizer.zero_grad(set_to_none=True)
         # DDP means over ranks; with this factor the sum is the mean over the whole batch, however it is shared
-        (local * (world / len(batch))).backward()
-        optimizer.step()
-        right = (logits_BG.argmax(1) == target_B).sum().item()
-        sums += torch.tensor([local.item(), right], dtype=torch.float64)
-    loss, right = (_sum_over_ranks(sums) / len(order_N)).tolist()
+        (local * (world / len(places_B))).backward()
+        if config.optim.clip_norm:
+            nn.utils.clip_grad_norm_(state.model.parameters(), config.optim.clip_norm)
+        state.optimizer.step()
+        if state.averaged:
+            state.averaged.update_parameters(state.model)
+        sums += torch.stack([local.detach(), (logits_BG.detach().argmax(1) == target_B).sum()])
+    loss, right = (summed(sums) / len(rows_N)).tolist()
+    if not math.isfinite(loss):  # on all ranks alike, so that none waits for another
+        raise RunError(f"loss is {loss} in epoch {epoch}; try a lower --lr than {config.optim.lr:g}")
     return loss, right, lr
 
 
-def _evaluate(model: nn.Module, mel_NFT: Tensor, labels_N: Tensor) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy over all ranks' shares, each clip counted once."""
-    sums = torch.zeros(3, dtype=torch.float64)  # loss, right, clips
-    if len(labels_N):
-        logits_NG, labels_N = predict_logits(model, mel_NFT), labels_N.cpu()
-        loss = functional.cross_entropy(logits_NG, labels_N, reduction="sum").item()
-        right = (logits_NG.argmax(1) == labels_N).sum().item()
-        sums += torch.tensor([loss, right, len(labels_N)], dtype=torch.float64)
-    loss, right, clips = _sum_over_ranks(sums).tolist()
-    return loss / clips, right / clips
+def _labels(
+    feed: Feed, rows_N: NDArray[np.int64], own_B: NDArray[np.int64], draws: augment.Draws
+) -> tuple[Tensor, Tensor]:
+    """Labels of a share's clips, and of those that are mixed in."""
+    partners_B = draws.partners_N[torch.from_numpy(own_B)].numpy()
+    own, partners = (torch.from_numpy(rows_N[places]).to(feed.device) for places in (own_B, partners_B))
+    return feed.labels_N[own], feed.labels_N[partners]
 
 
-@dataclass
-class _Progress:
-    """How far a fit has come, in memory and in its state file."""
+def _cross_entropy(logits_BG: Tensor, target_B: Tensor, config: TrainConfig) -> Tensor:
+    return functional.cross_entropy(logits_BG, target_B, label_smoothing=config.optim.label_smoothing, reduction="none")
 
-    history: list[Epoch]
-    best_weights: dict[str, Tensor]
 
-    @property
-    def best(self) -> Epoch:
-        """The epoch of the highest validation accuracy; of equals the one with the lowest validation loss."""
-        return max(self.history, key=lambda point: (point.val_accuracy, -point.val_loss))
+def _evaluate(model: nn.Module, feed: Feed, rows_N: NDArray[np.int64]) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy, each clip counted once, by one of the ranks."""
+    rank, world = rank_and_world()
+    sums = torch.zeros(2, dtype=torch.float64)  # loss, right
+    parts = batches(rows_N[rank::world], EVALUATED_AT_ONCE)
+    for rows_B, mel_BFT in zip(parts, feed.read(parts), strict=True):
+        labels_B = feed.labels_N[torch.from_numpy(rows_B).to(feed.device)].cpu()
+        logits_BG = predict_logits(model, mel_BFT)
+        loss = functional.cross_entropy(logits_BG, labels_B, reduction="sum").item()
+        sums += torch.tensor([loss, (logits_BG.argmax(1) == labels_B).sum().item()], dtype=torch.float64)
+    loss, right = (summed(sums) / len(rows_N)).tolist()
+    return loss, right
 
-    @classmethod
-    def begin(cls, model: nn.Module) -> _Progress:
-        return cls([], _copy(model))
 
-    def add(self, point: Epoch, model: nn.Module) -> None:
-        self.history.append(point)
-        if self.best is point:
-            self.best_weights = _copy(model)
+def _steps(config: TrainConfig, clips: int) -> int:
+    """Steps of an epoch."""
+    return math.ceil(clips / config.optim.batch_size)
 
-    def write(
-        self, folder: Path, config: TrainConfig, data: LearningSet, model: nn.Module, optimizer: torch.optim.Optimizer
-    ) -> None:
-        """Replace the state file: last weights, best weights, the optimiser's moments, the curves."""
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"last.{name}": tensor for name, tensor in model.state_dict().items()}
-        tensors |= {f"best.{name}": tensor for name, tensor in self.best_weights.items()}
-        for index, moments in optimizer.state_dict()["state"].items():
-            tensors |= {f"optim.{index}.{name}": tensor for name, tensor in moments.items()}
-        metadata = {
-            "signature": _signature(config, data),
-            "history": json.dumps([asdict(point) for point in self.history]),
-        }
-        with replacing(folder / STATE) as temporary:
-            save_file(
-                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata
-            )
 
-    @classmethod
-    def resume(
-        cls, folder: Path, config: TrainConfig, data: LearningSet, model: nn.Module, optimizer: torch.optim.Optimizer
-    ) -> _Progress | None:
-        """Load the state of an interrupted fit into model and optimiser; None where there is none."""
-        file = folder / STATE
-        if not file.exists():
-            return None
-        parts: dict[str, dict[str, Tensor]] = {"last": {}, "best": {}, "optim": {}}
-        try:
-            with safe_open(file, "pt") as state:
-                metadata = state.metadata()
-                for key in state.keys():  # noqa: SIM118 (not a mapping)
-                    part, _, name = key.partition(".")
-                    parts[part][name] = state.get_tensor(key)
-        except SafetensorError as error:
-            raise InputError(f"{file}: damaged ({error}); delete it to begin anew") from None
-        if metadata["signature"] != _signature(config, data):
-            raise InputError(f"{file}: belongs to another configuration or feature set; choose another folder")
-        model.load_state_dict(parts["last"])
-        moments: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in parts["optim"].items():
-            index, _, name = key.partition(".")
-            moments.setdefault(int(index), {})[name] = tensor
-        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-        return cls([Epoch(**point) for point in json.loads(metadata["history"])], parts["best"])
+def _learning_rate(config: TrainConfig, step: int, steps: int) -> float:
+    """The learning rate of a step, counted over all epochs of ``steps``: up from zero, then as scheduled."""
+    warmup, total = config.optim.warmup_epochs * steps, config.epochs * steps
+    if step < warmup:
+        return config.optim.lr * (step + 1) / (warmup + 1)
+    if config.optim.schedule == "cosine":
+        return config.optim.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+    return config.optim.lr
 
 
 def _keep_freed_memory() -> None:
@@ -281,67 +239,3 @@ def _keep_freed_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(m_mmap_max, 0)
         libc.mallopt(m_trim_threshold, -1)
-
-
-def _signature(config: TrainConfig, data: LearningSet) -> str:
-    """What a state must agree in to be gone on with."""
-    return json.dumps({"config": config.to_dict(), "fingerprint": data.fingerprint}, sort_keys=True)
-
-
-def _learning_rate(config: TrainConfig, step: int, steps: int) -> float:
-    if config.optim.schedule == "cosine":
-        return config.optim.lr * 0.5 * (1 + math.cos(math.pi * step / steps))
-    return config.optim.lr
-
-
-def _batches(order_N: Any, size: int) -> Iterator[Any]:
-    for start in range(0, len(order_N), size):
-        yield order_N[start : start + size]
-
-
-def _tensors(split: Split, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """Features (float16, shared with the arrays where the device is the CPU) and labels."""
-    with warnings.catch_warnings():
-        # arrays from Ray's object store are read-only; nothing here writes to them
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(split.mel_NFT).to(device), torch.from_numpy(split.labels_N).to(device)
-
-
-def _share(split: Split, rank: int, world: int) -> Split:
-    """Take this rank's clips: every world-th, so that the shares of all ranks are the whole, each clip once."""
-    if world == 1:
-        return split
-    return Split(
-        split.mel_NFT[rank::world],
-        split.labels_N[rank::world],
-        split.track_ids_N[rank::world],
-        split.paths[rank::world],
-    )
-
-
-def _seed(seed: int, epoch: int, rank: int) -> None:
-    torch.manual_seed(int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0]))
-
-
-def _rank_and_world() -> tuple[int, int]:
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
-
-
-def _sum_over_ranks(values: Tensor) -> Tensor:
-    if _rank_and_world()[1] > 1:
-        values = values.cuda() if distributed.get_backend() == "nccl" else values
-        distributed.all_reduce(values)
-    return values.cpu()
-
-
-def _same_buffers(model: nn.Module) -> None:
-    """Give every rank rank 0's running BatchNorm statistics, which validation uses."""
-    if _rank_and_world()[1] > 1:
-        for buffer in model.buffers():
-            distributed.broadcast(buffer, 0)
-
-
-def _copy(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}

@@ -260,7 +260,7 @@ class Folder:
                     self.remove(f"{name}/{file}" if name else file)
 
     @contextmanager
-    def claim(self, flag: str) -> Iterator[None]:
+    def claim(self, flag: str, way_out: str = "or choose another folder") -> Iterator[None]:
         """Hold the folder, which must be there, against a second writer.
 
         The lock is the kernel's (``flock``), so that it ends with its process, however that dies. Object stores have
@@ -282,9 +282,7 @@ class Folder:
                 except BlockingIOError:
                     file.seek(0)
                     who = file.read().strip() or "another process"
-                    raise InputError(
-                        f"{flag} {self}: {who} is writing it; wait until it is done, or choose another folder"
-                    ) from None
+                    raise InputError(f"{flag} {self}: {who} is writing it; wait until it is done, {way_out}") from None
                 if not _same_file(file, self.path / LOCK):
                     continue  # its holder has just ended and removed it: the next round makes a new one
                 file.truncate(0)

@@ -1,4 +1,7 @@
-"""How good a set of predictions is, with its uncertainty."""
+"""How good a set of predictions is, and whether another is better, with the uncertainty of both.
+
+Shape suffixes: N clips, G genres.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,22 @@ import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+BINS = 15
+"""Of the calibration error, as in Guo et al."""
+RESAMPLES = 10_000
+"""Of a bootstrap."""
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Clips whose most probable genre has about the same probability."""
+
+    confidence: float
+    """Mean probability of what was predicted."""
+    accuracy: float
+    """Share of the clips that are right."""
+    clips: int
 
 
 @dataclass(frozen=True)
@@ -22,33 +41,78 @@ class Scores:
     """Wilson's 95 % interval of the accuracy."""
     macro_f1: float
     """Mean of the genres' F1."""
+    ece: float
+    """Expected calibration error: how far confidence is from accuracy, on the mean over clips."""
     per_genre: dict[str, dict[str, float]]
     """Precision, recall, F1 and clips (``support``) of each genre."""
     confusion: list[list[int]]
     """Row = true genre, column = predicted genre."""
+    reliability: tuple[Bin, ...]
+    """The calibration error's bins that have clips, by confidence."""
 
 
-def score(labels_N: NDArray[np.int64], predicted_N: NDArray[np.int64], genres: tuple[str, ...]) -> Scores:
-    """Score predicted labels against true ones.
+@dataclass(frozen=True)
+class Paired:
+    """Two models on the same clips; a difference is B's accuracy minus A's."""
+
+    difference: float
+    ci95: tuple[float, float]
+    """Bootstrap percentile interval of the difference, over clips."""
+    p: float
+    """McNemar's exact test, two-sided: how probable so uneven a share of the discordant clips is by chance."""
+    only_a: int
+    """Clips that A alone has right."""
+    only_b: int
+    """Clips that B alone has right."""
+
+
+def score(labels_N: NDArray[np.int64], probabilities_NG: NDArray[np.float32], genres: tuple[str, ...]) -> Scores:
+    """Score the most probable genres against the true ones, and the probabilities against how often they are right.
 
     A genre that is neither there nor predicted has precision, recall and F1 of 0, as in scikit-learn.
+
+    Parameters
+    ----------
+    labels_N : np.ndarray [shape=(N,)]
+        True genres, as places in ``genres``.
+    probabilities_NG : np.ndarray [shape=(N, G)]
+        Rows that sum to 1.
     """
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
+    predicted_N = probabilities_NG.argmax(1)
     codes = np.arange(len(genres))
     columns = precision_recall_fscore_support(labels_N, predicted_N, labels=codes, zero_division=0.0)
     per_genre = {
         genre: {"precision": float(p), "recall": float(r), "f1": float(f1), "support": int(n)}
         for genre, p, r, f1, n in zip(genres, *columns, strict=True)
     }
-    correct = int((labels_N == predicted_N).sum())
+    right_N = labels_N == predicted_N
+    reliability = bins(probabilities_NG.max(1), right_N)
     return Scores(
         n=len(labels_N),
-        accuracy=correct / len(labels_N),
-        ci95=wilson(correct, len(labels_N)),
+        accuracy=float(right_N.mean()),
+        ci95=wilson(int(right_N.sum()), len(labels_N)),
         macro_f1=float(columns[2].mean()),
+        ece=sum(each.clips * abs(each.accuracy - each.confidence) for each in reliability) / len(labels_N),
         per_genre=per_genre,
         confusion=confusion_matrix(labels_N, predicted_N, labels=codes).tolist(),
+        reliability=reliability,
+    )
+
+
+def bins(confidence_N: NDArray[np.float32], right_N: NDArray[np.bool_]) -> tuple[Bin, ...]:
+    """Clips by confidence, in ``BINS`` bins of equal width, each with its upper edge; bins without clips are left out.
+
+    C. Guo, G. Pleiss, Y. Sun, K. Q. Weinberger: «On Calibration of Modern Neural Networks» (ICML 2017), section 2.
+    """
+    confidence_N = confidence_N.astype(np.float64)
+    bin_N = np.digitize(confidence_N, np.linspace(0, 1, BINS + 1)[1:-1], right=True)
+    groups = [bin_N == index for index in range(BINS)]
+    return tuple(
+        Bin(float(confidence_N[group].mean()), float(right_N[group].mean()), int(group.sum()))
+        for group in groups
+        if group.any()
     )
 
 
@@ -64,3 +128,28 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 
     interval = binomtest(successes, n).proportion_ci(0.95, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def paired(right_a_N: NDArray[np.bool_], right_b_N: NDArray[np.bool_]) -> Paired:
+    """Compare two models clip by clip.
+
+    The test is McNemar's (Psychometrika 1947), exact: of the clips that one model alone has right, each is as likely
+    to be A's as B's if they are equally good. The interval is the paired bootstrap's (B. Efron, R. J. Tibshirani, 1993,
+    chapter 13): clips are drawn anew with replacement, ``RESAMPLES`` times. A clip counts for A, for B or for neither,
+    so a resample is a multinomial draw of three numbers.
+
+    Parameters
+    ----------
+    right_a_N, right_b_N : np.ndarray [shape=(N,), dtype=bool]
+        Whether each model has each clip right, the clips in the same order.
+    """
+    from scipy.stats import binomtest
+
+    n = len(right_a_N)
+    only_a, only_b = int((right_a_N & ~right_b_N).sum()), int((right_b_N & ~right_a_N).sum())
+    shares = [only_a / n, only_b / n, (n - only_a - only_b) / n]
+    drawn = np.random.default_rng(0).multinomial(n, shares, RESAMPLES)
+    low, high = np.quantile((drawn[:, 1] - drawn[:, 0]) / n, [0.025, 0.975])
+    discordant = only_a + only_b
+    p = binomtest(only_b, discordant, 0.5).pvalue if discordant else 1.0
+    return Paired((only_b - only_a) / n, (float(low), float(high)), float(p), only_a, only_b)

@@ -1,141 +1,235 @@
-"""What people look at: learning curves, confusion matrix, spectrograms, and a page that holds them."""
+"""One self-contained page about a run: the claim and what it rests on, from what the run keeps.
+
+The test split is shown if it was evaluated; otherwise the clips that the run was validated on, which is no look at it.
+"""
 
 from __future__ import annotations
 
 import base64
 import io
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+from statistics import mean, stdev
+from typing import TYPE_CHECKING, Any, Literal
 
 import jinja2
 import numpy as np
-from matplotlib.figure import Figure
+
+from mgc import clips as clips_of
+from mgc import pictures
+from mgc.config import PRESETS
+from mgc.errors import InputError, MgcError
+from mgc.features import FeatureSet
+from mgc.files import write_text
+from mgc.folder import Folder
+from mgc.predictions import Predictions, on_validation, read_models
+from mgc.provenance import COMMIT_TAG, DIRTY_TAG, VERSION_TAG
+from mgc.store import existing_store
+from mgc.tracking import FEATURES_TAG, STEP_TAG, Run, flatten
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from matplotlib.figure import Figure
 
-    from mgc.features import Split
-    from mgc.logmel import LogMelSpec
-    from mgc.metrics import Scores
+    from mgc.predictions import Trained
+    from mgc.tracking import Record
 
-TRAINING, VALIDATION = "#4477AA", "#CC6677"  # P. Tol's colour-blind safe pair
-
-
-def learning_curves(history: Sequence[Mapping[str, float]], best_epoch: int) -> Figure:
-    """Loss and accuracy over epochs, training against validation, with the kept epoch marked."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    epochs = [point["epoch"] for point in history]
-    for axes, what in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        axes.plot(epochs, [point[f"train_{what}"] for point in history], "o-", ms=3, color=TRAINING, label="training")
-        axes.plot(epochs, [point[f"val_{what}"] for point in history], "o-", ms=3, color=VALIDATION, label="validation")
-        axes.axvline(best_epoch, color="0.6", lw=1, ls="--", label=f"kept: epoch {best_epoch}")
-        axes.set(xlabel="epoch", ylabel=what)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.25)
-    axes.set_ylim(0, 1.02)
-    axes.legend(frameon=False)
-    return figure
+PAGE = "report.html"
+TEMPLATE = "report.html.j2"
+MISTAKES = 6
+"""Most confident mistakes that are shown."""
+CURVES = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
 
 
-def confusion_matrix(scores: Scores, split: str) -> Figure:
-    """True against predicted genre: colour is the share of the true genre, the figure in a cell is the clips."""
-    genres = list(scores.per_genre)
-    counts = np.array(scores.confusion)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    size = 2.2 + 0.55 * len(genres)
-    figure = Figure(figsize=(size + 0.6, size), layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    ticks = range(len(genres))
-    axes.set_xticks(ticks, genres, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(ticks, genres)
-    axes.set(xlabel="predicted", ylabel="true", title=f"{split}: {scores.accuracy:.3f} of {scores.n} clips")
-    for (row, column), count in np.ndenumerate(counts):
-        if count:
-            axes.text(column, row, count, ha="center", va="center", color="w" if shares[row, column] > 0.55 else "k")
-    figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true genre")
-    return figure
+def report(run_id: str, *, out: Path | None = None) -> dict[str, Any]:
+    """Make the page of a training run, a trial, or a parent run of seeds or folds, and keep it as ``report.html``.
+
+    Parameters
+    ----------
+    out
+        Write the page to this file too.
+
+    Returns
+    -------
+    dict
+        ``run_id``, ``split`` (that the page shows: ``test``, ``validation``, or None where neither can be had),
+        ``report`` (where the run keeps the page), ``out`` (the file, or None).
+
+    Raises
+    ------
+    InputError
+        There is no such run, it has no model, or ``out`` cannot be written.
+    """
+    return make(Run.find(existing_store(Folder.at(Path.cwd())), run_id), out)
 
 
-def spectrograms(split: Split, genres: tuple[str, ...], spec: LogMelSpec, columns: int = 3) -> Figure:
-    """Some log-Mel spectrograms of each genre, a row a genre, on one colour scale."""
-    columns = min(columns, int(np.bincount(split.labels_N).max()))
-    figure = Figure(figsize=(3.6 * columns + 0.6, 1.35 * len(genres) + 0.5), layout="constrained")
-    grid = figure.subplots(len(genres), columns, sharex=True, sharey=True, squeeze=False)
-    image = None
-    for label, genre in enumerate(genres):
-        clips = np.flatnonzero(split.labels_N == label)[:columns]
-        for column, axes in enumerate(grid[label]):
-            axes.tick_params(labelsize=7)
-            if column >= len(clips):
-                axes.set_axis_off()
-                continue
-            image = axes.imshow(
-                split.mel_NFT[clips[column]].astype(np.float32),
-                origin="lower",
-                aspect="auto",
-                cmap="magma",
-                vmin=-3,
-                vmax=3,
-                extent=(0, spec.seconds, 0, spec.n_mels),
-            )
-            axes.set_title(f"clip {split.track_ids_N[clips[column]]}", fontsize=7, pad=2)
-        grid[label, 0].set_ylabel(f"{genre}\nmel band", fontsize=8)
-    for axes in grid[-1]:
-        axes.set_xlabel("seconds", fontsize=8)
-    if image is not None:
-        figure.colorbar(image, ax=grid, shrink=0.5, label="z-score")
-    return figure
+def make(run: Run, out: Path | None = None) -> dict[str, Any]:
+    """As ``report``, of a run that is found already."""
+    models, record = read_models(run), run.record()
+    predictions = Predictions.kept(run, "test") or Predictions.kept(run, "validation") or _validated(models, record)
+    page = _render(run, record, models, predictions)
+    run.text(page, PAGE)
+    if out is not None:
+        try:
+            write_text(page, out)
+        except OSError as error:
+            raise InputError(f"--out {out}: cannot be written ({error.strerror or error})") from None
+    return {
+        "run_id": run.id,
+        "split": predictions and predictions.source.split,
+        "report": run.artifact_uri(PAGE),
+        "out": out and str(out),
+    }
 
 
-def page(title: str, claim: str, scores: Scores, facts: Mapping[str, Any], pictures: Mapping[str, Figure]) -> str:
-    """One self-contained HTML page: the claim with its interval, the per-genre table, pictures inline, the facts."""
+def _validated(models: list[Trained], record: Record) -> Predictions | None:
+    """What the models say of their validation clips; None if the feature set that they were trained on is not there."""
+    feature_set = _feature_set(record.tags.get(FEATURES_TAG, ""), models[0].card.fingerprint)
+    if feature_set:
+        with suppress(MgcError):  # shards are missing
+            return on_validation(models, feature_set)
+    return None
+
+
+def _feature_set(place: str, fingerprint: str) -> FeatureSet | None:
+    """The feature set at a place, if it is still the one of this fingerprint."""
+    try:
+        found = FeatureSet.open(place)
+    except MgcError:
+        return None
+    return found if found.manifest.fingerprint == fingerprint else None
+
+
+# What is on the page
+
+
+def _render(run: Run, record: Record, models: list[Trained], predictions: Predictions | None) -> str:
+    facts: dict[str, Any] = {
+        "name": record.name,
+        "kind": f"{len(models)} models" if len(models) > 1 else "one model",
+        "step": record.tags.get(STEP_TAG, "run"),
+        "started": f"{datetime.fromtimestamp(record.started, UTC):%Y-%m-%d %H:%M} UTC",
+        "notes": _notes(models, predictions),
+        "curves": _curves(models),
+        "settings": _settings(models),
+        "origin": _origin(run, record, models, predictions),
+    }
+    if predictions:
+        source, scores = predictions.source, predictions.score()
+        facts |= {
+            "source": source,
+            "scores": scores,
+            "commonest": max(row["support"] for row in scores.per_genre.values()) / scores.n,
+            "members": _members(models, predictions),
+            "reliability": _data_uri(pictures.reliability(scores, source.title)),
+            "mistakes": _mistakes(predictions),
+        }
+        if source.members:
+            accuracies = [member.accuracy for member in source.members]
+            facts |= {"mean": mean(accuracies), "sd": stdev(accuracies)}
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    images = {name: _data_uri(figure) for name, figure in pictures.items()}
-    return environment.from_string(_PAGE).render(title=title, claim=claim, scores=scores, facts=facts, images=images)
+    environment.filters["percent"] = "{:.1%}".format
+    return environment.from_string(resources.files("mgc").joinpath(TEMPLATE).read_text()).render(facts)
 
 
-def _data_uri(figure: Figure) -> str:
+def _notes(models: list[Trained], predictions: Predictions | None) -> list[str]:
+    """What one must know to read the claim."""
+    if predictions is None:
+        return ["The test split is not evaluated, and the feature set to compute validation figures from is gone."]
+    source, notes = predictions.source, []
+    if source.split == "test":
+        notes.append(f"Look {source.looks} at this test split, counted over all runs.")
+    else:
+        chose = " They chose the epoch that is kept, which flatters." if models[0].card.config.keep == "best" else ""
+        notes.append(f"The test split is not evaluated: these are validation clips.{chose}")
+    if source.split == "validation" and models[0].card.config.fold:
+        notes.append("Each clip is judged by a model that has not learnt from it.")
+    elif source.members:
+        notes.append(f"The probabilities are the mean of those of {len(source.members)} models.")
+    if any(model.card.fingerprint != source.fingerprint for model in models):
+        notes.append("Trained on another feature set: whether the models know these clips or artists is not checked.")
+    return notes
+
+
+def _members(models: list[Trained], predictions: Predictions) -> list[dict[str, Any]]:
+    figures = {model.run.id: model.card.figures for model in models}
+    return [
+        {
+            "name": f"fold {member.fold}, seed {member.seed}" if member.fold else f"seed {member.seed}",
+            "accuracy": member.accuracy,
+            "val_accuracy": figures.get(member.run_id, {}).get("val_accuracy"),
+            "best_epoch": figures.get(member.run_id, {}).get("best_epoch"),
+            "run_id": member.run_id,
+        }
+        for member in predictions.source.members
+    ]
+
+
+def _curves(models: list[Trained]) -> str | None:
+    drawn = [(model.run.history(CURVES), int(model.card.figures.get("best_epoch", 0))) for model in models]
+    drawn = [(history, best_epoch) for history, best_epoch in drawn if history]
+    if not drawn:
+        return None
+    return _data_uri(pictures.learning_curves(*drawn[0]) if len(drawn) == 1 else pictures.member_curves(drawn))
+
+
+def _mistakes(predictions: Predictions) -> dict[str, Any]:
+    """The most confident mistakes, and their spectrograms if the feature set is there."""
+    source, rows_B = predictions.source, predictions.mistakes(MISTAKES)
+    listed = [
+        {
+            "true": source.genres[predictions.labels_N[row]],
+            "predicted": source.genres[predictions.probabilities_NG[row].argmax()],
+            "probability": float(predictions.probabilities_NG[row].max()),
+            "path": predictions.paths[row],
+        }
+        for row in rows_B
+    ]
+    picture = None
+    if listed and (feature_set := _feature_set(source.features, source.fingerprint)):
+        splits = {entry.split: None for entry in feature_set.manifest.shards if entry.rows}
+        with suppress(MgcError):  # shards are missing
+            clips = clips_of.load(feature_set, *splits, lazily=True)
+            place = {track_id: row for row, track_id in enumerate(clips.track_ids_N.tolist())}
+            shown = clips.take(np.array([place[track_id] for track_id in predictions.track_ids_N[rows_B].tolist()]))
+            spec = feature_set.manifest.spec
+            figure = pictures.mistakes(shown, predictions.probabilities_NG[rows_B], source.genres, spec)
+            picture = _data_uri(figure, "webp")  # a tenth of what spectrograms take in an SVG
+    return {"listed": listed, "picture": picture, "wrong": int((~predictions.right).sum())}
+
+
+def _settings(models: list[Trained]) -> list[dict[str, Any]]:
+    """Every field of the configuration, and what the baseline has where it differs."""
+    leaves = [flatten(model.card.config.to_dict()) for model in models]
+    rows = []
+    for name, plain in flatten(PRESETS["baseline"].to_dict()).items():
+        values = list(dict.fromkeys(str(each[name]) for each in leaves))
+        rows.append(
+            {"name": name, "value": "; ".join(values), "baseline": str(plain) if values != [str(plain)] else None}
+        )
+    return rows
+
+
+def _origin(run: Run, record: Record, models: list[Trained], predictions: Predictions | None) -> dict[str, str]:
+    """Data, code and libraries."""
+    tags = record.tags
+    facts = {
+        "run": run.id,
+        "started": f"{datetime.fromtimestamp(record.started, UTC):%Y-%m-%d %H:%M} UTC",
+        "trained on": f"{tags.get(FEATURES_TAG, '?')}, fingerprint {models[0].card.fingerprint}",
+    }
+    if predictions and predictions.source.fingerprint != models[0].card.fingerprint:
+        facts["evaluated on"] = f"{predictions.source.features}, fingerprint {predictions.source.fingerprint}"
+    changed = " (changed since)" if tags.get(DIRTY_TAG) == "true" else ""
+    facts["commit"] = f"{tags[COMMIT_TAG]}{changed}" if COMMIT_TAG in tags else "not known"
+    versions = sorted(name for name in tags if name.startswith(VERSION_TAG))
+    facts["versions"] = ", ".join(f"{name.removeprefix(VERSION_TAG)} {tags[name]}" for name in versions)
+    return facts
+
+
+def _data_uri(figure: Figure, kind: Literal["svg", "webp"] = "svg") -> str:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}</title>
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 0 auto; padding: 1.5rem; }
-h1 { font-size: 1.5rem; margin: 0 0 .5rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
-.claim { font-size: 1.15rem; background: #eef3f9; padding: .8rem 1rem; border-radius: .4rem; }
-.scroll { overflow-x: auto; } img { max-width: 100%; height: auto; display: block; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid #ddd; }
-th:first-child, td:first-child { text-align: left; }
-dl { display: grid; grid-template-columns: auto 1fr; gap: .2rem 1rem; }
-dt { color: #666; } dd { margin: 0; overflow-wrap: anywhere; }
-@media (max-width: 30rem) {
-  th, td { padding: .25rem .4rem; }
-  dl { grid-template-columns: 1fr; }
-  dd { margin: 0 0 .4rem; }
-}
-</style></head><body>
-<h1>{{ title }}</h1>
-<p class="claim">{{ claim }}</p>
-<h2>By genre</h2>
-<div class="scroll"><table><tr><th>genre</th><th>precision</th><th>recall</th><th>F1</th><th>clips</th></tr>
-{% for genre, row in scores.per_genre.items() %}
-<tr><td>{{ genre }}</td><td>{{ "%.2f"|format(row.precision) }}</td><td>{{ "%.2f"|format(row.recall) }}</td>
-<td>{{ "%.2f"|format(row.f1) }}</td><td>{{ row.support }}</td></tr>
-{% endfor %}
-</table></div>
-{% for name, source in images.items() %}
-<h2>{{ name }}</h2><img alt="{{ name }}" src="{{ source }}">
-{% endfor %}
-<h2>What it was made of</h2>
-<dl>
-{% for key, value in facts.items() %}
-<dt>{{ key }}</dt><dd>{{ "%.4g"|format(value) if value is float else value }}</dd>
-{% endfor %}
-</dl>
-</body></html>
-"""
+    figure.savefig(buffer, format=kind, dpi=180)
+    mime = {"svg": "svg+xml", "webp": "webp"}[kind]
+    return f"data:image/{mime};base64,{base64.b64encode(buffer.getvalue()).decode()}"

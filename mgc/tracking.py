@@ -1,115 +1,66 @@
-"""MLflow, known here and nowhere else: where the store is, what a run holds, how a model is kept.
+"""MLflow's runs: what a run holds, how it is found again, and how a model is kept.
 
-The store is ``MLFLOW_TRACKING_URI`` or, without it, ``mlflow_runs/`` in the working directory: an SQLite database and
-the artifacts beside it. In a Ray job, whose working directory is a copy, it is ``mlflow_runs/`` beside the feature set.
-One process owns one run; the driver opens the store before any other process does, because several processes that meet
-a fresh database crash each other.
+One process owns one run. MLflow is known here and in ``mgc.store``, which says where the store is, and nowhere else.
 """
 
 from __future__ import annotations
 
-import getpass
 import json
-import logging
 import os
-import platform
-import subprocess
-import sys
-import tempfile
 import time
+from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-import mgc
-from mgc.console import say
-from mgc.errors import InputError, first_line
-from mgc.ray_session import in_job
+from mgc.errors import InputError
+from mgc.provenance import provenance
+from mgc.store import HOME, existing_store, home, make_experiment, open_store, search, serve
+from mgc.store import client as _client
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     import torch
     from matplotlib.figure import Figure
 
     from mgc.folder import Folder
 
-HOME = "mlflow_runs"
+__all__ = ["HOME", "Record", "Run", "existing_store", "flatten", "home", "open_store", "serve"]
+
 EXPERIMENT = "mgc"
 """Of trainings and sweeps; preprocessing has its own, so that columns go together."""
 FEATURES_EXPERIMENT = "mgc-features"
+EVALUATIONS_EXPERIMENT = "mgc-evaluations"
+"""Of looks at test splits."""
 CHECKPOINT = "checkpoint"
 """Artifact folder of a run that holds what ``mgc.checkpoint`` writes."""
-SQLITE = "sqlite:///"
+STEP_TAG = "mgc.step"
+KEY_TAG = "mgc.key"
+LEAKY_TAG = "mgc.leaky"
+FINGERPRINT_TAG = "mgc.features.fingerprint"
+FEATURES_TAG = "mgc.features.path"
 PARENT_TAG = "mlflow.parentRunId"
-VERSIONS_OF = ("torch", "ray", "mlflow", "numpy", "pyarrow", "soundfile", "soxr")
 
 
-def home(beside: Folder) -> Path:
-    """The folder of the default store; ``beside`` is the feature set at work, for a Ray job.
+@dataclass(frozen=True)
+class Record:
+    """What the store says of a run, but for its parameters and artifacts."""
 
-    Raises
-    ------
-    InputError
-        In a Ray job the feature set is in an object store, beside which no database can be.
-    """
-    if not in_job():
-        return Path.cwd() / HOME
-    if beside.path is None:
-        raise InputError(f"{beside}: no MLflow store can be beside it; set MLFLOW_TRACKING_URI for the job")
-    return beside.path.parent / HOME
-
-
-def open_store(beside: Folder) -> str:
-    """Create the store if need be and return its URI, which other processes are then given."""
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # of a server that is not there, seconds, not minutes
-    uri = _uri(beside)
-    try:
-        if uri.startswith(SQLITE):
-            _make_database(_database(uri))
-        _client(uri).search_experiments(max_results=1)
-    except (MlflowException, OSError) as error:
-        raise InputError(f"MLflow store {uri}: cannot be opened ({first_line(error)})") from None
-    return uri
-
-
-def existing_store(beside: Folder) -> str:
-    """The URI of the store, which must be there: asking for a run must not make an empty database.
-
-    Raises
-    ------
-    InputError
-        There is no store yet.
-    """
-    uri = _uri(beside)
-    if uri.startswith(SQLITE) and not _database(uri).exists():
-        raise InputError(f"{_database(uri)}: no MLflow store here yet; train first, or set MLFLOW_TRACKING_URI")
-    return open_store(beside)
-
-
-def serve(uri: str, port: int) -> NoReturn:
-    """Become MLflow's own UI on a store, on loopback.
-
-    Raises
-    ------
-    InputError
-        The store is a server, which has its UI already.
-    """
-    if uri.startswith("http"):
-        raise InputError(f"MLFLOW_TRACKING_URI={uri}: is a server with its own UI; open it in a browser")
-    say(f"MLflow UI of {uri}: http://127.0.0.1:{port}")
-    server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
-    os.execv(sys.executable, [*server, "--port", str(port)])
+    name: str
+    status: str
+    """RUNNING, FINISHED, FAILED or KILLED."""
+    started: float
+    """In Unix seconds."""
+    tags: dict[str, str]
+    metrics: dict[str, float]
+    """The last value of each."""
 
 
 @dataclass(frozen=True)
@@ -130,21 +81,26 @@ class Run:
         config: Mapping[str, Any],
         tags: Mapping[str, str] | None = None,
         parent: str | None = None,
+        key: str | None = None,
     ) -> Run:
         """Begin a run: its whole configuration as parameters, and where the code and its libraries stand.
 
         Parameters
         ----------
         step
-            What kind of run it is (``preprocess``, ``train``, ``tune``, ``trial``), as the tag ``mgc.step``.
+            What kind of run it is (``preprocess``, ``train``, ``seeds``, ``folds``, ``tune``, ``trial``, ``evaluate``),
+            as the tag ``mgc.step``.
         config
             A tree of plain values; its leaves become parameters with dotted names.
         parent
             Id of the run this one is nested under.
+        key
+            What ``take_up`` and ``finished`` know the run by.
         """
         client = _client(uri)
-        all_tags = {"mgc.step": step, **_provenance(), **(tags or {}), **({PARENT_TAG: parent} if parent else {})}
-        run = client.create_run(_experiment(uri, experiment), run_name=name, tags=all_tags)
+        all_tags = {STEP_TAG: step, **provenance(), **(tags or {})}
+        all_tags |= {name: value for name, value in ((PARENT_TAG, parent), (KEY_TAG, key)) if value is not None}
+        run = client.create_run(make_experiment(uri, experiment), run_name=name, tags=all_tags)
         params = [Param(key, str(value)) for key, value in flatten(config).items()]
         client.log_batch(run.info.run_id, params=params, synchronous=True)
         return cls(uri, run.info.run_id)
@@ -163,6 +119,25 @@ class Run:
         except MlflowException:
             raise InputError(f"run {run_id}: the MLflow store {uri} has no such run; «mgc ui» lists them") from None
         return cls(uri, run_id)
+
+    @classmethod
+    def take_up(cls, uri: str, experiment: str, key: str) -> Run | None:
+        """The newest interrupted run of a key (killed, or its process died without a word), reopened; None if none."""
+        run = cls._newest(uri, experiment, key, {"RUNNING", "KILLED"})
+        if run:
+            run.reopen()
+        return run
+
+    @classmethod
+    def finished(cls, uri: str, experiment: str, key: str) -> Run | None:
+        """The newest finished run of a key; None if there is none."""
+        return cls._newest(uri, experiment, key, {"FINISHED"})
+
+    @classmethod
+    def _newest(cls, uri: str, experiment: str, key: str, status: set[str]) -> Run | None:
+        found = (run.info for run in search(uri, experiment, {KEY_TAG: key}) if run.info.status in status)
+        newest = max(found, key=lambda info: info.start_time, default=None)
+        return newest and cls(uri, newest.run_id)
 
     @contextmanager
     def closing(self) -> Iterator[None]:
@@ -220,7 +195,7 @@ class Run:
         source = json.dumps({"uri": folder.path.as_uri() if folder.path else str(folder)})
         dataset = Dataset(folder.name, digest=fingerprint[:36], source_type="local", source=source)
         self._client.log_inputs(self.id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
-        self.tag({"mgc.features.fingerprint": fingerprint, "mgc.features.path": str(folder)})
+        self.tag({FINGERPRINT_TAG: fingerprint, FEATURES_TAG: str(folder)})
 
     def model(self, model: torch.nn.Module, shape: tuple[int, int], n_genres: int) -> None:
         """Keep the model in MLflow's own form: a ``pt2`` program (no pickle) with signature and input example.
@@ -249,6 +224,32 @@ class Run:
                 pip_requirements=[f"torch=={version('torch').split('+')[0]}"],
             )
 
+    def record(self) -> Record:
+        """What the store says of the run now."""
+        run = self._client.get_run(self.id)
+        info, data = run.info, run.data
+        return Record(info.run_name, info.status, info.start_time / 1000, dict(data.tags), dict(data.metrics))
+
+    def history(self, names: Sequence[str]) -> list[dict[str, float]]:
+        """Metrics over epochs: a dict with ``epoch`` for each epoch that has all of them."""
+        epochs: defaultdict[int, dict[str, float]] = defaultdict(dict)
+        for name in names:
+            for metric in self._client.get_metric_history(self.id, name):
+                epochs[metric.step][name] = metric.value
+        return [{"epoch": epoch, **epochs[epoch]} for epoch in sorted(epochs) if len(epochs[epoch]) == len(names)]
+
+    def children(self) -> list[Run]:
+        """The runs nested under this one, oldest first."""
+        experiment = self._client.get_experiment(self._client.get_run(self.id).info.experiment_id)
+        found = [run.info for run in search(self.uri, experiment.name, {PARENT_TAG: self.id})]
+        return [Run(self.uri, info.run_id) for info in sorted(found, key=lambda info: info.start_time)]
+
+    def fetch(self, path: str, destination: Path) -> Path | None:
+        """Fetch an artifact, a file or a folder, and return where it is now; None if the run has none of this name."""
+        if not any(item.path == path for item in self._client.list_artifacts(self.id, path.rpartition("/")[0] or None)):
+            return None
+        return Path(self._client.download_artifacts(self.id, path, str(destination)))
+
     def checkpoint(self, destination: Path) -> Path:
         """Fetch the run's checkpoint folder and return its path.
 
@@ -257,11 +258,10 @@ class Run:
         InputError
             The run kept none.
         """
-        try:
-            fetched = self._client.download_artifacts(self.id, CHECKPOINT, str(destination))
-        except (MlflowException, OSError):
-            raise InputError(f"run {self.id}: this run kept no checkpoint (is it a training run?)") from None
-        return Path(fetched)
+        fetched = self.fetch(CHECKPOINT, destination)
+        if fetched is None:
+            raise InputError(f"run {self.id}: this run kept no checkpoint (is it a training run?)")
+        return fetched
 
     def artifact_uri(self, path: str) -> str:
         """Where an artifact is; with the default store a ``file://`` address that a browser opens."""
@@ -283,11 +283,6 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-@lru_cache(maxsize=4)
-def _client(uri: str) -> mlflow.MlflowClient:
-    return mlflow.MlflowClient(uri)
-
-
 @contextmanager
 def _current(uri: str) -> Iterator[None]:
     """Make a store MLflow's current one for a call that takes no client, and leave no trace in the environment."""
@@ -299,55 +294,3 @@ def _current(uri: str) -> Iterator[None]:
         mlflow.set_tracking_uri(None)
         if before is not None:
             os.environ["MLFLOW_TRACKING_URI"] = before
-
-
-def _experiment(uri: str, name: str) -> str:
-    """Id of an experiment, made if need be; of an SQLite store the artifacts lie beside the database."""
-    client = _client(uri)
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
-    local = (_database(uri).parent / "artifacts").as_uri() if uri.startswith(SQLITE) else None
-    return str(client.create_experiment(name, artifact_location=local))
-
-
-def _uri(beside: Folder) -> str:
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{home(beside)}/mlflow.db"
-
-
-def _database(uri: str) -> Path:
-    """The file of an SQLite store."""
-    return Path(uri.removeprefix(SQLITE)).absolute()
-
-
-def _make_database(file: Path) -> None:
-    """Make MLflow's database if there is none: aside, and then linked to its place.
-
-    Its migrations take seconds, and a database of which a killed process made some is of no use to anybody.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if file.exists():
-        return
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".new-") as folder:
-        fresh = Path(folder, file.name)
-        _client(f"{SQLITE}{fresh}").search_experiments(max_results=1)
-        try:
-            os.link(fresh, file)
-        except FileExistsError:
-            pass  # another process was quicker
-        except OSError:  # a file system without links
-            os.replace(fresh, file)
-
-
-def _provenance() -> dict[str, str]:
-    """Who ran it, the commit of the code, whether it was changed since, and the libraries' versions."""
-    tags = {f"mgc.version.{name}": version(name) for name in VERSIONS_OF}
-    tags |= {"mgc.version.mgc": mgc.__version__, "mgc.version.python": platform.python_version()}
-    tags |= {"mlflow.user": getpass.getuser(), "mlflow.source.name": "mgc", "mlflow.source.type": "LOCAL"}
-    git = ["git", "-C", str(Path(__file__).parent)]
-    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    if head.returncode == 0:
-        tags["mlflow.source.git.commit"] = head.stdout.strip()
-        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=False)
-        tags["mgc.git.dirty"] = str(bool(dirty.stdout.strip())).lower()
-    return tags

@@ -1,242 +1,203 @@
-"""Train one model, on one device in this process or on several through Ray Train, and keep the run.
+"""Train one model, or one a seed and a fold, and keep every run.
 
-    python -m mgc.train --features FEATURES --preset regularized
+    python -m mgc.train --features FEATURES --preset regularized --seeds 5
 
-``mgc.fit`` is the loop in both cases; this module chooses where it runs, and sees to it that MLflow has the whole run.
+A training that was killed goes on when the same command is given again: MLflow knows its run by a key of all that
+decides it, and the run's folder has its state.
 """
 
 from __future__ import annotations
 
-import logging
-import os
+import hashlib
+import json
 import sys
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from statistics import mean, stdev
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from mgc import checkpoint, report, tracking
-from mgc.config import TrainConfig
-from mgc.console import Progress, say
-from mgc.errors import InputError, RunError
-from mgc.evaluate import score_model
-from mgc.features import FeatureSet, LearningSet
-from mgc.fit import Epoch, Fitted, discard_state, fit
+from mgc import checkpoint, tracking
+from mgc.console import say
+from mgc.errors import InputError
+from mgc.fit import is_kept
+from mgc.fit_run import Watch, describe, keep, open_for_learning
 from mgc.folder import Folder
-from mgc.ray_session import connect, output_folder
-from mgc.splits import leak_message
+from mgc.learning import LEAKY, learning_set, splits_of
+from mgc.metrics import wilson
+from mgc.places import FeedName, Place, lazily
+from mgc.tracking import EXPERIMENT, Run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mgc.clips import Clips
+    from mgc.config import TrainConfig
+    from mgc.features import FeatureSet
 
 
 def train(
     features: str | Path,
     config: TrainConfig,
     *,
+    seeds: int = 1,
     gpus: int | None = None,
     workers: int = 1,
+    feed: FeedName | None = None,
     run_name: str | None = None,
     allow_leaks: bool = False,
 ) -> dict[str, Any]:
-    """Fit the CNN on a feature set's training split and keep the best validation epoch.
+    """Fit the CNN on a feature set's training split.
 
     Parameters
     ----------
     features
         A finished feature set.
     config
-        The whole run: see ``mgc.config``.
+        The whole run: see ``mgc.config``. With ``folds``, and no single ``fold``, a model a fold is trained.
+    seeds
+        Models to train that differ by their seed alone: ``config.seed`` and those after it.
     gpus
         None takes one if there is one, 0 takes none; 2 or more train through Ray Train, a worker a GPU.
     workers
         2 or more train through Ray Train on CPUs, sharing each batch.
+    feed
+        Keep the clips in memory or read them from their shards; by default as they fit.
     allow_leaks
         Train on a set with artists in more than one split; the run is tagged ``mgc.leaky``.
 
     Returns
     -------
     dict
-        ``run_id``, ``epochs``, ``best_epoch``, ``train_accuracy`` and ``val_accuracy`` (of the kept model, in
-        evaluation mode), ``seconds`` (in epochs), ``checkpoint`` (its folder).
+        Of one model: ``run_id``, ``epochs``, ``best_epoch`` (the kept one), ``train_accuracy`` and ``val_accuracy`` (of
+        the kept model, in evaluation mode), ``val_loss``, ``val_clips``, ``seconds`` (in epochs), ``checkpoint`` (its
+        folder). Of several: ``run_id`` (the parent's), ``members`` (as of one), ``train_accuracy`` and ``val_accuracy``
+        (means), ``val_accuracy_sd`` (over models), ``val_clips`` (different ones), ``val_ci95`` (Wilson).
 
     Raises
     ------
     InputError
-        The set is unfinished or leaks, or there are fewer GPUs than asked for; nothing was written.
+        The set is unfinished or leaks, there are fewer GPUs than asked for, or the same training is running now.
     RunError
         Training failed; the run is kept as failed.
     """
+    if seeds < 1:
+        raise InputError(f"--seeds {seeds}: must be at least 1")
     feature_set = open_for_learning(features, allow_leaks=allow_leaks)
-    place = _place(gpus, workers)
-    data = feature_set.learning_set()
-    uri = tracking.open_store(feature_set.folder)
-    run = tracking.Run.start(
-        uri, tracking.EXPERIMENT, name=run_name, step="train", config=config.to_dict(), tags={"mgc.place": str(place)}
+    place = Place.choose(gpus, workers)
+    stream = lazily(feed, feature_set, splits_of(config), place)
+    clips = learning_set(feature_set, config, lazily=stream).clips
+    job = _Job(feature_set, clips, place, tracking.open_store(feature_set.folder))
+    if config.split == "random":
+        say(f"train: {LEAKY}")
+    if seeds == 1 and (config.fold or not config.folds):
+        return job.train(config, run_name, None)
+    return _several(job, config, seeds, run_name)
+
+
+def summary(result: dict[str, Any]) -> str:
+    """What a training came to, for a terminal: the model, or a line a model and what they are together."""
+
+    def line(name: str, figures: dict[str, Any]) -> str:
+        train, val = figures["train_accuracy"], figures["val_accuracy"]
+        return f"{name:<34}{train:>9.3f}{val:>12.3f}{train - val:>7.3f}"
+
+    head = f"{'run':<34}{'training':>9}{'validation':>12}{'gap':>7}"
+    if "members" not in result:
+        return "\n".join([head, line(result["run_id"], result), f"checkpoint: {result['checkpoint']}"])
+    low, high = result["val_ci95"]
+    return "\n".join(
+        [
+            head,
+            *(line(member["run_id"], member) for member in result["members"]),
+            line("mean", result),
+            f"validation {result['val_accuracy']:.3f} ± {result['val_accuracy_sd']:.3f} "
+            f"(sd of {len(result['members'])} models); 95 % interval {low:.3f} to {high:.3f} "
+            f"for {result['val_clips']} clips; run {result['run_id']}",
+        ]
     )
-    folder = tracking.home(feature_set.folder) / "checkpoints" / run.id
-    with run.closing():
-        describe(run, feature_set)
-        say(f"train: {len(data.training)} clips, {len(data.validation)} for validation, on {place}; run {run.id}")
-        watch = _Watch(run, config.epochs)
-        if place.workers > 1:
-            fitted = _fit_on_ray(config, feature_set.folder, folder, place, watch)
-        else:
-            fitted = fit(config, data, folder, on_epoch=watch, device=place.device)
-        keep(run, fitted, data)
+
+
+def _several(job: _Job, config: TrainConfig, seeds: int, run_name: str | None) -> dict[str, Any]:
+    """Train the members of a parent run, and say what they come to together."""
+    folds = [config.fold] if config.fold or not config.folds else list(range(1, config.folds + 1))
+    configs = [replace(config, seed=config.seed + seed, fold=fold) for fold in folds for seed in range(seeds)]
+    step = "folds" if len(folds) > 1 else "seeds"
+    with job.run(config, run_name, None, step=step, seeds=seeds) as (parent, _):
+        members = []
+        for number, each in enumerate(configs, 1):
+            name = f"fold {each.fold}, seed {each.seed}" if each.fold else f"seed {each.seed}"
+            say(f"train: {name} ({number} of {len(configs)})")
+            members.append(job.train(each, name, parent.id))
+        result = _together(members, seeds)
+        parent.metrics({name: value for name, value in result.items() if not isinstance(value, tuple)})
+    return {"run_id": parent.id, **result, "members": members}
+
+
+def _together(members: list[dict[str, Any]], seeds: int) -> dict[str, Any]:
+    """Mean and spread over models, and the interval of the accuracy if all clips were one set, each validated once."""
+    accuracies = [member["val_accuracy"] for member in members]
+    clips = sum(member["val_clips"] for member in members) // seeds
+    right = sum(member["val_clips"] * member["val_accuracy"] for member in members) / seeds
     return {
-        "run_id": run.id,
-        "epochs": len(fitted.history),
-        "best_epoch": fitted.best_epoch,
-        "train_accuracy": fitted.train_accuracy,
-        "val_accuracy": fitted.val_accuracy,
-        "seconds": round(fitted.seconds, 2),
-        "checkpoint": str(fitted.checkpoint),
+        "train_accuracy": mean(member["train_accuracy"] for member in members),
+        "val_accuracy": right / clips,
+        "val_accuracy_sd": stdev(accuracies),
+        "val_clips": clips,
+        "val_ci95": wilson(round(right), clips),
     }
 
 
-def open_for_learning(features: str | Path, *, allow_leaks: bool) -> FeatureSet:
-    """Open a feature set; refuse one with artists in two splits, whose figures would flatter."""
-    feature_set = FeatureSet.open(output_folder("--features", features))  # MLflow's store may go beside it
-    leaks = list(feature_set.manifest.artist_leaks)
-    if leaks and not allow_leaks:
-        raise InputError(
-            f"--features {feature_set.folder}: {leak_message(leaks)}; mend the splits or pass --allow-leaks"
-        )
-    return feature_set
-
-
-def describe(run: tracking.Run, feature_set: FeatureSet) -> None:
-    """Name the run's input, and say if it leaks."""
-    run.features(feature_set.folder, feature_set.manifest.fingerprint, "training")
-    if feature_set.manifest.artist_leaks:
-        run.tag({"mgc.leaky": "true"})
-
-
-def keep(run: tracking.Run, fitted: Fitted, data: LearningSet) -> None:
-    """Give a run all that a finished fit leaves: figures, pictures, checkpoint, and the model as a program.
-
-    The fit's state goes last: interrupted before, the fit can be taken up and this done again.
-    """
-    gap = fitted.train_accuracy - fitted.val_accuracy
-    run.metrics(
-        {
-            "best_epoch": fitted.best_epoch,
-            "best_train_accuracy": fitted.train_accuracy,
-            "best_val_accuracy": fitted.val_accuracy,
-            "best_gap": gap,
-        }
-    )
-    run.figure(report.learning_curves([asdict(p) for p in fitted.history], fitted.best_epoch), "pictures/curves.png")
-    model, card = checkpoint.read(fitted.checkpoint)
-    for name in (checkpoint.WEIGHTS, checkpoint.CARD):
-        run.file(fitted.checkpoint / name, tracking.CHECKPOINT)
-    scores = score_model(model, data.validation, data.genres)
-    run.figure(report.confusion_matrix(scores, "validation"), "pictures/confusion_validation.png")
-    run.figure(report.spectrograms(data.training, data.genres, data.spec), "pictures/spectrograms.png")
-    run.model(model, card.spec.shape, len(card.genres))
-    discard_state(fitted.checkpoint)
-
-
 @dataclass(frozen=True)
-class Place:
-    """Where a fit runs."""
+class _Job:
+    """What the models of one command share."""
 
-    workers: int
-    gpu: bool
+    feature_set: FeatureSet
+    clips: Clips
+    place: Place
+    uri: str
 
-    @property
-    def device(self) -> str:
-        """The device of each worker."""
-        return "cuda" if self.gpu else "cpu"
+    def train(self, config: TrainConfig, name: str | None, parent: str | None) -> dict[str, Any]:
+        """Train one model in its own MLflow run; of a parent's, one that is done is not trained again."""
+        done = Run.finished(self.uri, EXPERIMENT, self._key(config, name, parent)) if parent else None
+        if done and is_kept(self._folder(done)):
+            return _result(done, self._folder(done))
+        data = learning_set(self.feature_set, config, clips=self.clips)
+        with self.run(config, name, parent, step="train") as (run, folder):
+            clips = f"{len(data.training)} clips, {len(data.validation)} for validation"
+            say(f"train: {clips}, on {self.place}; run {run.id}")
+            keep(run, self.place.fit(config, data, folder, Watch(run, "train", config.epochs)), data)
+        return _result(run, folder)
 
-    def __str__(self) -> str:
-        unit = "GPU" if self.gpu else "CPU worker" if self.workers > 1 else "CPU"
-        return f"{self.workers} {unit}{'s' if self.workers > 1 else ''}" if self.workers > 1 or self.gpu else unit
+    @contextmanager
+    def run(
+        self, config: TrainConfig, name: str | None, parent: str | None, *, step: str, **settings: int
+    ) -> Iterator[tuple[Run, Path]]:
+        """The run, and its folder, that the same command began and could not end; if there is none, a new one."""
+        key = self._key(config, name, parent, **settings)
+        run = Run.take_up(self.uri, EXPERIMENT, key)
+        if run and self._folder(run).is_dir():
+            say(f"train: goes on with the interrupted run {run.id}")
+        else:
+            tree, tags = {**config.to_dict(), **settings}, {"mgc.place": str(self.place)}
+            run = Run.start(self.uri, EXPERIMENT, name=name, step=step, config=tree, tags=tags, parent=parent, key=key)
+            self._folder(run).mkdir(parents=True)
+        held = Folder.at(self._folder(run)).claim("train: this very training is running,", "then see «mgc ui»")
+        with held, run.closing():
+            describe(run, self.feature_set, config)
+            yield run, self._folder(run)
 
+    def _folder(self, run: Run) -> Path:
+        return tracking.home(self.feature_set.folder) / "checkpoints" / run.id
 
-def _place(gpus: int | None, workers: int) -> Place:
-    if workers < 1:
-        raise InputError(f"--workers {workers}: must be at least 1")
-    if gpus is None:
-        gpus = 1 if workers == 1 and torch.cuda.is_available() else 0
-    there = torch.cuda.device_count()
-    if gpus > max(1, there) and os.environ.get("RAY_ADDRESS"):  # the cluster's GPUs count, not this machine's
-        connect()
-        import ray
-
-        there = int(ray.cluster_resources().get("GPU", 0))
-    if gpus and workers not in (1, gpus):
-        raise InputError(
-            f"--gpus {gpus} --workers {workers}: a worker a GPU; leave --workers out, or --gpus 0 for the CPU"
-        )
-    if gpus > there:
-        raise InputError(f"--gpus {gpus}: there {'is' if there == 1 else 'are'} {there} here; ask for fewer, or none")
-    return Place(gpus, True) if gpus else Place(workers, False)
-
-
-class _Watch:
-    """What happens after each epoch: MLflow and the person at the terminal hear of it."""
-
-    def __init__(self, run: tracking.Run, epochs: int) -> None:
-        self.run = run
-        self.progress = Progress("train", epochs, "epochs")
-
-    def __call__(self, point: Epoch) -> None:
-        self.run.metrics(point.metrics(), epoch=point.epoch, at=point.ended)
-        self.progress.advance(
-            1,
-            f"loss {point.train_loss:.3f}, accuracy {point.train_accuracy:.3f}; "
-            f"validation {point.val_loss:.3f}, {point.val_accuracy:.3f}",
-        )
+    def _key(self, config: TrainConfig, name: str | None, parent: str | None, **settings: int) -> str:
+        """What the same command has in common with itself."""
+        facts = [config.to_dict(), name, parent, settings, self.feature_set.manifest.fingerprint, str(self.place)]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _fit_on_ray(
-    config: TrainConfig, features: Folder, folder: Path, place: Place, on_epoch: Callable[[Epoch], None]
-) -> Fitted:
-    """Run ``fit`` in every worker of a TorchTrainer (DDP over gloo or NCCL); rank 0's epochs are heard of here."""
-    connect()
-    import ray.train
-    from ray.train.torch import TorchTrainer
-    from ray.util.queue import Queue
-
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
-    epochs = Queue(actor_options={"num_cpus": 0})
-    trainer = TorchTrainer(
-        _worker,
-        train_loop_config={
-            "config": config,
-            "features": features,
-            "folder": folder,
-            "epochs": epochs,
-            "device": place.device,
-        },
-        scaling_config=ray.train.ScalingConfig(num_workers=place.workers, use_gpu=place.gpu),
-        run_config=ray.train.RunConfig(name=folder.name, storage_path=str(folder.parent.parent / "ray_train")),
-    )
-
-    def listen() -> None:
-        for point in iter(epochs.get, None):
-            on_epoch(point)
-
-    with ThreadPoolExecutor(1) as executor:
-        listening = executor.submit(listen)
-        try:
-            fitted = trainer.fit().return_value
-        except Exception as error:
-            raise RunError(f"train: {str(error).strip().splitlines()[-1]}") from error
-        finally:
-            epochs.put(None)
-        listening.result()
-    assert isinstance(fitted, Fitted)
-    return fitted
-
-
-def _worker(job: dict[str, Any]) -> Fitted:
-    """The training function of one Ray Train worker."""
-    tell = job["epochs"].put if torch.distributed.get_rank() == 0 else lambda _: None
-    data = FeatureSet.open(job["features"]).learning_set()
-    return fit(job["config"], data, job["folder"], on_epoch=tell, device=job["device"])
+def _result(run: Run, folder: Path) -> dict[str, Any]:
+    return {"run_id": run.id, **checkpoint.read(folder)[1].figures, "checkpoint": str(folder)}
 
 
 if __name__ == "__main__":

@@ -17,11 +17,12 @@ from ray import tune as ray_tune
 from mgc import checkpoint, tracking
 from mgc.config import TrainConfig, overlay
 from mgc.errors import InputError
-from mgc.features import LearningSet
 from mgc.files import write_text
-from mgc.fit import Epoch, fit, is_kept
+from mgc.fit import fit, is_kept
+from mgc.fit_run import keep
+from mgc.fit_state import Epoch
 from mgc.folder import Folder
-from mgc.train import keep
+from mgc.learning import LearningSet
 
 METRIC = "val_accuracy"
 SWEEP = "sweep.json"

@@ -20,14 +20,14 @@ from typing import Any
 from ray import tune as ray_tune
 
 from mgc import checkpoint, tracking
-from mgc.config import TrainConfig
+from mgc.config import TrainConfig, overlay
 from mgc.console import Progress, say
 from mgc.errors import InputError, RunError
-from mgc.features import LearningSet
 from mgc.files import write_text
 from mgc.fit import is_kept
+from mgc.fit_run import describe, open_for_learning
+from mgc.learning import LearningSet, learning_set
 from mgc.ray_session import connect
-from mgc.train import describe, open_for_learning
 from mgc.trial import METRIC, OUTCOME, SWEEP, Sweep, close, outcome_of, run_of, run_trial
 
 SPACE: dict[str, Any] = {
@@ -105,14 +105,14 @@ def tune(
         uri = tracking.open_store(feature_set.folder)
         settings = {"trials": trials, "concurrent": concurrent, "space": describe_space(), **config.to_dict()}
         parent = tracking.Run.start(uri, tracking.EXPERIMENT, name=name, step="tune", config=settings)
-        describe(parent, feature_set)
+        describe(parent, feature_set, config)
         base, fingerprint = config.to_dict(), feature_set.manifest.fingerprint
         sweep = Sweep(str(feature_set.folder), fingerprint, base, trials, concurrent, uri, parent.id)
         folder.mkdir(parents=True)
         write_text(json.dumps(asdict(sweep), indent=1) + "\n", folder / SWEEP)
     with parent.closing():
         say(f"tune: sweep {name} (interrupted, it goes on with --resume {name}); starting Ray …")
-        data = feature_set.learning_set()
+        data = learning_set(feature_set, overlay(TrainConfig(), sweep.base))
         results = _run(sweep, folder, data, resume=resume is not None)
         return _conclude(sweep, folder, results, parent) | {"name": name}
 

@@ -4,7 +4,7 @@ from torch import nn
 
 from mgc.config import PRESETS, ModelConfig
 from mgc.errors import InputError
-from mgc.model import GenreCNN, predict_logits
+from mgc.model import Dropout, GenreCNN, predict_logits
 
 
 def parameters(model: nn.Module) -> int:
@@ -16,17 +16,57 @@ def test_the_default_is_the_seeds_baseline_to_the_parameter():
     assert parameters(model) == 752_520
     assert parameters(model.linear) == 655_368
     layers = [type(layer) for layer in model.blocks]
-    assert layers == [nn.Conv2d, nn.ReLU, nn.MaxPool2d, nn.Dropout] * 4
+    assert layers == [nn.Conv2d, nn.MaxPool2d, nn.ReLU, Dropout] * 4
     assert {layer.p for layer in model.blocks if isinstance(layer, nn.Dropout)} == {0.1}
 
 
-def test_the_baseline_computes_what_the_seed_computes():
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_baseline_computes_what_the_seed_computes(layout):
+    """Its ReLU is before the pooling; ours, after it, gives the same logits and the same gradients."""
     torch.manual_seed(0)
-    model = GenreCNN(PRESETS["baseline"].model, 8).eval()
-    seed = nn.Sequential(*[layer for layer in model.blocks if not isinstance(layer, nn.Dropout)], nn.Flatten())
+    model = GenreCNN(PRESETS["baseline"].model, 8).eval().to(memory_format=layout)
+    convolutions = [layer for layer in model.blocks if isinstance(layer, nn.Conv2d)]
+    blocks = [layer for conv in convolutions for layer in (conv, nn.ReLU(), nn.MaxPool2d(2))]
+    seed = nn.Sequential(*blocks, nn.Flatten(), model.linear)
     mel = torch.randn(2, 1, 128, 1288)
+    gradients = []
+    for network in (model, seed):
+        model.zero_grad()
+        logits = network(mel)
+        logits.square().sum().backward()
+        gradients.append((logits.detach(), *(p.grad.clone() for p in model.parameters())))
+    assert all(torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4) for ours, theirs in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_dropout_drops_its_share_independently_and_keeps_the_mean(layout, p):
+    torch.manual_seed(0)
+    ones = torch.ones(16, 32, 33, 35).to(memory_format=layout).requires_grad_()
+    dropped = Dropout(p)(ones)
+    assert dropped.is_contiguous(memory_format=layout)
+    kept = (dropped != 0).float()
+    n = kept.numel()
+    assert abs(kept.mean().item() - (1 - p)) < 5 * (p * (1 - p) / n) ** 0.5
+    assert torch.allclose(dropped[dropped != 0], torch.tensor(1 / (1 - p)))
+    for axis in range(4):  # neighbours know nothing of each other
+        pairs = (kept * kept.roll(1, axis)).mean().item()
+        assert abs(pairs - (1 - p) ** 2) < 6 * ((1 - p) ** 2 / n) ** 0.5
+    dropped.sum().backward()
+    assert torch.equal(ones.grad, dropped.detach())
+    assert torch.equal(Dropout(p).eval()(ones), ones)
+
+
+def test_a_window_is_a_crop_and_a_longer_clip_the_mean_vote_of_its_windows():
+    torch.manual_seed(0)
+    model = GenreCNN(ModelConfig(window=32, head="flatten", norm=True), 3, (128, 100)).eval()
+    mel = torch.randn(2, 1, 128, 100)
     with torch.inference_mode():
-        assert torch.equal(model(mel), model.linear(seed(mel)))
+        votes = torch.stack([model(mel[..., start : start + 32]) for start in (0, 23, 45, 68)])
+        assert torch.allclose(model(mel), votes.mean(0), atol=1e-5)
+        assert torch.equal(model(mel[..., :32]), votes[0])
+    with pytest.raises(InputError, match=r"model\.window=101: clips have only 100 frames"):
+        GenreCNN(ModelConfig(window=101), 3, (128, 100))
 
 
 @pytest.mark.parametrize("head", ["flatten", "avg", "avgmax"])

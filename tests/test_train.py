@@ -1,16 +1,25 @@
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
 from conftest import GENRES, SPEC, make_features
 
-from mgc import checkpoint, tracking
+from mgc import checkpoint, clips, tracking
 from mgc.config import ModelConfig, OptimConfig, TrainConfig
 from mgc.errors import InputError, RunError
 from mgc.evaluate import evaluate
-from mgc.train import train
+from mgc.fit_state import STATE
+from mgc.train import summary, train
 
 CONFIG = TrainConfig(
     model=ModelConfig(channels=(4, 8), norm=True, head="avgmax"), optim=OptimConfig(lr=0.01, batch_size=8), epochs=6
@@ -79,7 +88,7 @@ def test_mlflows_own_model_gives_the_checkpoints_logits_for_any_batch(trained, c
     assert model.metadata.signature.inputs.inputs[0].shape == (-1, 1, *SPEC.shape)
     assert [file.name for file in (folder / "data").iterdir()] == ["model.pt2"]
     network, _ = checkpoint.read(tracking.Path(trained["checkpoint"]))
-    mel = features.load("test").mel_NFT[:5].astype(np.float32)[:, None]
+    mel = clips.load(features, "test").mel_NFT[:5].astype(np.float32)[:, None]
     import torch
 
     with torch.inference_mode():
@@ -168,3 +177,153 @@ def test_a_run_is_not_evaluated_on_other_genres(trained, tmp_path):
     (other.folder.path / "manifest.json").write_text(text)
     with pytest.raises(InputError, match="other genres"):
         evaluate(trained["run_id"], other.folder)
+
+
+LONG = replace(PLAIN, epochs=12, optim=replace(PLAIN.optim, batch_size=2))
+COMMAND = """
+import sys
+from test_train import LONG
+from mgc.train import train
+print(train(sys.argv[1], LONG, run_name=sys.argv[2], seeds=int(sys.argv[3]))["run_id"])
+"""
+
+
+def command(features, name, seeds):
+    """The same training as another process."""
+    line = [sys.executable, "-c", COMMAND, str(features.folder.path), name, str(seeds)]
+    environment = os.environ | {"PYTHONPATH": os.path.dirname(__file__)}
+    return subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
+def runs_named(client, name):
+    experiment = client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id
+    return client.search_runs([experiment], f"attributes.run_name = '{name}'")
+
+
+def steps(client, run_id):
+    return [metric.step for metric in client.get_metric_history(run_id, "val_accuracy")]
+
+
+def curve(client, run_id, name):
+    return [metric.value for metric in client.get_metric_history(run_id, name)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(features):
+    return train(features.folder.path, LONG, run_name="undisturbed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["in an epoch", "before all is kept"])
+def test_a_killed_training_goes_on_by_the_same_command(features, client, undisturbed, moment):
+    victim = command(features, moment, 1)
+    deadline = time.monotonic() + 120
+    while True:
+        assert time.monotonic() < deadline
+        found = runs_named(client, moment)
+        folder = Path("mlflow_runs/checkpoints") / found[0].info.run_id if found else None
+        if folder and (folder / (STATE if moment == "in an epoch" else checkpoint.CARD)).exists():
+            break
+        time.sleep(0.02)
+    victim.kill()
+    victim.wait()
+    before = client.get_run(found[0].info.run_id)
+    assert before.info.status == "RUNNING"
+    result = train(features.folder.path, LONG, run_name=moment)
+    assert [run.info.run_id for run in runs_named(client, moment)] == [result["run_id"]] == [before.info.run_id]
+    assert client.get_run(result["run_id"]).info.status == "FINISHED"
+    assert steps(client, result["run_id"]) == list(range(1, LONG.epochs + 1))
+    assert len(client.get_run(result["run_id"]).outputs.model_outputs) == 1
+    for name in ("train_accuracy", "val_accuracy", "val_loss", "best_epoch"):
+        assert result[name] == pytest.approx(undisturbed[name], abs=1e-3), name
+    assert not (folder / STATE).exists()
+    another = train(features.folder.path, replace(LONG, epochs=1), run_name=moment)  # another command: another run
+    assert another["run_id"] != result["run_id"]
+
+
+@pytest.mark.slow
+def test_a_killed_training_of_several_seeds_trains_none_twice(features, client):
+    victim = command(features, "two seeds", 2)
+    deadline = time.monotonic() + 120
+    while len(second := runs_named(client, "seed 1")) < 1 or not steps(client, second[0].info.run_id):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    victim.kill()
+    victim.wait()
+    (first,) = runs_named(client, "seed 0")
+    result = train(features.folder.path, LONG, run_name="two seeds", seeds=2)
+    (parent,) = runs_named(client, "two seeds")
+    assert result["run_id"] == parent.info.run_id
+    assert parent.info.status == "FINISHED"
+    assert [member["run_id"] for member in result["members"]] == [first.info.run_id, second[0].info.run_id]
+    assert client.get_run(first.info.run_id).info.end_time == first.info.end_time
+    for member in result["members"]:
+        run = client.get_run(member["run_id"])
+        assert run.data.tags[tracking.PARENT_TAG] == parent.info.run_id
+        assert steps(client, member["run_id"]) == list(range(1, LONG.epochs + 1))
+    accuracies = [member["val_accuracy"] for member in result["members"]]
+    assert result["val_accuracy"] == pytest.approx(sum(accuracies) / 2)
+    assert result["val_accuracy_sd"] == pytest.approx(abs(accuracies[0] - accuracies[1]) / 2**0.5)
+    assert parent.data.metrics["val_accuracy"] == pytest.approx(result["val_accuracy"])
+    assert "± " in summary(result)
+
+
+def test_the_same_training_twice_at_a_time_is_refused(features, client):
+    def again(*_):
+        with pytest.raises(InputError, match=r"this very training is running, .*wait until it is done"):
+            train(features.folder.path, PLAIN, run_name="twice")
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mgc.train.Watch", lambda *_: again)
+        with pytest.raises(KeyboardInterrupt):
+            train(features.folder.path, PLAIN, run_name="twice")
+    (run,) = runs_named(client, "twice")
+    assert run.info.status == "KILLED"
+    assert train(features.folder.path, PLAIN, run_name="twice")["run_id"] == run.info.run_id  # Ctrl-C is gone on with
+
+
+def test_folds_validate_each_clip_once_and_never_see_the_test_split(features, client):
+    config = replace(PLAIN, epochs=1, folds=3)
+    result = train(features.folder.path, config, run_name="folds")
+    assert [member["val_clips"] for member in result["members"]] == [19, 19, 18]
+    assert result["val_clips"] == 56
+    right = sum(member["val_clips"] * member["val_accuracy"] for member in result["members"])
+    assert result["val_accuracy"] == pytest.approx(right / 56)
+    assert result["val_ci95"][0] < result["val_accuracy"] < result["val_ci95"][1]
+    (parent,) = runs_named(client, "folds")
+    assert parent.data.tags["mgc.step"] == "folds"
+    assert train(features.folder.path, replace(config, fold=2))["val_clips"] == 19
+
+
+def test_a_random_split_is_tagged_leaky(features, client):
+    result = train(features.folder.path, replace(PLAIN, epochs=1, split="random"))
+    assert client.get_run(result["run_id"]).data.tags["mgc.leaky"] == "true"
+
+
+@pytest.mark.slow
+def test_a_killed_ray_worker_costs_no_epoch_and_no_metric_twice(features, client, ray_session):
+    """Ray Train starts the workers again; they go on from the last epoch."""
+    undisturbed = train(features.folder.path, LONG, workers=2, run_name="two workers")
+    killed = []
+
+    def kill_one():
+        while not killed:
+            found = runs_named(client, "one worker killed")
+            if found and len(steps(client, found[0].info.run_id)) >= 2:
+                pids = subprocess.run(["pgrep", "-f", "ray::.*TrainWorker"], capture_output=True, text=True).stdout
+                os.kill(int(pids.split()[0]), signal.SIGKILL)
+                killed.append(pids)
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=kill_one, daemon=True)
+    thread.start()
+    result = train(features.folder.path, LONG, workers=2, run_name="one worker killed")
+    assert killed
+    assert steps(client, result["run_id"]) == list(range(1, LONG.epochs + 1))
+    assert len(runs_named(client, "one worker killed")) == 1
+    for name in ("train_accuracy", "val_accuracy", "val_loss"):
+        assert result[name] == pytest.approx(undisturbed[name], abs=1e-3), name
+    for name in ("train_loss", "val_loss"):
+        one, other = curve(client, result["run_id"], name), curve(client, undisturbed["run_id"], name)
+        assert one == pytest.approx(other, abs=1e-2)

@@ -1,0 +1,113 @@
+"""Compare two evaluated runs clip by clip, on the predictions that they keep: no new look at the test split."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mgc.errors import InputError
+from mgc.folder import Folder
+from mgc.metrics import Paired, paired, wilson
+from mgc.predictions import Predictions
+from mgc.store import existing_store
+from mgc.tracking import FEATURES_TAG, Run
+
+LEVEL = 0.05
+"""Below this probability a difference is more than chance."""
+
+
+def compare(run_a: str, run_b: str, *, split: str = "test") -> dict[str, Any]:
+    """Compare two runs on a split that ``mgc evaluate`` scored both on; of a parent run it is the ensemble.
+
+    Returns
+    -------
+    dict
+        ``split``, ``n``, ``leaky``, ``a`` and ``b`` (each ``run_id``, ``name``, ``accuracy``, ``ci95``), ``difference``
+        (B's accuracy minus A's) and its ``difference_ci95`` (paired bootstrap), ``p`` (McNemar, exact), ``only_a`` and
+        ``only_b`` (clips that one alone has right), ``verdict`` (a sentence). The statistics are ``metrics.paired``.
+
+    Raises
+    ------
+    InputError
+        There is no such run, one is not evaluated on this split, or they were evaluated on different clips.
+    """
+    uri = existing_store(Folder.at(Path.cwd()))
+    runs = [Run.find(uri, run_id) for run_id in (run_a, run_b)]
+    a, b = (_kept(run, split) for run in runs)
+    for what in ("fingerprint", "protocol", "genres"):
+        if getattr(a.source, what) != getattr(b.source, what):
+            other = {"fingerprint": "feature set", "protocol": "protocol", "genres": "genres"}[what]
+            raise InputError(
+                f"run {run_b}: evaluated on another {other} than run {run_a} ({_short(getattr(b.source, what))}, not "
+                f"{_short(getattr(a.source, what))}); evaluate both on one feature set"
+            )
+    order_a, order_b = np.argsort(a.track_ids_N), np.argsort(b.track_ids_N)
+    if not np.array_equal(a.track_ids_N[order_a], b.track_ids_N[order_b]):
+        raise InputError(f"run {run_b}: evaluated on other clips than run {run_a}; evaluate both again")
+    statistics = paired(a.right[order_a], b.right[order_b])
+    sides = [_side(run, predictions) for run, predictions in zip(runs, (a, b), strict=True)]
+    return {
+        "split": split,
+        "n": len(a.labels_N),
+        "leaky": bool(a.source.leak or b.source.leak),
+        "a": sides[0],
+        "b": sides[1],
+        "difference": statistics.difference,
+        "difference_ci95": statistics.ci95,
+        "p": statistics.p,
+        "only_a": statistics.only_a,
+        "only_b": statistics.only_b,
+        "verdict": _verdict(statistics, len(a.labels_N)),
+    }
+
+
+def summary(result: dict[str, Any]) -> str:
+    """Say which run is better, for a terminal."""
+    low, high = result["difference_ci95"]
+    lines = [f"{result['split']}{', LEAKY' * result['leaky']}, {result['n']} clips"]
+    for letter in "ab":
+        side = result[letter]
+        bounds = "[{:.3f}, {:.3f}]".format(*side["ci95"])
+        alone = f"{result[f'only_{letter}']} that it alone has right"
+        lines.append(f"{letter.upper()}  {side['accuracy']:.3f} {bounds}  {side['name']} ({side['run_id']}), {alone}")
+    lines.append(f"B - A  {result['difference']:+.3f} [{low:+.3f}, {high:+.3f}], McNemar p = {result['p']:.3g}")
+    return "\n".join([*lines, result["verdict"]])
+
+
+def _kept(run: Run, split: str) -> Predictions:
+    kept = Predictions.kept(run, split)
+    if kept is None:
+        features = shlex.quote(run.record().tags.get(FEATURES_TAG, "FEATURES"))
+        command = f"mgc evaluate --run {run.id} --features {features}" + (
+            f" --split {split}" if split != "test" else ""
+        )
+        raise InputError(f"run {run.id}: not evaluated on split «{split}» yet; run «{command}»")
+    return kept
+
+
+def _side(run: Run, predictions: Predictions) -> dict[str, Any]:
+    right_N = predictions.right
+    return {
+        "run_id": run.id,
+        "name": run.record().name,
+        "accuracy": float(right_N.mean()),
+        "ci95": wilson(int(right_N.sum()), len(right_N)),
+    }
+
+
+def _verdict(statistics: Paired, n: int) -> str:
+    low, high = (100 * bound for bound in statistics.ci95)
+    points = (
+        f"{100 * statistics.difference:+.1f} points (95 % interval {low:+.1f} to {high:+.1f}; p = {statistics.p:.2g})"
+    )
+    if statistics.p < LEVEL:
+        better, worse = ("B", "A") if statistics.difference > 0 else ("A", "B")
+        return f"{better} is better than {worse}: B - A is {points}."
+    return f"Neither is shown to be better: B - A is {points}, which {n} clips cannot tell from chance."
+
+
+def _short(value: str | tuple[str, ...]) -> str:
+    return f"{value[:12]}…" if isinstance(value, str) and len(value) > 12 else str(value)

@@ -1,0 +1,134 @@
+"""The state of a running fit: one file, replaced after each epoch, from which a killed fit goes on.
+
+It holds the weights as they are, those to keep, the optimiser's moments, the moving average and the curves, as
+safetensors: loading it runs no code.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from mgc.errors import InputError
+from mgc.files import replacing
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+    from torch import Tensor, nn
+    from torch.optim.swa_utils import AveragedModel
+
+    from mgc.config import TrainConfig
+    from mgc.learning import LearningSet
+
+STATE = "state.safetensors"
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One point of the learning curves."""
+
+    epoch: int
+    """From 1."""
+    train_loss: float
+    """Mean over the epoch, in training mode."""
+    train_accuracy: float
+    """Share right during the epoch, in training mode: augmented, with dropout, while the weights move."""
+    val_loss: float
+    val_accuracy: float
+    """Share of the validation clips right after the epoch."""
+    lr: float
+    """Learning rate of the last step."""
+    seconds: float
+    ended: float
+    """When it ended, in Unix seconds."""
+
+    def metrics(self) -> dict[str, float]:
+        """The figures by name, without epoch and time."""
+        return {name: value for name, value in asdict(self).items() if name not in ("epoch", "ended")}
+
+
+@dataclass
+class FitState:
+    """How far a fit has come."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    averaged: AveragedModel | None
+    """The moving average of the weights, where there is one."""
+    history: list[Epoch]
+    kept: dict[str, Tensor]
+    """Weights of the epoch to keep."""
+
+    @property
+    def judged(self) -> nn.Module:
+        """What is validated and kept: the model, or its moving average."""
+        return self.averaged.module if self.averaged else self.model
+
+    def keep(self) -> None:
+        """Keep the weights as they are now."""
+        self.kept = {name: tensor.detach().clone() for name, tensor in self.judged.state_dict().items()}
+
+    def write(self, folder: Path, signature: str) -> None:
+        """Replace the state file."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {f"last.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors |= {f"kept.{name}": tensor for name, tensor in self.kept.items()}
+        if self.averaged:
+            tensors |= {f"averaged.{name}": tensor for name, tensor in self.averaged.state_dict().items()}
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
+        metadata = {"signature": signature, "history": json.dumps([asdict(point) for point in self.history])}
+        with replacing(folder / STATE) as temporary:
+            save_file(
+                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata
+            )
+
+    def resume(self, folder: Path, signature: str) -> None:
+        """Take up the state that an interrupted fit has left in a folder, if it has.
+
+        Raises
+        ------
+        InputError
+            The state is damaged, or that of another fit.
+        """
+        file = folder / STATE
+        if not file.exists():
+            return
+        parts: dict[str, dict[str, Tensor]] = {"last": {}, "kept": {}, "averaged": {}, "optimizer": {}}
+        try:
+            with safe_open(file, "pt") as state:
+                metadata = state.metadata() or {}
+                for key in state.keys():  # noqa: SIM118 (not a mapping)
+                    part, _, name = key.partition(".")
+                    parts.setdefault(part, {})[name] = state.get_tensor(key)
+        except SafetensorError as error:
+            raise InputError(f"{file}: damaged ({error}); delete it to begin anew") from None
+        if metadata.get("signature") != signature:
+            raise InputError(f"{file}: belongs to another configuration or feature set; choose another folder")
+        self.model.load_state_dict(parts["last"])
+        if self.averaged:
+            self.averaged.load_state_dict(parts["averaged"])
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in parts["optimizer"].items():
+            index, _, name = key.partition(".")
+            moments.setdefault(int(index), {})[name] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.history = [Epoch(**point) for point in json.loads(metadata["history"])]
+        self.kept = parts["kept"]
+
+
+def signature_of(config: TrainConfig, data: LearningSet) -> str:
+    """What a state must agree in to be gone on with."""
+    return json.dumps({"config": config.to_dict(), "fingerprint": data.fingerprint}, sort_keys=True)
+
+
+def discard(folder: Path) -> None:
+    """Forget how the fit of a folder came about; its checkpoint stays."""
+    (folder / STATE).unlink(missing_ok=True)

@@ -1,0 +1,173 @@
+"""Figures that people look at: learning curves, confusion matrix, calibration, spectrograms, mistakes.
+
+Shape suffixes: N clips, F mel bands, T frames, G genres.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from mgc.metrics import BINS, wilson
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+    from mgc.clips import Clips
+    from mgc.logmel import LogMelSpec
+    from mgc.metrics import Scores
+
+    History: TypeAlias = Sequence[Mapping[str, float]]
+
+TRAINING, VALIDATION = "#4477AA", "#CC6677"  # P. Tol's colour-blind safe pair
+GREY = "0.45"
+
+
+def learning_curves(history: History, best_epoch: int) -> Figure:
+    """Loss and accuracy over epochs, training against validation, with the kept epoch marked."""
+    return _curves([(history, best_epoch)])
+
+
+def member_curves(members: Sequence[tuple[History, int]]) -> Figure:
+    """Learning curves of several models, each by its history and its kept epoch, over each other."""
+    return _curves(members)
+
+
+def _curves(members: Sequence[tuple[History, int]]) -> Figure:
+    figure = Figure(figsize=(5.4, 5.6), layout="constrained")
+    faint = 1.0 if len(members) == 1 else 0.45
+    for axes, what in zip(figure.subplots(2, 1, sharex=True), ("loss", "accuracy"), strict=True):
+        for history, best_epoch in members:
+            epochs = [point["epoch"] for point in history]
+            for split, colour in (("train", TRAINING), ("val", VALIDATION)):
+                values = [point[f"{split}_{what}"] for point in history]
+                axes.plot(epochs, values, "o-", ms=3, color=colour, alpha=faint)
+            axes.axvline(best_epoch, color="0.6", lw=1, ls="--", alpha=faint)
+        axes.set_ylabel(what)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        _plain(axes)
+    axes.set(xlabel="epoch", ylim=(0, 1.02))
+    for split, colour in (("training", TRAINING), ("validation", VALIDATION)):
+        axes.plot([], [], "o-", ms=3, color=colour, label=split)
+    kept = f"kept: epoch {members[0][1]}" if len(members) == 1 else "kept epochs"
+    axes.plot([], [], color="0.6", lw=1, ls="--", label=kept)
+    figure.legend(loc="outside upper left", ncols=3, frameon=False, handlelength=1.5, columnspacing=1.2)
+    return figure
+
+
+def confusion_matrix(scores: Scores, split: str) -> Figure:
+    """True against predicted genre: colour is the share of the true genre, the figure in a cell is the clips."""
+    genres = list(scores.per_genre)
+    counts = np.array(scores.confusion)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    size = 2.2 + 0.55 * len(genres)
+    figure = Figure(figsize=(size + 0.6, size), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    ticks = range(len(genres))
+    axes.set_xticks(ticks, genres, rotation=45, ha="right", rotation_mode="anchor", parse_math=False)
+    axes.set_yticks(ticks, genres, parse_math=False)
+    axes.set(xlabel="predicted", ylabel="true", title=f"{split}: {scores.accuracy:.3f} of {scores.n} clips")
+    for (row, column), count in np.ndenumerate(counts):
+        if count:
+            axes.text(column, row, count, ha="center", va="center", color="w" if shares[row, column] > 0.55 else "k")
+    figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true genre")
+    return figure
+
+
+def reliability(scores: Scores, split: str) -> Figure:
+    """Accuracy against confidence (a perfectly calibrated model is on the diagonal), and the clips at each confidence.
+
+    A point is a bin of the calibration error; its bar is Wilson's 95 % interval of the accuracy.
+    """
+    figure = Figure(figsize=(5.4, 5.6), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+    confidence = [each.confidence for each in scores.reliability]
+    accuracy = np.array([each.accuracy for each in scores.reliability])
+    clips = [each.clips for each in scores.reliability]
+    ends = np.array([wilson(round(each.accuracy * each.clips), each.clips) for each in scores.reliability]).T
+    upper.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--", label="calibrated")
+    spread = np.maximum(np.abs(ends - accuracy), 0)
+    upper.errorbar(
+        confidence, accuracy, spread, fmt="o", ms=6, color=TRAINING, ecolor=TRAINING, elinewidth=1.2, label="model"
+    )
+    upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(-0.02, 1.02))
+    upper.set_title(f"{split}: calibration error {scores.ece:.3f} of {scores.n} clips", fontsize=11)
+    upper.legend(frameon=False, loc="upper left")
+    width = 1 / BINS
+    edges = np.ceil(np.array(confidence) / width - 1e-9) * width
+    lower.bar(edges, clips, -width, align="edge", color=TRAINING, edgecolor="w")
+    lower.set(xlabel="confidence: probability of the predicted genre", ylabel="clips")
+    lower.xaxis.set_major_formatter(PercentFormatter(1))
+    upper.yaxis.set_major_formatter(PercentFormatter(1))
+    for axes in (upper, lower):
+        _plain(axes)
+    return figure
+
+
+def spectrograms(clips: Clips, genres: tuple[str, ...], spec: LogMelSpec, columns: int = 3) -> Figure:
+    """Some log-Mel spectrograms of each genre, a row a genre, on one colour scale; only these are read."""
+    columns = min(columns, int(np.bincount(clips.labels_N).max()))
+    shown = [np.flatnonzero(clips.labels_N == label)[:columns] for label in range(len(genres))]
+    mel_NFT = iter(clips.mel_NFT[np.concatenate(shown)])
+    figure = Figure(figsize=(3.6 * columns + 0.6, 1.35 * len(genres) + 0.5), layout="constrained")
+    grid = figure.subplots(len(genres), columns, sharex=True, sharey=True, squeeze=False)
+    for line, rows, genre in zip(grid, shown, genres, strict=True):
+        for axes, row in zip(line, rows, strict=False):
+            image = _spectrogram(axes, next(mel_NFT), spec)
+            axes.set_title(f"clip {clips.track_ids_N[row]}", fontsize=7, pad=2)
+        for axes in line[len(rows) :]:
+            axes.set_axis_off()
+        line[0].set_ylabel(f"{genre}\nmel band", fontsize=8, parse_math=False)
+    for axes in grid[-1]:
+        axes.set_xlabel("seconds", fontsize=8)
+    figure.colorbar(image, ax=grid, shrink=0.5, label="z-score")
+    return figure
+
+
+def mistakes(clips: Clips, probabilities_NG: NDArray[np.float32], genres: tuple[str, ...], spec: LogMelSpec) -> Figure:
+    """The spectrogram of each clip, numbered from 1, with its true genre, the predicted one and how sure the model was.
+
+    Parameters
+    ----------
+    clips
+        The mistakes, the most confident first.
+    probabilities_NG : np.ndarray [shape=(N, G)]
+        What the model said of them.
+    """
+    figure = Figure(figsize=(5.4, 1.45 * len(clips) + 0.4), layout="constrained")
+    grid = figure.subplots(len(clips), 1, sharex=True, squeeze=False)[:, 0]
+    mel_NFT = clips.mel_NFT[np.arange(len(clips))]
+    for row, axes in enumerate(grid):
+        _spectrogram(axes, mel_NFT[row], spec)
+        true, predicted = genres[clips.labels_N[row]], genres[probabilities_NG[row].argmax()]
+        title = f"{row + 1}   {true}, taken for {predicted} ({probabilities_NG[row].max():.0%})"
+        axes.set_title(title, fontsize=10, loc="left", pad=3, parse_math=False)
+        axes.set_yticks([])
+    axes.set_xlabel("seconds")
+    return figure
+
+
+def _spectrogram(axes: Axes, mel_FT: NDArray[np.float16], spec: LogMelSpec) -> Any:
+    axes.tick_params(labelsize=7)
+    return axes.imshow(
+        mel_FT.astype(np.float32),
+        origin="lower",
+        aspect="auto",
+        cmap="magma",
+        vmin=-3,
+        vmax=3,
+        extent=(0, spec.seconds, 0, spec.n_mels),
+    )
+
+
+def _plain(axes: Axes) -> None:
+    axes.grid(alpha=0.25)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,243 @@
+"""What the models of a run say of the clips of a split, and how a run keeps it: ``predictions_SPLIT.parquet``.
+
+A row is a clip: ``track_id``, ``path``, ``label`` and ``probabilities``, in the order of the genres, which are in the
+schema's metadata with the feature set's fingerprint, the protocol, and what else a figure needs to be believed.
+
+Shape suffixes: N clips, G genres.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mgc import checkpoint
+from mgc.errors import InputError
+from mgc.learning import LEAKY, learning_set
+from mgc.metrics import Scores, score
+from mgc.model import predict_probabilities
+from mgc.splits import leak_message
+from mgc.tracking import STEP_TAG
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from mgc.checkpoint import Card
+    from mgc.clips import Clips
+    from mgc.features import FeatureSet
+    from mgc.model import GenreCNN
+    from mgc.tracking import Run
+
+PARENTS = ("seeds", "folds")
+"""Steps of runs whose models are those of the runs under them."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model and the run that trained it."""
+
+    run: Run
+    model: GenreCNN
+    card: Card
+
+
+@dataclass(frozen=True)
+class Member:
+    """One of several models that are judged together."""
+
+    run_id: str
+    seed: int
+    fold: int
+    """From 1; 0 without folds."""
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Source:
+    """What predictions are of."""
+
+    split: str
+    genres: tuple[str, ...]
+    features: str
+    """Where the feature set was."""
+    fingerprint: str
+    """Of the feature set."""
+    protocol: str
+    """``official``, or ``random``, which is leaky."""
+    leak: str
+    """Why the figures flatter; empty where nothing is known against them."""
+    looks: int = 0
+    """How often this test split had been looked at, this look included; 0 of other splits."""
+    members: tuple[Member, ...] = ()
+    """The models, where the predictions are those of several."""
+
+    @property
+    def title(self) -> str:
+        """The split as pictures name it."""
+        return f"{self.split}, LEAKY" if self.leak else self.split
+
+    @classmethod
+    def of(cls, feature_set: FeatureSet, split: str, protocol: str) -> Source:
+        """What there is to say of a split before anybody predicts."""
+        manifest = feature_set.manifest
+        leak = LEAKY if protocol == "random" else ""
+        if manifest.artist_leaks and not leak:
+            leak = f"LEAKY: {leak_message(manifest.artist_leaks)}"
+        return cls(split, manifest.genres, str(feature_set.folder), manifest.fingerprint, protocol, leak)
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Genre probabilities of the clips of a split."""
+
+    source: Source
+    track_ids_N: NDArray[np.int64]
+    paths: tuple[str, ...]
+    labels_N: NDArray[np.int64]
+    probabilities_NG: NDArray[np.float32]
+
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        """Whether the most probable genre is the true one [shape=(N,)]."""
+        right_N: NDArray[np.bool_] = self.probabilities_NG.argmax(1) == self.labels_N
+        return right_N
+
+    def score(self) -> Scores:
+        """The figures."""
+        return score(self.labels_N, self.probabilities_NG, self.source.genres)
+
+    def mistakes(self, most: int) -> NDArray[np.int64]:
+        """Rows of the most confident mistakes, the worst first."""
+        wrong = np.flatnonzero(~self.right)
+        return wrong[np.argsort(-self.probabilities_NG[wrong].max(1), kind="stable")][:most]
+
+    def keep(self, run: Run) -> None:
+        """Keep them with a run, in place of earlier ones of the split."""
+        table = pa.table(
+            {
+                "track_id": pa.array(self.track_ids_N, pa.int64()),
+                "path": pa.array(self.paths, pa.string()),
+                "label": pa.array(self.labels_N, pa.int64()),
+                "probabilities": pa.array(list(self.probabilities_NG), pa.list_(pa.float32())),
+            }
+        )
+        facts = {name: v if isinstance(v, str) else json.dumps(v) for name, v in asdict(self.source).items()}
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, _file(self.source.split))
+            pq.write_table(table.replace_schema_metadata(facts), file)
+            run.file(file)
+
+    @classmethod
+    def kept(cls, run: Run, split: str) -> Predictions | None:
+        """What a run keeps of a split; None if nothing."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = run.fetch(_file(split), Path(folder))
+            if file is None:
+                return None
+            table = pq.read_table(file)
+        facts = {name.decode(): value.decode() for name, value in table.schema.metadata.items()}
+        source = Source(
+            facts["split"],
+            tuple(json.loads(facts["genres"])),
+            facts["features"],
+            facts["fingerprint"],
+            facts["protocol"],
+            facts["leak"],
+            json.loads(facts["looks"]),
+            tuple(Member(**member) for member in json.loads(facts["members"])),
+        )
+        probabilities_NG = table["probabilities"].combine_chunks().flatten().to_numpy()
+        return cls(
+            source,
+            table["track_id"].to_numpy(),
+            tuple(table["path"].to_pylist()),
+            table["label"].to_numpy(),
+            probabilities_NG.reshape(len(table), len(source.genres)),
+        )
+
+
+def read_models(run: Run) -> list[Trained]:
+    """The models of a run: its own, or, of a parent of seeds or folds, those of its finished runs.
+
+    Raises
+    ------
+    InputError
+        The run kept no checkpoint, or fewer than two of a parent's runs are finished.
+    """
+    runs = [run]
+    if run.record().tags.get(STEP_TAG) in PARENTS:
+        runs = [child for child in run.children() if child.record().status == "FINISHED"]
+        if len(runs) < 2:
+            raise InputError(f"run {run.id}: {len(runs)} of its runs finished, two are needed; train on, see «mgc ui»")
+    with tempfile.TemporaryDirectory() as folder:
+        return [Trained(each, *checkpoint.read(each.checkpoint(Path(folder, each.id)))) for each in runs]
+
+
+def judge(models: Sequence[Trained], clips: Clips, source: Source) -> list[Predictions]:
+    """What each model says of clips."""
+    return [
+        Predictions(
+            source, clips.track_ids_N, clips.paths, clips.labels_N, predict_probabilities(each.model, clips.mel_NFT)
+        )
+        for each in models
+    ]
+
+
+def ensemble(models: Sequence[Trained], each: Sequence[Predictions]) -> Predictions:
+    """What models say together: the mean of the probabilities that each gives the same clips; of one model, its own."""
+    mean_NG = np.stack([one.probabilities_NG for one in each]).mean(axis=0, dtype=np.float64).astype(np.float32)
+    return _with_members(replace(each[0], probabilities_NG=mean_NG), models, each)
+
+
+def on_validation(models: Sequence[Trained], feature_set: FeatureSet) -> Predictions:
+    """What models say of their validation clips: the ensemble of those that share theirs, fold behind fold.
+
+    Raises
+    ------
+    InputError
+        The feature set cannot be read.
+    """
+    source = Source.of(feature_set, "validation", models[0].card.config.split)
+    ordered, each, parts = sorted(models, key=_fold), [], []
+    for _, group in groupby(ordered, key=_fold):
+        sharing = list(group)
+        data = learning_set(feature_set, sharing[0].card.config, lazily=True)
+        said = judge(sharing, data.clips.take(data.validation), source)
+        parts.append(ensemble(sharing, said))
+        each += said
+    whole = Predictions(
+        source,
+        np.concatenate([part.track_ids_N for part in parts]),
+        tuple(path for part in parts for path in part.paths),
+        np.concatenate([part.labels_N for part in parts]),
+        np.concatenate([part.probabilities_NG for part in parts]),
+    )
+    return _with_members(whole, ordered, each)
+
+
+def _with_members(whole: Predictions, models: Sequence[Trained], each: Sequence[Predictions]) -> Predictions:
+    if len(models) == 1:
+        return whole
+    members = tuple(
+        Member(one.run.id, one.card.config.seed, one.card.config.fold, float(said.right.mean()))
+        for one, said in zip(models, each, strict=True)
+    )
+    return replace(whole, source=replace(whole.source, members=members))
+
+
+def _fold(model: Trained) -> int:
+    return model.card.config.fold
+
+
+def _file(split: str) -> str:
+    return f"predictions_{split}.parquet"

@@ -1,0 +1,155 @@
+"""Where MLflow's store is, and how it is opened, made, searched and shown.
+
+The store is ``MLFLOW_TRACKING_URI`` or, without it, ``mlflow_runs/`` in the working directory: an SQLite database and
+the artifacts beside it. In a Ray job, whose working directory is a copy, it is ``mlflow_runs/`` beside the feature set.
+The driver opens the store before any other process does, because several processes that meet a fresh database crash
+each other.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import mlflow
+from mlflow.entities import ViewType
+from mlflow.exceptions import MlflowException
+
+from mgc.console import say
+from mgc.errors import InputError, first_line
+from mgc.ray_session import in_job
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mgc.folder import Folder
+
+HOME = "mlflow_runs"
+SQLITE = "sqlite:///"
+
+
+def home(beside: Folder) -> Path:
+    """The folder of the default store; ``beside`` is the feature set at work, for a Ray job.
+
+    Raises
+    ------
+    InputError
+        In a Ray job the feature set is in an object store, beside which no database can be.
+    """
+    if not in_job():
+        return Path.cwd() / HOME
+    if beside.path is None:
+        raise InputError(f"{beside}: no MLflow store can be beside it; set MLFLOW_TRACKING_URI for the job")
+    return beside.path.parent / HOME
+
+
+def open_store(beside: Folder) -> str:
+    """Create the store if need be and return its URI, which other processes are then given.
+
+    Raises
+    ------
+    InputError
+        It cannot be opened.
+    """
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # of a server that is not there, seconds, not minutes
+    uri = _uri(beside)
+    try:
+        if uri.startswith(SQLITE):
+            _make_database(_database(uri))
+        client(uri).search_experiments(max_results=1)
+    except (MlflowException, OSError) as error:
+        raise InputError(f"MLflow store {uri}: cannot be opened ({first_line(error)})") from None
+    return uri
+
+
+def existing_store(beside: Folder) -> str:
+    """The URI of the store, which must be there: asking for a run must not make an empty database.
+
+    Raises
+    ------
+    InputError
+        There is no store yet.
+    """
+    uri = _uri(beside)
+    if uri.startswith(SQLITE) and not _database(uri).exists():
+        raise InputError(f"{_database(uri)}: no MLflow store here yet; train first, or set MLFLOW_TRACKING_URI")
+    return open_store(beside)
+
+
+def serve(uri: str, port: int) -> NoReturn:
+    """Become MLflow's own UI on a store, on loopback.
+
+    Raises
+    ------
+    InputError
+        The store is a server, which has its UI already.
+    """
+    if uri.startswith("http"):
+        raise InputError(f"MLFLOW_TRACKING_URI={uri}: is a server with its own UI; open it in a browser")
+    say(f"MLflow UI of {uri}: http://127.0.0.1:{port}")
+    server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
+    os.execv(sys.executable, [*server, "--port", str(port)])
+
+
+@lru_cache(maxsize=4)
+def client(uri: str) -> mlflow.MlflowClient:
+    """MLflow's client of a store."""
+    return mlflow.MlflowClient(uri)
+
+
+def make_experiment(uri: str, name: str) -> str:
+    """Id of an experiment, made if need be; of an SQLite store the artifacts lie beside the database."""
+    found = client(uri).get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    local = (_database(uri).parent / "artifacts").as_uri() if uri.startswith(SQLITE) else None
+    return str(client(uri).create_experiment(name, artifact_location=local))
+
+
+def search(uri: str, experiment: str, tags: Mapping[str, str], *, deleted: bool = False) -> list[Any]:
+    """MLflow's runs of an experiment that have these tags; with ``deleted``, those deleted in its UI too."""
+    found = client(uri).get_experiment_by_name(experiment)
+    if found is None:
+        return []
+    wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+    view = ViewType.ALL if deleted else ViewType.ACTIVE_ONLY
+    pages = [client(uri).search_runs([found.experiment_id], wanted, view)]
+    while pages[-1].token:
+        pages.append(client(uri).search_runs([found.experiment_id], wanted, view, page_token=pages[-1].token))
+    return [run for page in pages for run in page]
+
+
+def _uri(beside: Folder) -> str:
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{home(beside)}/mlflow.db"
+
+
+def _database(uri: str) -> Path:
+    """The file of an SQLite store."""
+    return Path(uri.removeprefix(SQLITE)).absolute()
+
+
+def _make_database(file: Path) -> None:
+    """Make MLflow's database if there is none: aside, and then linked to its place.
+
+    Its migrations take seconds, and a database of which a killed process made some is of no use to anybody.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.exists():
+        return
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".new-") as folder:
+        fresh = Path(folder, file.name)
+        client(f"{SQLITE}{fresh}").search_experiments(max_results=1)
+        try:
+            os.link(fresh, file)
+        except FileExistsError:
+            pass  # another process was quicker
+        except OSError:  # a file system without links
+            os.replace(fresh, file)
