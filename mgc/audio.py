@@ -112,6 +112,12 @@ def load(file: BinaryIO, *, sample_rate: int, seconds: float) -> Clip:
     return Clip(*first, max(first.seconds, min(promised, seconds)))
 
 
+def native_rate(file: BinaryIO) -> int:
+    """The sample rate that a file has, in Hz; ClipError ``not_audio``."""
+    with _sound(file) as sound:
+        return int(sound.samplerate)
+
+
 def windows(file: BinaryIO, *, sample_rate: int, seconds: float) -> Iterator[Audio]:
     """Decode a file of any length in successive pieces of ``seconds``, the last one shorter.
 

@@ -37,13 +37,16 @@ def compare(run_a: str, run_b: str, *, split: str = "test") -> dict[str, Any]:
     uri = existing_store(Folder.at(Path.cwd()))
     runs = [Run.find(uri, run_id) for run_id in (run_a, run_b)]
     a, b = (_kept(run, split) for run in runs)
-    for what in ("fingerprint", "protocol", "genres"):
-        if getattr(a.source, what) != getattr(b.source, what):
-            other = {"fingerprint": "feature set", "protocol": "protocol", "genres": "genres"}[what]
-            raise InputError(
-                f"run {run_b}: evaluated on another {other} than run {run_a} ({_short(getattr(b.source, what))}, not "
-                f"{_short(getattr(a.source, what))}); evaluate both on one feature set"
-            )
+    if a.source.fingerprint != b.source.fingerprint:
+        raise InputError(
+            f"run {run_b}: evaluated on another feature set ({b.source.features}) than run {run_a} "
+            f"({a.source.features}); evaluate both on one"
+        )
+    if a.source.protocol != b.source.protocol:
+        raise InputError(
+            f"run {run_b}: is of the {b.source.protocol} split, run {run_a} of the {a.source.protocol} one; "
+            "their clips differ, so nothing can be said"
+        )
     order_a, order_b = np.argsort(a.track_ids_N), np.argsort(b.track_ids_N)
     if not np.array_equal(a.track_ids_N[order_a], b.track_ids_N[order_b]):
         raise InputError(f"run {run_b}: evaluated on other clips than run {run_a}; evaluate both again")
@@ -107,7 +110,3 @@ def _verdict(statistics: Paired, n: int) -> str:
         better, worse = ("B", "A") if statistics.difference > 0 else ("A", "B")
         return f"{better} is better than {worse}: B - A is {points}."
     return f"Neither is shown to be better: B - A is {points}, which {n} clips cannot tell from chance."
-
-
-def _short(value: str | tuple[str, ...]) -> str:
-    return f"{value[:12]}…" if isinstance(value, str) and len(value) > 12 else str(value)

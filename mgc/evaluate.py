@@ -1,33 +1,28 @@
 """Evaluate a run's model, or its models together, on a split: figures, their uncertainty and pictures, kept with it.
 
-Every look at a test split is counted in MLflow, in an experiment of its own, by the feature set's fingerprint.
+A look at a test split is counted, whatever comes of it (``predictions.looking``).
 """
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 from mgc import pictures, report
-from mgc.console import say
 from mgc.errors import InputError
 from mgc.features import FeatureSet
 from mgc.learning import held_out
-from mgc.predictions import Source, ensemble, judge, read_models
-from mgc.store import existing_store, search
-from mgc.tracking import EVALUATIONS_EXPERIMENT, FINGERPRINT_TAG, LEAKY_TAG, Run
+from mgc.predictions import Source, ensemble, judge, looking, read_models
+from mgc.store import existing_store
+from mgc.tracking import LEAKY_TAG, Run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from mgc.metrics import Scores
     from mgc.predictions import Predictions, Trained
-
-PROTOCOL_TAG = "mgc.protocol"
-EVALUATED_TAG = "mgc.evaluated_run"
 
 
 def evaluate(run_id: str, features: str | Path, *, split: str = "test") -> dict[str, Any]:
@@ -64,7 +59,7 @@ def evaluate(run_id: str, features: str | Path, *, split: str = "test") -> dict[
     protocol = models[0].card.config.split
     clips = held_out(feature_set, split, protocol)
     source = Source.of(feature_set, split, protocol)
-    with _looking(run, source) as (looks, witness):
+    with looking(run, source) as (looks, witness):
         source = replace(source, looks=looks)
         each = judge(models, clips, source)
         whole = ensemble(models, each)
@@ -108,34 +103,14 @@ def _check(models: Sequence[Trained], feature_set: FeatureSet, run_id: str, spli
         if (model.card.genres, model.card.spec) != (manifest.genres, manifest.spec):
             what = "other genres or another log-Mel recipe"
             raise InputError(f"--features {feature_set.folder}: {what} than run {run_id} was trained on")
+        if model.card.config.split == "random" and model.card.fingerprint != manifest.fingerprint:
+            raise InputError(
+                f"--features {feature_set.folder}: run {run_id} drew its split at random from another feature set"
+            )
         if split != "test" and model.card.config.fold:
             raise InputError(
                 f"--split {split}: run {run_id} is of folds, which have {split} clips of their own; take --split test"
             )
-
-
-@contextmanager
-def _looking(run: Run, source: Source) -> Iterator[tuple[int, Run | None]]:
-    """Count a look at a test split, from before anything is seen: how many there are, and the run that bears witness.
-
-    Other splits may be looked at: 0 and no witness.
-    """
-    if source.split != "test":
-        yield 0, None
-        return
-    tags = {FINGERPRINT_TAG: source.fingerprint, PROTOCOL_TAG: source.protocol}
-    witness = Run.start(
-        run.uri,
-        EVALUATIONS_EXPERIMENT,
-        name=f"{run.record().name} on {source.split}",
-        step="evaluate",
-        config={"run": run.id, "features": source.features, "protocol": source.protocol},
-        tags={**tags, EVALUATED_TAG: run.id},
-    )
-    with witness.closing():
-        looks = len(search(run.uri, EVALUATIONS_EXPERIMENT, tags, deleted=True))
-        say(f"evaluate: look {looks} at the test split of {source.features}")
-        yield looks, witness
 
 
 def _keep(run: Run, predictions: Predictions) -> Scores:

@@ -41,7 +41,7 @@ def describe(run: tracking.Run, feature_set: FeatureSet, config: TrainConfig) ->
     """Name the run's input, and say if it leaks."""
     run.features(feature_set.folder, feature_set.manifest.fingerprint, "training")
     if feature_set.manifest.artist_leaks or config.split == "random":
-        run.tag({"mgc.leaky": "true"})
+        run.tag({tracking.LEAKY_TAG: "true"})
 
 
 class Watch:
@@ -84,7 +84,8 @@ def keep(run: tracking.Run, fitted: Fitted, data: LearningSet) -> None:
         run.file(fitted.checkpoint / name, tracking.CHECKPOINT)
     probabilities_NG = predict_probabilities(model, data.clips.mel_NFT, data.validation)
     scores = score(data.clips.labels_N[data.validation], probabilities_NG, data.genres)
-    run.figure(pictures.confusion_matrix(scores, "validation"), "pictures/confusion_validation.png")
+    title = "validation, LEAKY" if tracking.LEAKY_TAG in run.record().tags else "validation"
+    run.figure(pictures.confusion_matrix(scores, title), "pictures/confusion_validation.png")
     sample = data.clips.take(data.training[:PICTURED])
     run.figure(pictures.spectrograms(sample, data.genres, data.spec), "pictures/spectrograms.png")
     run.model(model, card.spec.shape, len(card.genres))

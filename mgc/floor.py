@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,7 +27,6 @@ from mgc.errors import ClipError, InputError
 from mgc.features import FeatureSet
 from mgc.folder import Folder
 from mgc.learning import LEAKY, dealt
-from mgc.metrics import score
 from mgc.splits import SPLITS
 from mgc.tracks import read
 
@@ -69,9 +69,10 @@ def floor(
     Returns
     -------
     dict
-        ``run_id`` of the MLflow run, ``split``, ``leaky`` (artists are in more than one split), ``training_accuracy``,
-        ``validation_accuracy``, of the test clips ``n``, ``accuracy``, ``ci95`` (Wilson), ``macro_f1``, ``per_genre``,
-        ``confusion`` (row = true, column = predicted, in the order of ``per_genre``), and ``seconds``.
+        ``run_id`` of the MLflow run, ``split``, ``leaky`` (artists are in more than one split), ``looks`` (at this
+        test split so far), ``training_accuracy``, ``validation_accuracy``, of the test clips ``n``, ``accuracy``,
+        ``ci95`` (Wilson), ``macro_f1``, ``per_genre``, ``confusion`` (row = true, column = predicted, in the order of
+        ``per_genre``), and ``seconds``.
 
     Raises
     ------
@@ -82,7 +83,9 @@ def floor(
     from sklearn.preprocessing import StandardScaler
     from sklearn.svm import SVC
 
-    from mgc import tracking  # here, because the processes that compute the statistics import this module
+    # here, because the processes that compute the statistics import this module
+    from mgc import tracking
+    from mgc.predictions import Predictions, Source, looking
 
     start = time.monotonic()
     if workers is not None and workers < 1:
@@ -96,7 +99,7 @@ def floor(
 
     leaky = split == "random" or bool(manifest.artist_leaks)
     config = {"root": str(Folder.at(root)), "split": split, "n_mfcc": N_MFCC, "svm": SVM}
-    tags = {"mgc.leaky": "true"} if leaky else {}
+    tags = {tracking.LEAKY_TAG: "true"} if leaky else {}
     run = tracking.Run.start(uri, tracking.EXPERIMENT, name="MFCC + SVM", step="baseline", config=config, tags=tags)
     with run.closing():
         run.features(feature_set.folder, manifest.fingerprint, "training")
@@ -106,8 +109,13 @@ def floor(
         machine.fit(statistics_ND[training_N], clips.labels_N[training_N])
         training_accuracy = float(machine.score(statistics_ND[training_N], clips.labels_N[training_N]))
         validation_accuracy = float(machine.score(statistics_ND[validation_N], clips.labels_N[validation_N]))
-        predicted_NG = np.eye(len(manifest.genres), dtype=np.float32)[machine.predict(statistics_ND[test_N])]
-        scores = score(clips.labels_N[test_N], predicted_NG, manifest.genres)
+        source = Source.of(feature_set, "test", split)
+        with looking(run, source) as (looks, _):
+            test = clips.take(np.flatnonzero(test_N))
+            sure_NG = np.eye(len(manifest.genres), dtype=np.float32)[machine.predict(statistics_ND[test_N])]
+            said = Predictions(replace(source, looks=looks), test.track_ids_N, test.paths, test.labels_N, sure_NG)
+            said.keep(run)
+            scores = said.score()
         seconds = round(time.monotonic() - start, 2)
         run.metrics({"training_accuracy": training_accuracy, "validation_accuracy": validation_accuracy})
         run.metrics({"test_accuracy": scores.accuracy, "test_macro_f1": scores.macro_f1, "test_clips": scores.n})
@@ -116,6 +124,7 @@ def floor(
         "run_id": run.id,
         "split": split,
         "leaky": leaky,
+        "looks": looks,
         "training_accuracy": training_accuracy,
         "validation_accuracy": validation_accuracy,
         **{name: getattr(scores, name) for name in FIGURES},
@@ -175,8 +184,7 @@ def _one_thread() -> None:
 def _clip_statistics(path: str, audio_root: Folder, seconds: float) -> NDArray[np.float32]:
     try:
         with audio.open_clip(audio_root, path) as file:
-            with audio._sound(file) as sound:
-                sample_rate = sound.samplerate
+            sample_rate = audio.native_rate(file)
             samples = audio.load(file, sample_rate=sample_rate, seconds=seconds).samples
     except ClipError as error:
         raise InputError(

@@ -77,11 +77,20 @@ def learning_set(
 
 
 def held_out(feature_set: FeatureSet, split: str, protocol: str = "official") -> Clips:
-    """The clips of one split, in memory, as a run of this protocol (``config.split``) saw or did not see them."""
+    """The clips of one split, in memory, as a run of this protocol (``config.split``) saw or did not see them.
+
+    Raises
+    ------
+    InputError
+        The split has no clips.
+    """
     if protocol == "official":
         return clips_of.load(feature_set, split)
     clips = clips_of.load(feature_set, *SPLITS, lazily=True)
-    return clips.take(np.flatnonzero(dealt(clips, protocol) == split))
+    rows = np.flatnonzero(dealt(clips, protocol) == split)
+    if not len(rows):
+        raise InputError(f"--features {feature_set.folder}: too few clips for a random split «{split}»")
+    return clips.take(rows)
 
 
 def dealt(clips: Clips, protocol: str) -> NDArray[np.str_]:

@@ -1,7 +1,8 @@
-"""What the models of a run say of the clips of a split, and how a run keeps it: ``predictions_SPLIT.parquet``.
+"""What the models of a run say of the clips of a split, how a run keeps it, and how looks at a test split are counted.
 
-A row is a clip: ``track_id``, ``path``, ``label`` and ``probabilities``, in the order of the genres, which are in the
-schema's metadata with the feature set's fingerprint, the protocol, and what else a figure needs to be believed.
+It is kept as ``predictions_SPLIT.parquet``. A row is a clip: ``track_id``, ``path``, ``label``, ``probabilities``. The
+schema's metadata have the order of the genres, the feature set's fingerprint, the protocol, and what else a figure
+needs to be believed. A look at a test split is a run of an experiment of its own, known by fingerprint and protocol.
 
 Shape suffixes: N clips, G genres.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -20,15 +22,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mgc import checkpoint
+from mgc.console import say
 from mgc.errors import InputError
 from mgc.learning import LEAKY, learning_set
 from mgc.metrics import Scores, score
 from mgc.model import predict_probabilities
 from mgc.splits import leak_message
-from mgc.tracking import STEP_TAG
+from mgc.store import search
+from mgc.tracking import EVALUATIONS_EXPERIMENT, FINGERPRINT_TAG, STEP_TAG, Run
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -36,8 +40,9 @@ if TYPE_CHECKING:
     from mgc.clips import Clips
     from mgc.features import FeatureSet
     from mgc.model import GenreCNN
-    from mgc.tracking import Run
 
+PROTOCOL_TAG = "mgc.protocol"
+EVALUATED_TAG = "mgc.evaluated_run"
 PARENTS = ("seeds", "folds")
 """Steps of runs whose models are those of the runs under them."""
 
@@ -181,6 +186,30 @@ def read_models(run: Run) -> list[Trained]:
             raise InputError(f"run {run.id}: {len(runs)} of its runs finished, two are needed; train on, see «mgc ui»")
     with tempfile.TemporaryDirectory() as folder:
         return [Trained(each, *checkpoint.read(each.checkpoint(Path(folder, each.id)))) for each in runs]
+
+
+@contextmanager
+def looking(run: Run, source: Source) -> Iterator[tuple[int, Run | None]]:
+    """Count a look at a test split, from before anything is seen: how many there are, and the run that bears witness.
+
+    Other splits may be looked at: 0 and no witness.
+    """
+    if source.split != "test":
+        yield 0, None
+        return
+    tags = {FINGERPRINT_TAG: source.fingerprint, PROTOCOL_TAG: source.protocol}
+    witness = Run.start(
+        run.uri,
+        EVALUATIONS_EXPERIMENT,
+        name=f"{run.record().name} on {source.split}",
+        step="evaluate",
+        config={"run": run.id, "features": source.features, "protocol": source.protocol},
+        tags={**tags, EVALUATED_TAG: run.id},
+    )
+    with witness.closing():
+        looks = len(search(run.uri, EVALUATIONS_EXPERIMENT, tags, deleted=True))
+        say(f"evaluate: look {looks} at the test split of {source.features}")
+        yield looks, witness
 
 
 def judge(models: Sequence[Trained], clips: Clips, source: Source) -> list[Predictions]:

@@ -1,0 +1,200 @@
+"""The page: self-contained, whole, and honest about what it does not know."""
+
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import GENRES
+from runs import other_fingerprint, parent_of, trained
+
+from mgc import learning, predictions
+from mgc.errors import InputError
+from mgc.evaluate import evaluate
+from mgc.model import predict_probabilities
+from mgc.report import report
+from mgc.store import search
+from mgc.tracking import EVALUATIONS_EXPERIMENT
+
+
+class Page(HTMLParser):
+    """Tags, their attributes and the text of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._style = False
+        self.feed(text)
+        self.text = " ".join(self.text.split())
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self._style = tag == "style"
+
+    def handle_data(self, data):
+        if not self._style:
+            self.text += f" {data} "
+
+    def pictures(self):
+        return {attributes["alt"].split()[0]: attributes["src"] for tag, attributes in self.tags if tag == "img"}
+
+
+def page_of(result) -> Page:
+    return Page(Path(result["report"].removeprefix("file://")).read_text())
+
+
+@pytest.fixture(scope="module")
+def own(features, tmp_path_factory):
+    return other_fingerprint(features, tmp_path_factory.mktemp("own") / "set", "5")
+
+
+@pytest.fixture(scope="module")
+def run(own):
+    return trained(own, name="<script>alert(1)</script> & co", epochs=7)
+
+
+@pytest.fixture(scope="module")
+def evaluated(run, own):
+    return evaluate(run.id, own.folder)
+
+
+@pytest.fixture(scope="module")
+def page(evaluated):
+    return page_of(evaluated)
+
+
+def test_the_page_needs_nothing_but_itself(page):
+    assert not {"script", "link", "iframe", "object", "base"} & {tag for tag, _ in page.tags}
+    for _, attributes in page.tags:
+        assert not {"href", "srcset", "onload", "onclick"} & attributes.keys()
+        assert attributes.get("src", "data:image/").startswith("data:image/")
+        assert "url(" not in (attributes.get("style") or "")
+    assert "viewport" in [attributes.get("name") for tag, attributes in page.tags if tag == "meta"]
+
+
+def test_names_are_text_and_nothing_else(page):
+    assert "<script>alert(1)</script> & co" in page.text
+
+
+def test_the_claim_has_its_interval_and_its_looks(page, evaluated):
+    low, high = evaluated["ci95"]
+    assert f"{evaluated['accuracy']:.1%} of 13 test clips right" in page.text
+    assert f"(95% interval {low:.1%} to {high:.1%})" in page.text
+    assert f"Look {evaluated['looks']} at this test split" in page.text
+    assert "LEAKY" not in page.text
+
+
+def test_the_page_has_curves_tables_calibration_and_mistakes(page, evaluated, run, own):
+    assert set(page.pictures()) == {"Loss", "Accuracy", "Log-Mel"}
+    for genre in GENRES:
+        assert f"{genre} {evaluated['per_genre'][genre]['support']}" in page.text
+    kept = predictions.Predictions.kept(run, "test")
+    rows = kept.mistakes(6)
+    confidence = kept.probabilities_NG[rows].max(1)
+    assert list(confidence) == sorted(confidence, reverse=True)
+    assert not kept.right[rows].any()
+    places = [page.text.index(f" {kept.paths[row]} ") for row in rows]
+    assert places == sorted(places)
+    assert f"{len(rows)} of {(~kept.right).sum()} wrong clips." in page.text
+
+
+def test_the_page_says_what_it_was_made_of(page, run, own):
+    assert "epochs 7 baseline: 20 keep" in page.text
+    assert "model.dropout 0.1 model.head" in page.text  # as in the baseline: not marked
+    assert f"{own.folder}, fingerprint {'5' * 64}" in page.text
+    assert f"run {run.id}" in page.text
+    tags = run.record().tags
+    assert f"torch {tags['mgc.version.torch']}" in page.text
+    assert tags.get("mlflow.source.git.commit", "not known") in page.text
+
+
+def test_a_report_is_made_again_and_written_where_asked(run, evaluated, tmp_path):
+    made = report(run.id, out=tmp_path / "page.html")
+    assert (made["run_id"], made["split"], made["report"]) == (run.id, "test", evaluated["report"])
+    assert made["out"] == str(tmp_path / "page.html")
+    assert f"Look {evaluated['looks']} at" in Page((tmp_path / "page.html").read_text()).text
+    with pytest.raises(InputError, match="cannot be written"):
+        report(run.id, out=tmp_path / "no" / "page.html")
+
+
+def test_without_an_evaluation_the_validation_clips_are_shown_without_a_look(own):
+    run = trained(own, seed=3)
+    looks = len(search(run.uri, EVALUATIONS_EXPERIMENT, {}))
+    made = report(run.id)
+    page = page_of(made)
+    assert made["split"] == "validation"
+    data = learning.learning_set(own, predictions.read_models(run)[0].card.config)
+    said = predict_probabilities(predictions.read_models(run)[0].model, data.clips.mel_NFT, data.validation)
+    accuracy = (said.argmax(1) == data.clips.labels_N[data.validation]).mean()
+    assert f"{accuracy:.1%} of 12 validation clips right" in page.text
+    assert "The test split is not evaluated: these are validation clips. They chose the epoch" in page.text
+    assert "Look" not in page.text
+    assert len(search(run.uri, EVALUATIONS_EXPERIMENT, {})) == looks
+
+
+def test_the_page_of_a_parent_has_mean_spread_and_members(own):
+    parent, children = parent_of(own, seed=[0, 1, 2])
+    result = evaluate(parent.id, own.folder)
+    text = page_of(result).text
+    assert f"one model: mean ± sd of 3 {result['accuracy_mean']:.1%} ± {result['accuracy_sd']:.1%}" in text
+    assert f"{result['accuracy']:.1%} of 13 test clips right" in text
+    for child, member in zip(children, result["members"], strict=True):
+        assert f"seed {member['seed']} {member['accuracy']:.1%} 30.0% 3 {child.id}" in text
+    assert "seed 0; 1; 2 baseline: 0" in text
+
+
+def test_folds_without_an_evaluation_judge_each_clip_by_the_model_that_did_not_learn_it(own):
+    parent, children = parent_of(own, step="folds", fold=[1, 2, 3], folds=[3, 3, 3])
+    made = report(parent.id)
+    text = page_of(made).text
+    right, clips = 0, 0
+    for child in children:
+        (model,) = predictions.read_models(child)
+        data = learning.learning_set(own, model.card.config)
+        said = predict_probabilities(model.model, data.clips.mel_NFT, data.validation)
+        right += (said.argmax(1) == data.clips.labels_N[data.validation]).sum()
+        clips += len(said)
+    assert clips == 44 + 12
+    assert f"{right / clips:.1%} of 56 validation clips right" in text
+    assert "Each clip is judged by a model that has not learnt from it." in text
+    assert "fold 2, seed 0" in text
+
+
+def test_seeds_of_folds_are_averaged_within_their_fold(own):
+    models = []
+    for fold in (2, 1):
+        for seed in (0, 1):
+            models += predictions.read_models(trained(own, seed=seed, fold=fold, folds=2))
+    found = predictions.on_validation(models, own)
+    assert [(member.fold, member.seed) for member in found.source.members] == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    data = learning.learning_set(own, models[2].card.config)  # fold 1
+    each = [predict_probabilities(model.model, data.clips.mel_NFT, data.validation) for model in models[2:]]
+    assert np.allclose(found.probabilities_NG[: len(data.validation)], np.mean(each, axis=0), atol=1e-7)
+    assert sorted(found.track_ids_N) == sorted(data.clips.track_ids_N)
+
+
+def test_a_feature_set_that_is_gone_is_missed_by_name(features, tmp_path):
+    fresh = other_fingerprint(features, tmp_path / "set", "6")
+    run, other = trained(fresh), trained(fresh, seed=1)
+    evaluate(run.id, fresh.folder)
+    shutil.rmtree(fresh.folder.path)
+    page = page_of(report(run.id))
+    assert f"the feature set {fresh.folder} is gone, or another is there now" in page.text
+    assert "Log-Mel" not in page.pictures()
+    assert "taken for" in page.text
+    made = report(other.id)
+    assert made["split"] is None
+    assert "the feature set to compute validation figures from is gone" in page_of(made).text
+    assert set(page_of(made).pictures()) == {"Loss"}
+    shutil.copytree(features.folder.path, fresh.folder.path)  # another set at its place
+    assert report(other.id)["split"] is None
+    assert "Log-Mel" not in page_of(report(run.id)).pictures()
+
+
+def test_another_feature_set_than_the_one_trained_on_is_said(run, own, features, tmp_path):
+    fresh = other_fingerprint(features, tmp_path / "set", "8")
+    text = page_of(evaluate(trained(own).id, fresh.folder)).text
+    assert "Trained on another feature set: whether the models know these clips or artists is not checked." in text
+    assert f"evaluated on {fresh.folder}, fingerprint {'8' * 64}" in text
