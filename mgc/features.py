@@ -158,6 +158,8 @@ class FeatureSet:
         try:
             with self.folder.random_access(entry.file) as file:
                 table = pq.read_table(file, columns=columns)
+        except StoreError:
+            raise
         except (OSError, pa.ArrowException) as error:
             raise InputError(
                 f"{self.folder}/{entry.file}: cannot be read ({first_line(error)}); preprocess again"

@@ -87,7 +87,7 @@ def fit(
 
     learner = DistributedDataParallel(state.model) if world > 1 else state.model
     for epoch in range(len(state.history) + 1, config.epochs + 1):
-        if config.patience and epoch - _kept(config, state.history).epoch > config.patience:
+        if config.patience and _stale(state.history) >= config.patience:
             break
         start = time.monotonic()
         torch.manual_seed(int(np.random.SeedSequence([config.seed, epoch, rank]).generate_state(1)[0]))
@@ -145,6 +145,12 @@ def _kept(config: TrainConfig, history: list[Epoch]) -> Epoch:
     if config.keep == "last":
         return history[-1]
     return max(history, key=lambda point: (point.val_accuracy, -point.val_loss))
+
+
+def _stale(history: list[Epoch]) -> int:
+    """Epochs since the validation accuracy was last bettered."""
+    accuracies = [point.val_accuracy for point in history]
+    return len(history) - 1 - accuracies.index(max(accuracies)) if history else 0
 
 
 def _train_epoch(

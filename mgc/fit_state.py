@@ -6,14 +6,15 @@ safetensors: loading it runs no code.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
-from mgc.errors import InputError
+from mgc.errors import InputError, first_line
 from mgc.files import replacing
 
 if TYPE_CHECKING:
@@ -83,11 +84,11 @@ class FitState:
             tensors |= {f"averaged.{name}": tensor for name, tensor in self.averaged.state_dict().items()}
         for index, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
-        metadata = {"signature": signature, "history": json.dumps([asdict(point) for point in self.history])}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        history = json.dumps([asdict(point) for point in self.history])
+        metadata = {"signature": signature, "history": history, "sha256": _digest(tensors, history)}
         with replacing(folder / STATE) as temporary:
-            save_file(
-                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata
-            )
+            save_file(tensors, temporary, metadata)
 
     def resume(self, folder: Path, signature: str) -> None:
         """Take up the state that an interrupted fit has left in a folder, if it has.
@@ -101,16 +102,19 @@ class FitState:
         if not file.exists():
             return
         parts: dict[str, dict[str, Tensor]] = {"last": {}, "kept": {}, "averaged": {}, "optimizer": {}}
+        tensors: dict[str, Tensor] = {}
         try:
             with safe_open(file, "pt") as state:
                 metadata = state.metadata() or {}
                 for key in state.keys():  # noqa: SIM118 (not a mapping)
                     part, _, name = key.partition(".")
-                    parts.setdefault(part, {})[name] = state.get_tensor(key)
-        except SafetensorError as error:
-            raise InputError(f"{file}: damaged ({error}); delete it to begin anew") from None
+                    tensors[key] = parts.setdefault(part, {})[name] = state.get_tensor(key)
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{file}: damaged ({first_line(error)}); delete it to begin anew") from None
         if metadata.get("signature") != signature:
             raise InputError(f"{file}: belongs to another configuration or feature set; choose another folder")
+        if metadata.get("sha256") != _digest(tensors, metadata.get("history", "")):
+            raise InputError(f"{file}: damaged (not what its hash says); delete it to begin anew")
         self.model.load_state_dict(parts["last"])
         if self.averaged:
             self.averaged.load_state_dict(parts["averaged"])
@@ -122,6 +126,11 @@ class FitState:
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.history = [Epoch(**point) for point in json.loads(metadata["history"])]
         self.kept = parts["kept"]
+
+
+def _digest(tensors: dict[str, Tensor], history: str) -> str:
+    """Hash of what a state holds: after a power cut a file may be whole in length only."""
+    return hashlib.sha256(save(tensors) + history.encode()).hexdigest()
 
 
 def signature_of(config: TrainConfig, data: LearningSet) -> str:

@@ -24,6 +24,11 @@ from mgc.ray_session import connect
 FeedName: TypeAlias = Literal["memory", "stream"]
 SHARE_OF_MEMORY = 0.6
 """Of what is free: the most that clips in memory may take."""
+CGROUPS = (
+    ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Where a container's limit and use are told, by version 2 and version 1, and what of its use is files' content."""
 RESTARTS = 3
 """How often Ray Train starts its workers again after one died; they go on from the last epoch."""
 
@@ -46,6 +51,8 @@ class Place:
         """
         if workers < 1:
             raise InputError(f"--workers {workers}: must be at least 1")
+        if gpus is not None and gpus < 0:
+            raise InputError(f"--gpus {gpus}: must be at least 0")
         if gpus is None:
             gpus = 1 if workers == 1 and torch.cuda.is_available() else 0
         there = torch.cuda.device_count()
@@ -161,7 +168,14 @@ def available_memory() -> int:
     if meminfo.exists():
         rows = dict(line.split(":") for line in meminfo.read_text().splitlines())
         free = 1024 * int(rows["MemAvailable"].split()[0])
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and used.exists() and (most := limit.read_text().strip()) != "max":
-        free = min(free, int(most) - int(used.read_text()))
+    for folder, limit, used, files in CGROUPS:
+        if (Path(folder) / limit).exists() and (most := (Path(folder) / limit).read_text().strip()) != "max":
+            stat = dict(line.split() for line in _lines(Path(folder) / "memory.stat"))
+            # files that were read or written count as used, but make way
+            taken = int((Path(folder) / used).read_text()) - int(stat.get(files, 0))
+            free = min(free, int(most) - taken)
     return free
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text().splitlines() if file.exists() else []

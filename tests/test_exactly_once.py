@@ -28,6 +28,7 @@ import pytest
 import soundfile
 from test_jobs import free_ports, processes_of
 
+from mgc import clips as clips_of
 from mgc import shards
 from mgc.errors import InputError
 from mgc.features import MANIFEST, PLAN, QUARANTINE, FeatureSet
@@ -426,7 +427,7 @@ def check_between(out, undisturbed):
     assert visible.items() <= undisturbed.items(), [n for n, data in visible.items() if undisturbed.get(n) != data]
     if MANIFEST in visible:
         assert visible == undisturbed
-        FeatureSet.open(out).load("training")
+        clips_of.load(FeatureSet.open(out), "training")
     elif out.exists():
         with pytest.raises(InputError, match="unfinished"):
             FeatureSet.open(out)

@@ -11,8 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import GENRES, SPEC, make_features
 
+from mgc import clips
+from mgc.config import TrainConfig
 from mgc.errors import InputError
 from mgc.features import MANIFEST, FeatureSet, Manifest, logmels
+from mgc.learning import learning_set
 
 
 @pytest.fixture
@@ -87,7 +90,7 @@ def test_a_manifest_reads_back_as_it_was_written(features):
 
 def test_a_split_reads_as_it_was_written(features):
     for split, count in (("training", 44), ("validation", 12), ("test", 13)):
-        loaded = features.load(split)
+        loaded = clips.load(features, split)
         (entry,) = (entry for entry in features.manifest.shards if entry.split == split)
         rows = pq.read_table(features.folder.path / entry.file).to_pylist()
         assert len(loaded) == len(rows) == count
@@ -103,7 +106,7 @@ def test_a_split_of_several_shards_reads_in_their_order_whatever_their_sizes(tmp
     made = make_features(tmp_path / "set")
     (entry,) = (entry for entry in made.manifest.shards if entry.split == "training")
     whole = pq.read_table(made.folder.path / entry.file)
-    expected = made.load("training")
+    expected = clips.load(made, "training")
     entries, start = [], 0
     for rows in (7, 0, 1, 36):
         name = f"shards/{len(entries)}.parquet"
@@ -113,16 +116,18 @@ def test_a_split_of_several_shards_reads_in_their_order_whatever_their_sizes(tmp
     others = [e for e in json.loads((made.folder.path / MANIFEST).read_text())["shards"] if e["split"] != "training"]
     text = json.dumps(json.loads((made.folder.path / MANIFEST).read_text()) | {"shards": entries + others})
     (made.folder.path / MANIFEST).write_text(text)
-    loaded = FeatureSet.open(made.folder).load("training")
+    loaded = clips.load(FeatureSet.open(made.folder), "training")
     np.testing.assert_array_equal(loaded.mel_NFT, expected.mel_NFT)
     np.testing.assert_array_equal(loaded.track_ids_N, expected.track_ids_N)
 
 
 def test_learning_sees_training_and_validation_and_no_test_clip(features):
-    learning = features.learning_set()
+    learning = learning_set(features, TrainConfig())
     assert (len(learning.training), len(learning.validation)) == (44, 12)
-    seen = {*learning.training.track_ids_N.tolist(), *learning.validation.track_ids_N.tolist()}
-    assert not seen & set(features.load("test").track_ids_N.tolist())
+    for split in ("training", "validation"):
+        rows = getattr(learning, split)
+        assert learning.clips.track_ids_N[rows].tolist() == clips.load(features, split).track_ids_N.tolist()
+    assert not set(learning.clips.track_ids_N) & set(clips.load(features, "test").track_ids_N)
     assert (learning.genres, learning.spec, learning.fingerprint) == (GENRES, SPEC, "f" * 64)
 
 
@@ -138,12 +143,12 @@ def test_matrices_of_a_sliced_and_chunked_column_are_those_rows(features):
 
 def test_a_split_without_clips_is_refused(features):
     with pytest.raises(InputError, match="no clips in split «validaton»"):
-        features.load("validaton")
+        clips.load(features, "validaton")
 
 
 def refused_load(path, file):
     with pytest.raises(InputError) as caught:
-        FeatureSet.open(path).load("training")
+        clips.load(FeatureSet.open(path), "training")
     message = str(caught.value)
     assert len(message.splitlines()) == 1
     assert str(file) in message

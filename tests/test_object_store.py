@@ -20,7 +20,7 @@ import pytest
 import soundfile
 from moto.server import ThreadedMotoServer
 
-from mgc import cli, tracking, tracks
+from mgc import cli, clips, tracking, tracks
 from mgc import preprocess as module
 from mgc.config import ModelConfig, TrainConfig
 from mgc.errors import InputError
@@ -203,7 +203,7 @@ def test_a_folder_per_genre_is_split_the_same_and_gets_new_clips_the_same(store,
     after = store.contents("genres/set")
     shards = {path: data for path, data in before.items() if path.startswith("shards/")}
     assert shards.items() < after.items()
-    rows = [row for split in SPLITS if split in _splits(out) for row in FeatureSet.open(out).load(split).paths]
+    rows = [row for split in SPLITS if split in _splits(out) for row in clips.load(FeatureSet.open(out), split).paths]
     assert len(rows) == len(set(rows)) == len(paths) + 2
     preprocess(music, tmp_path / "set", **OPTIONS)
     assert after == contents(tmp_path / "set")
@@ -250,7 +250,7 @@ def test_a_path_in_a_csv_is_the_same_clip_on_a_disk_and_in_the_store(store, tmp_
 def test_a_set_in_the_store_is_read_and_verified(store, finished, undisturbed):
     uri = store.uri(finished)
     feature_set = FeatureSet.open(uri)
-    loaded = {split: feature_set.load(split) for split in SPLITS}
+    loaded = {split: clips.load(feature_set, split) for split in SPLITS}
     assert [len(split) for split in loaded.values()] == [CLIPS - 2, 1, 1]
     shard = pq.read_table(pa.BufferReader(undisturbed[next(e.file for e in feature_set.manifest.shards)]))
     first = np.frombuffer(shard["logmel"][0].as_py(), "<f2").reshape(128, -1)
@@ -265,7 +265,7 @@ def test_a_set_in_the_store_is_read_and_verified(store, finished, undisturbed):
     store.s3.delete_object(Bucket=BUCKET, Key=f"{finished}/{gone}")
     assert {problem["file"] for problem in verify(uri)["problems"]} == {broken, gone}
     with pytest.raises(InputError, match="cannot be read"):
-        feature_set.load("training")
+        clips.load(feature_set, "training")
 
 
 def test_what_is_lost_or_broken_is_written_again_and_no_more(store, ray_session, collection, finished, undisturbed):

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
+from mgc import clips
 from mgc import preprocess as module
 from mgc.errors import InputError, RunError
 from mgc.features import MANIFEST, PLAN, QUARANTINE, FeatureSet
@@ -146,7 +147,7 @@ def test_every_reading_in_the_readme_works_in_the_folder_even_with_a_leftover_of
 ):
     (copy / "shards" / ".training-00000-of-00005.parquet.0123.tmp").write_bytes(b"half a shard")
     monkeypatch.chdir(copy)
-    loaded = {split: FeatureSet.open(copy).load(split) for split in SPLITS}
+    loaded = {split: clips.load(FeatureSet.open(copy), split) for split in SPLITS}
     mel_of = {
         i: mel for each in loaded.values() for i, mel in zip(each.track_ids_N.tolist(), each.mel_NFT, strict=True)
     }

@@ -1,0 +1,190 @@
+"""Where a fit runs and where its clips are kept: as the flags say, else as it fits; and nothing impossible."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from test_clips import SPEC, make_sharded
+from test_fit_state import PLAIN, figures
+
+from mgc import places
+from mgc.errors import InputError
+from mgc.fit import fit
+from mgc.learning import learning_set
+from mgc.places import Place, available_memory, lazily
+from mgc.splits import SPLITS
+
+CPU = Place(1, gpu=False)
+CLIP = 2 * SPEC.shape[0] * SPEC.shape[1]
+"""Bytes in memory."""
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """60, 20 and 13 clips."""
+    return make_sharded(tmp_path_factory.mktemp("places") / "set", training=(30, 30), validation=(20,), test=(13,))
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    """Set how much memory is free."""
+    return lambda free: monkeypatch.setattr(places, "available_memory", lambda: free)
+
+
+# Clips in memory or in their shards
+
+
+@pytest.mark.parametrize(("splits", "clips"), [(("training", "validation"), 80), (SPLITS, 93), (("test",), 13)])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_clips_that_fit_go_into_memory_and_others_stay_in_their_shards(small, memory, capsys, splits, clips, workers):
+    place = Place(workers, gpu=False)
+    need = clips * CLIP * (1 if workers == 1 else 2)  # beside this process's own, a copy for the workers
+    memory(round(need / places.SHARE_OF_MEMORY) + 10)
+    assert not lazily(None, small, splits, place)
+    assert f"features: {clips} clips in memory" in capsys.readouterr().err
+    memory(round(need / places.SHARE_OF_MEMORY) - 10)
+    assert lazily(None, small, splits, place)
+    assert f"features: {clips} clips read from their shards" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("free", [0, 10**12])
+def test_the_flag_wins_whatever_is_free(small, memory, free):
+    memory(free)
+    assert lazily("stream", small, ("training",), CPU) is True
+    assert lazily("memory", small, ("training",), CPU) is False
+
+
+def test_what_was_decided_is_one_line_with_its_reason_on_standard_error(small, memory, capsys):
+    memory(2_345_000_000)
+    lazily(None, small, ("training",), CPU)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "features: 60 clips in memory (0.00 GB; 2.3 GB of memory are free)\n"
+    memory(0)
+    lazily("memory", small, ("training",), CPU)
+    assert "60 clips in memory (0.00 GB; 0.0 GB of memory are free)" in capsys.readouterr().err
+
+
+# What is free
+
+
+def test_free_memory_is_some_and_less_than_the_machine_has():
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < available_memory() < physical
+
+
+AVAILABLE = 4_000_000_000
+MEMINFO = f"MemTotal:       8000000 kB\nMemAvailable:    {AVAILABLE // 1024} kB\nHugePages_Total:       0"
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """A stand-in for the kernel, because no container's limit can be had here: it says what a test has it say."""
+    monkeypatch.setattr(places, "Path", lambda path: tmp_path / Path(path).relative_to("/"))
+
+    def says(files):
+        for name, text in files.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(f"{text}\n")
+
+    says({"proc/meminfo": MEMINFO})
+    return says
+
+
+def test_free_is_what_the_kernel_says_is_available(machine):
+    assert available_memory() == AVAILABLE
+    machine({"sys/fs/cgroup/memory.max": "max", "sys/fs/cgroup/memory.current": 123456})
+    assert available_memory() == AVAILABLE
+
+
+def test_a_containers_limit_counts_where_it_is_lower(machine):
+    machine({"sys/fs/cgroup/memory.max": 1_000_000_000, "sys/fs/cgroup/memory.current": 600_000_000})
+    assert available_memory() == 400_000_000
+    machine({"sys/fs/cgroup/memory.max": 900_000_000_000})
+    assert available_memory() == AVAILABLE
+
+
+def test_what_a_container_holds_of_files_is_free(machine):
+    """After preprocessing its memory is full of the shards it wrote, which the kernel drops when asked for more."""
+    machine({"sys/fs/cgroup/memory.max": 1_000_000_000, "sys/fs/cgroup/memory.current": 990_000_000})
+    machine({"sys/fs/cgroup/memory.stat": "anon 190000000\nfile 800000000\ninactive_file 800000000\nactive_file 0"})
+    assert available_memory() == 810_000_000
+
+
+def test_the_limit_of_an_older_container_counts_too(machine):
+    folder = "sys/fs/cgroup/memory"
+    machine({f"{folder}/memory.limit_in_bytes": 1_000_000_000, f"{folder}/memory.usage_in_bytes": 600_000_000})
+    assert available_memory() == 400_000_000
+    machine({f"{folder}/memory.limit_in_bytes": 9223372036854771712})  # no limit
+    assert available_memory() == AVAILABLE
+
+
+# Where
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Set how many GPUs there are."""
+
+    def there_are(count):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+    there_are(0)
+    return there_are
+
+
+@pytest.mark.parametrize(
+    ("there", "asked", "workers", "place", "name"),
+    [
+        (0, None, 1, Place(1, gpu=False), "CPU"),
+        (0, 0, 1, Place(1, gpu=False), "CPU"),
+        (0, None, 3, Place(3, gpu=False), "3 CPU workers"),
+        (2, None, 1, Place(1, gpu=True), "1 GPU"),
+        (2, None, 3, Place(3, gpu=False), "3 CPU workers"),
+        (2, 0, 1, Place(1, gpu=False), "CPU"),
+        (2, 0, 2, Place(2, gpu=False), "2 CPU workers"),
+        (2, 1, 1, Place(1, gpu=True), "1 GPU"),
+        (2, 2, 1, Place(2, gpu=True), "2 GPUs"),
+        (2, 2, 2, Place(2, gpu=True), "2 GPUs"),
+    ],
+)
+def test_a_place_is_what_the_flags_ask_for_and_without_them_a_gpu_if_there_is_one(
+    gpus, there, asked, workers, place, name
+):
+    gpus(there)
+    chosen = Place.choose(asked, workers)
+    assert chosen == place
+    assert str(chosen) == name
+    assert chosen.device == ("cuda" if place.gpu else "cpu")
+
+
+@pytest.mark.parametrize(
+    ("there", "asked", "workers", "words"),
+    [
+        (0, None, 0, ["--workers 0", "at least 1"]),
+        (0, None, -2, ["--workers -2", "at least 1"]),
+        (0, -1, 1, ["--gpus -1", "at least 0"]),
+        (0, 1, 1, ["--gpus 1", "there are 0 here"]),
+        (1, 2, 1, ["--gpus 2", "there is 1 here"]),
+        (2, 3, 3, ["--gpus 3", "there are 2 here"]),
+        (4, 2, 3, ["--gpus 2 --workers 3", "a worker a GPU"]),
+        (2, 1, 2, ["--gpus 1 --workers 2", "a worker a GPU"]),
+    ],
+)
+def test_a_place_that_cannot_be_is_refused_in_one_line(gpus, there, asked, workers, words):
+    gpus(there)
+    with pytest.raises(InputError) as error:
+        Place.choose(asked, workers)
+    message = str(error.value)
+    assert len(message.splitlines()) == 1
+    assert all(word in message for word in words)
+
+
+def test_one_worker_is_this_process(small, tmp_path):
+    heard = []
+    fitted = CPU.fit(PLAIN, learning_set(small, PLAIN), tmp_path / "place", heard.append)
+    assert fitted.checkpoint == tmp_path / "place"
+    assert tuple(heard) == fitted.history
+    assert figures(heard) == figures(fit(PLAIN, learning_set(small, PLAIN), tmp_path / "plain").history)
