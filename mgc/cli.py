@@ -24,7 +24,7 @@ from mgc.errors import InputError, MgcError, RunError
 from mgc.folder import Folder
 from mgc.ray_session import disconnect
 
-Preset: TypeAlias = Literal["baseline", "regularized"]
+Preset: TypeAlias = Literal["baseline", "regularized", "short_chunk"]
 DEFAULT_PRESET: Preset = "regularized"
 DESCRIPTION = "Music genre classification: from a folder of MP3s to a tracked model."
 
@@ -201,7 +201,7 @@ class Learning(Output):
     features: str
     """A finished feature set."""
     preset: Preset = DEFAULT_PRESET
-    """baseline is the seed's plain CNN, regularized what helps it most."""
+    """baseline is the seed's plain CNN, regularized what helps it most, short_chunk the best: it hears 3 s at a time."""
     config_file: Annotated[Path | None, arg(name="config")] = None
     """JSON file of (some) configuration fields, as mgc tune writes it."""
     allow_leaks: bool = False

@@ -150,8 +150,21 @@ PRESETS: dict[str, TrainConfig] = {
         model=ModelConfig(norm=True, input_norm=True, dropout=0.2, head="avgmax", head_dropout=0.5),
         optim=OptimConfig(lr=3e-3, schedule="cosine", weight_decay=1e-2, label_smoothing=0.1),
     ),
+    "short_chunk": TrainConfig(
+        model=ModelConfig(norm=True, input_norm=True, dropout=0.1, head="bands", head_dropout=0.3, window=128),
+        augment=AugmentConfig(
+            mixup_alpha=0.2, time_masks=1, time_mask_frames=20, band_masks=1, band_mask_bands=12, equalize=0.3
+        ),
+        optim=OptimConfig(
+            lr=2e-3, schedule="cosine", warmup_epochs=2, weight_decay=1e-2, label_smoothing=0.1, batch_size=16
+        ),
+        epochs=40,
+        keep="last",
+    ),
 }
-"""``baseline`` is the seed's network, exactly; ``regularized`` is what helps it most at no cost in time."""
+"""``baseline`` is the seed's network, exactly; ``regularized`` is what helps it most on whole clips; ``short_chunk`` hears
+3 s at a time, varied in each epoch, and is the best of those tried (``docs/log.md``; after Won et al., «Evaluation of
+CNN-based automatic music tagging models», SMC 2020)."""
 
 
 def overlay(base: Node, tree: dict[str, Any], where: str = "") -> Node:

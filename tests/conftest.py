@@ -20,6 +20,12 @@ SPEC = LogMelSpec(seconds=0.75)
 """33 frames of 128 bands: enough for four poolings, and a fit takes a second."""
 
 
+def pytest_collection_modifyitems(items):
+    """Files that hold slow tests go first, so that of two processes none ends long after the other."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def working_directory(tmp_path_factory):
     """A directory of its own for the whole session: its ``mlflow_runs`` is every test's default store."""

@@ -49,15 +49,22 @@ def test_every_command_and_flag_is_the_contracts():
         },
         "verify": {"features"},
         "inspect": {"features", "out"},
-        "train": {"features", "preset", "config_file", "allow_leaks", "gpus", "workers", "run_name"},
+        "train": {
+            "features", "preset", "config_file", "allow_leaks", "seeds", "gpus", "workers", "feed", "run_name",
+        },
         "tune": {"features", "preset", "config_file", "allow_leaks", "trials", "concurrent", "name", "resume"},
         "evaluate": {"run_id", "features", "split"},
+        "compare": {"run_a", "run_b", "split"},
+        "report": {"run_id", "out"},
+        "baseline": {"features", "root", "split", "workers"},
         "predict": {"model", "clips"},
         "ui": {"port"},
         "demo": {"out"},
     }  # fmt: skip
     fields_of_the_configuration = "channels norm input-norm dropout head head-dropout lr schedule weight-decay"
-    fields_of_the_configuration += " label-smoothing batch-size epochs seed"
+    fields_of_the_configuration += " label-smoothing batch-size epochs seed window spatial-dropout mixup-alpha"
+    fields_of_the_configuration += " time-masks time-mask-frames band-masks band-mask-bands equalize warmup-epochs"
+    fields_of_the_configuration += " clip-norm ema-epochs precision keep patience split folds fold"
     for command in ("train", "tune"):
         help_text = python(f"from mgc import cli\ntry: cli.main(['{command}', '--help'])\nexcept SystemExit: pass")
         for name in fields_of_the_configuration.split():

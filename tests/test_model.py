@@ -69,7 +69,11 @@ def test_a_window_is_a_crop_and_a_longer_clip_the_mean_vote_of_its_windows():
         GenreCNN(ModelConfig(window=101), 3, (128, 100))
 
 
-@pytest.mark.parametrize("head", ["flatten", "avg", "avgmax"])
+def test_the_best_preset_is_small():
+    assert parameters(GenreCNN(PRESETS["short_chunk"].model, 8)) < 1_000_000
+
+
+@pytest.mark.parametrize("head", ["flatten", "avg", "avgmax", "bands"])
 @pytest.mark.parametrize("norm", [False, True])
 def test_every_head_gives_a_logit_a_genre(head, norm):
     model = GenreCNN(ModelConfig(head=head, norm=norm, input_norm=norm), 5, (128, 40))
