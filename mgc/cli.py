@@ -201,7 +201,7 @@ class Learning(Output):
     features: str
     """A finished feature set."""
     preset: Preset = DEFAULT_PRESET
-    """baseline is the seed's plain CNN, regularized what helps it most, short_chunk the best: it hears 3 s at a time."""
+    """baseline is the seed's plain CNN, regularized what helps it on whole clips, short_chunk the best, on 3 s each."""
     config_file: Annotated[Path | None, arg(name="config")] = None
     """JSON file of (some) configuration fields, as mgc tune writes it."""
     allow_leaks: bool = False

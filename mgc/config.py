@@ -162,8 +162,8 @@ PRESETS: dict[str, TrainConfig] = {
         keep="last",
     ),
 }
-"""``baseline`` is the seed's network, exactly; ``regularized`` is what helps it most on whole clips; ``short_chunk`` hears
-3 s at a time, varied in each epoch, and is the best of those tried (``docs/log.md``; after Won et al., «Evaluation of
+"""``baseline`` is the seed's network, exactly; ``regularized`` is what helps it most on whole clips; ``short_chunk``,
+the best of those tried (``docs/log.md``), hears 3 s at a time, varied in each epoch (after Won et al., «Evaluation of
 CNN-based automatic music tagging models», SMC 2020)."""
 
 
