@@ -46,8 +46,8 @@ TRICKS = (*OURS, "fused AdamW", "bf16 autocast", "torch.compile")  # bf16 gives 
 
 
 class _AvgMax(nn.Module):
-    def forward(self, maps_BCFT: Tensor) -> Tensor:
-        return torch.cat([maps_BCFT.mean((2, 3)), maps_BCFT.amax((2, 3))], 1)
+    def forward(self, maps: Tensor) -> Tensor:
+        return torch.cat([maps.flatten(2).mean(2), maps.flatten(2).amax(2)], 1)
 
 
 def plain(config: ModelConfig, switches: list[str]) -> nn.Sequential:
@@ -61,9 +61,9 @@ def plain(config: ModelConfig, switches: list[str]) -> nn.Sequential:
         layers += [nn.BatchNorm2d(filters)] if config.norm else []
         layers += [nn.MaxPool2d(2), nn.ReLU()] if OURS[2] in switches else [nn.ReLU(), nn.MaxPool2d(2)]
         layers.append(dropout(config.dropout))
-    flat = (128 >> len(config.channels)) * (1288 >> len(config.channels))
-    head, values = {"flatten": (nn.Flatten(), flat), "avgmax": (_AvgMax(), 2)}[config.head]
-    return nn.Sequential(*layers, head, nn.Dropout(config.head_dropout), nn.Linear(filters * values, GENRES))
+    heads = {"flatten": nn.Flatten(), "avgmax": _AvgMax(), "bands": nn.Sequential(nn.Flatten(1, 2), _AvgMax())}
+    linear = nn.Linear(GenreCNN(config, GENRES).linear.in_features, GENRES)
+    return nn.Sequential(*layers, heads[config.head], nn.Dropout(config.head_dropout), linear)
 
 
 class NpyClips(Dataset):

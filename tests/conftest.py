@@ -21,9 +21,13 @@ SPEC = LogMelSpec(seconds=0.75)
 
 
 def pytest_collection_modifyitems(items):
-    """Files that hold slow tests go first, so that of two processes none ends long after the other."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    """Files that hold slow tests, or need Ray, go first.
+
+    So of two processes none ends long after the other, and no test forks a process whose Ray is wanted afterwards: once
+    in many runs gRPC does not live through that.
+    """
+    first = {item.path for item in items if item.get_closest_marker("slow") or "ray_session" in item.fixturenames}
+    items.sort(key=lambda item: item.path not in first)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -75,7 +75,11 @@ def test_every_command_and_flag_is_the_contracts():
     assert (flags["tune"]["trials"], flags["tune"]["concurrent"]) == (20, 2)
     assert flags["evaluate"]["split"] == "test"
     assert flags["ui"]["port"] == 5000
-    assert {preset.epochs for preset in PRESETS.values()} == {20}
+    assert {name: preset.epochs for name, preset in PRESETS.items()} == {
+        "baseline": 20,
+        "regularized": 20,
+        "short_chunk": 40,
+    }
 
 
 @pytest.mark.parametrize(

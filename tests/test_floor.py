@@ -111,11 +111,12 @@ def test_each_clip_has_its_own_statistics_of_what_the_recipe_takes(made, mini, f
 
 def test_the_result_has_the_contracts_keys_and_more_than_luck_in_it(made):
     result, _ = made
-    others = {"run_id", "split", "leaky", "training_accuracy", "validation_accuracy", "seconds"}
+    others = {"run_id", "split", "leaky", "looks", "training_accuracy", "validation_accuracy", "seconds"}
     assert set(result) == FIGURES | others
     assert (result["split"], result["leaky"], result["n"]) == ("official", False, 6)
     assert np.sum(result["confusion"]) == 6
     assert result["training_accuracy"] > 0.6
+    assert result["looks"] == 1
     json.dumps(result)
 
 
