@@ -23,8 +23,8 @@ SPEC = LogMelSpec(seconds=0.75)
 def pytest_collection_modifyitems(items):
     """Files that hold slow tests, or need Ray, go first.
 
-    So of two processes none ends long after the other, and no test forks a process whose Ray is wanted afterwards: once
-    in many runs gRPC does not live through that.
+    So of two processes none ends long after the other, and fewer tests fork a process whose Ray is wanted afterwards: a
+    call to Ray was once seen to wait for ever behind many forks.
     """
     first = {item.path for item in items if item.get_closest_marker("slow") or "ray_session" in item.fixturenames}
     items.sort(key=lambda item: item.path not in first)
