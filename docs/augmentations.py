@@ -19,7 +19,7 @@ from mgc import augment, clips
 from mgc.config import AugmentConfig, ModelConfig, OptimConfig, TrainConfig
 from mgc.features import FeatureSet
 
-WINDOW, SEED = 256, 3
+WINDOW, SEED = 256, 5
 BASE = TrainConfig(model=ModelConfig(window=WINDOW), optim=OptimConfig(batch_size=2), seed=SEED)
 
 
@@ -63,7 +63,7 @@ def main(features: Path, out: Path) -> None:
             axes.tick_params(labelsize=7)
         figure.axes[0].set_ylabel("mel band", fontsize=8)
         figure.colorbar(image, ax=figure.axes, shrink=0.8, label="z-score")
-        figure.savefig(out / f"augment_{name}.png", dpi=90)
+        figure.savefig(out / f"augment_{name}.png", dpi=75)
 
 
 def varied_partner(mel_BFT: torch.Tensor, shape: tuple[int, int]) -> np.ndarray:
