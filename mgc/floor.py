@@ -176,7 +176,7 @@ def _statistics(audio_root: Folder, paths: Sequence[str], seconds: float, worker
 def _one_thread() -> None:
     """Keep BLAS from starting as many threads as there are CPUs in each of as many processes."""
     import librosa.feature  # noqa: F401 (only libraries that are loaded are limited)
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     threadpool_limits(1)
 
