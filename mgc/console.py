@@ -37,9 +37,15 @@ class Progress:
     def __init__(self, title: str, total: int, unit: str) -> None:
         self.title, self.total, self.unit = title, total, unit
         self.done = 0
+        self._before = 0
         self._start = time.monotonic()
         self._shown = -LOG_EVERY_SECONDS
         self._live = sys.stderr.isatty()
+
+    def resume(self, count: int) -> None:
+        """Count units as done that were done before this process: no rate is due to them."""
+        self.done += count
+        self._before += count
 
     def advance(self, count: int = 1, note: str = "") -> None:
         """Count ``count`` more units as done; ``note`` (a loss, an accuracy) is shown behind the figures."""
@@ -56,7 +62,7 @@ class Progress:
             say(line)
 
     def _figures(self, elapsed: float) -> str:
-        rate = self.done / elapsed if elapsed > 0 else 0.0
+        rate = (self.done - self._before) / elapsed if elapsed > 0 else 0.0
         left = f", {clock((self.total - self.done) / rate)} left" if rate > 0 and self.done < self.total else ""
         return f"{self.done}/{self.total} {self.unit}, {rate:.2f}/s, {clock(elapsed)} elapsed{left}"
 

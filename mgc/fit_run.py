@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,7 @@ class Watch:
     def __init__(self, run: tracking.Run, title: str, epochs: int) -> None:
         self.run = run
         self.progress = Progress(title, epochs, "epochs")
+        self.began = time.time()
         self.told = 0
 
     def __call__(self, point: Epoch) -> None:
@@ -58,6 +60,9 @@ class Watch:
         if point.epoch <= self.told:  # a worker that was started again begins with its former epochs
             return
         self.told = point.epoch
+        if point.ended < self.began:  # of the fit that is gone on with
+            self.progress.resume(1)
+            return
         self.progress.advance(
             1,
             f"loss {point.train_loss:.3f}, accuracy {point.train_accuracy:.3f}; "

@@ -175,7 +175,7 @@ class _Watch(ray_tune.Callback):  # type: ignore[misc]
 
     def setup(self, **_: Any) -> None:
         self.progress = Progress("tune", self.trials, "trials")
-        self.progress.done = sum(outcome_of(work) is not None for work in (self.folder / "trials").glob("*"))
+        self.progress.resume(sum(outcome_of(work) is not None for work in (self.folder / "trials").glob("*")))
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         self.best = max(self.best, result[METRIC])
