@@ -282,6 +282,7 @@ def test_a_random_split_is_tagged_leaky(features, client):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # Ray's workers give way to whatever else runs
 def test_a_killed_ray_worker_costs_no_epoch_and_no_metric_twice(features, client, ray_session, undisturbed):
     """Ray Train starts the workers again; they go on from the last epoch, and reach what one process reaches."""
     killed = []
