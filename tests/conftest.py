@@ -21,13 +21,14 @@ SPEC = LogMelSpec(seconds=0.75)
 
 
 def pytest_collection_modifyitems(items):
-    """Files that hold slow tests, or need Ray, go first.
+    """Files that need Ray go first, then those that hold slow tests.
 
-    So of two processes none ends long after the other, and fewer tests fork a process whose Ray is wanted afterwards: a
+    So of two processes none ends long after the other, and few tests fork a process whose Ray is wanted afterwards: a
     call to Ray was once seen to wait for ever behind many forks.
     """
-    first = {item.path for item in items if item.get_closest_marker("slow") or "ray_session" in item.fixturenames}
-    items.sort(key=lambda item: item.path not in first)
+    ray = {item.path for item in items if "ray_session" in item.fixturenames}
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path not in ray, item.path not in slow))
 
 
 @pytest.fixture(scope="session", autouse=True)
