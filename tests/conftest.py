@@ -21,14 +21,14 @@ SPEC = LogMelSpec(seconds=0.75)
 
 
 def pytest_collection_modifyitems(items):
-    """Files that need Ray go first, then those that hold slow tests.
+    """Forking goes first, then files that need Ray, then those that hold slow tests.
 
-    So of two processes none ends long after the other, and few tests fork a process whose Ray is wanted afterwards: a
-    call to Ray was once seen to wait for ever behind many forks.
+    test_isolation counts what its own process has open, which Ray adds to; and a call to Ray was once seen to wait for
+    ever behind many forks of its process. The slow ones early let neither of two processes end long after the other.
     """
     ray = {item.path for item in items if "ray_session" in item.fixturenames}
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (item.path not in ray, item.path not in slow))
+    items.sort(key=lambda item: (item.path.name != "test_isolation.py", item.path not in ray, item.path not in slow))
 
 
 @pytest.fixture(scope="session", autouse=True)
