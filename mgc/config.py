@@ -144,6 +144,11 @@ class TrainConfig:
         return tree
 
 
+def member_name(seed: int, fold: int) -> str:
+    """What tells a model from those that are trained with it."""
+    return f"fold {fold}, seed {seed}" if fold else f"seed {seed}"
+
+
 PRESETS: dict[str, TrainConfig] = {
     "baseline": TrainConfig(),
     "regularized": TrainConfig(

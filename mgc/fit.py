@@ -30,11 +30,9 @@ from mgc.errors import RunError
 from mgc.feed import Feed, batches, order
 from mgc.fit_state import STATE, Epoch, FitState, signature_of
 from mgc.learning import LearningSet
-from mgc.model import GenreCNN, predict_logits
+from mgc.model import AT_ONCE, GenreCNN, predict_logits
 from mgc.ranks import rank_and_world, share_buffers, summed
 from mgc.synced_norm import SyncedBatchNorm
-
-EVALUATED_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -210,7 +208,7 @@ def _evaluate(model: nn.Module, feed: Feed, rows_N: NDArray[np.int64]) -> tuple[
     """Mean cross-entropy and accuracy, each clip counted once, by one of the ranks."""
     rank, world = rank_and_world()
     sums = torch.zeros(2, dtype=torch.float64)  # loss, right
-    parts = batches(rows_N[rank::world], EVALUATED_AT_ONCE)
+    parts = batches(rows_N[rank::world], AT_ONCE)
     for rows_B, mel_BFT in zip(parts, feed.read(parts), strict=True):
         labels_B = feed.labels_N[torch.from_numpy(rows_B).to(feed.device)].cpu()
         logits_BG = predict_logits(model, mel_BFT)

@@ -11,6 +11,7 @@ from mgc.console import Progress
 from mgc.errors import InputError
 from mgc.features import FeatureSet
 from mgc.fit_state import Epoch, discard
+from mgc.learning import leak
 from mgc.metrics import score
 from mgc.model import predict_probabilities
 from mgc.ray_session import output_folder
@@ -41,7 +42,7 @@ def open_for_learning(features: str | Path, *, allow_leaks: bool) -> FeatureSet:
 def describe(run: tracking.Run, feature_set: FeatureSet, config: TrainConfig) -> None:
     """Name the run's input, and say if it leaks."""
     run.features(feature_set.folder, feature_set.manifest.fingerprint, "training")
-    if feature_set.manifest.artist_leaks or config.split == "random":
+    if leak(feature_set.manifest, config.split):
         run.tag({tracking.LEAKY_TAG: "true"})
 
 

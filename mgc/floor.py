@@ -26,7 +26,7 @@ from mgc.console import Progress
 from mgc.errors import ClipError, InputError
 from mgc.features import FeatureSet
 from mgc.folder import Folder
-from mgc.learning import LEAKY, dealt
+from mgc.learning import LEAKY, dealt, leak
 from mgc.splits import SPLITS
 from mgc.tracks import read
 
@@ -97,7 +97,7 @@ def floor(
     uri = tracking.open_store(feature_set.folder)
     statistics_ND = _statistics(audio_root, clips.paths, manifest.spec.seconds, workers)
 
-    leaky = split == "random" or bool(manifest.artist_leaks)
+    leaky = bool(leak(manifest, split))
     config = {"root": str(Folder.at(root)), "split": split, "n_mfcc": N_MFCC, "svm": SVM}
     tags = {tracking.LEAKY_TAG: "true"} if leaky else {}
     run = tracking.Run.start(uri, tracking.EXPERIMENT, name="MFCC + SVM", step="baseline", config=config, tags=tags)

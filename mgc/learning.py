@@ -17,14 +17,14 @@ import numpy as np
 
 from mgc import clips as clips_of
 from mgc.errors import InputError
-from mgc.splits import SPLITS, draw_splits
+from mgc.splits import SPLITS, draw_splits, leak_message
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mgc.clips import Clips
     from mgc.config import TrainConfig
-    from mgc.features import FeatureSet
+    from mgc.features import FeatureSet, Manifest
     from mgc.logmel import LogMelSpec
 
 SEED = 0
@@ -91,6 +91,13 @@ def held_out(feature_set: FeatureSet, split: str, protocol: str = "official") ->
     if not len(rows):
         raise InputError(f"--features {feature_set.folder}: too few clips for a random split «{split}»")
     return clips.take(rows)
+
+
+def leak(manifest: Manifest, protocol: str) -> str:
+    """Why figures of a feature set under a protocol flatter; empty where nothing is known against them."""
+    if protocol == "random":
+        return LEAKY
+    return f"LEAKY: {leak_message(manifest.artist_leaks)}" if manifest.artist_leaks else ""
 
 
 def dealt(clips: Clips, protocol: str) -> NDArray[np.str_]:

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from mgc.clips import ShardedMel
 
 
+AT_ONCE = 16
+"""Clips that are evaluated at a time."""
+
+
 class GenreCNN(nn.Module):
     """A plain CNN whose every regulariser is a field of its configuration.
 
@@ -116,7 +120,7 @@ class Dropout(nn.Dropout):
 
 
 @torch.inference_mode()
-def predict_logits(model: nn.Module, mel_NFT: Tensor, batch_size: int = 16) -> Tensor:
+def predict_logits(model: nn.Module, mel_NFT: Tensor, batch_size: int = AT_ONCE) -> Tensor:
     """Logits [shape=(N, G), dtype=float32, on the CPU] in evaluation mode, batch by batch on the model's device."""
     device = next(model.parameters()).device
     training = model.training
@@ -131,6 +135,6 @@ def predict_probabilities(
 ) -> NDArray[np.float32]:
     """Genre probabilities [shape=(B, G)] of some clips, all by default, read and computed block by block."""
     rows_B = np.arange(len(mel_NFT)) if rows_B is None else rows_B
-    blocks = [rows_B[start : start + 16] for start in range(0, len(rows_B), 16)]
+    blocks = [rows_B[start : start + AT_ONCE] for start in range(0, len(rows_B), AT_ONCE)]
     logits = [predict_logits(model, torch.from_numpy(mel_NFT[block])) for block in blocks]
     return torch.cat(logits).softmax(1).numpy()

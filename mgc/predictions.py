@@ -24,10 +24,9 @@ import pyarrow.parquet as pq
 from mgc import checkpoint
 from mgc.console import say
 from mgc.errors import InputError
-from mgc.learning import LEAKY, learning_set
+from mgc.learning import leak, learning_set
 from mgc.metrics import Scores, score
 from mgc.model import predict_probabilities
-from mgc.splits import leak_message
 from mgc.store import search
 from mgc.tracking import EVALUATIONS_EXPERIMENT, FINGERPRINT_TAG, STEP_TAG, Run
 
@@ -95,10 +94,8 @@ class Source:
     def of(cls, feature_set: FeatureSet, split: str, protocol: str) -> Source:
         """What there is to say of a split before anybody predicts."""
         manifest = feature_set.manifest
-        leak = LEAKY if protocol == "random" else ""
-        if manifest.artist_leaks and not leak:
-            leak = f"LEAKY: {leak_message(manifest.artist_leaks)}"
-        return cls(split, manifest.genres, str(feature_set.folder), manifest.fingerprint, protocol, leak)
+        place, known = str(feature_set.folder), leak(manifest, protocol)
+        return cls(split, manifest.genres, place, manifest.fingerprint, protocol, known)
 
 
 @dataclass(frozen=True, eq=False)

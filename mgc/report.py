@@ -19,7 +19,7 @@ import numpy as np
 
 from mgc import clips as clips_of
 from mgc import pictures
-from mgc.config import PRESETS
+from mgc.config import PRESETS, member_name
 from mgc.errors import InputError, MgcError
 from mgc.features import FeatureSet
 from mgc.files import write_text
@@ -156,7 +156,7 @@ def _members(models: list[Trained], predictions: Predictions) -> list[dict[str, 
     figures = {model.run.id: model.card.figures for model in models}
     return [
         {
-            "name": f"fold {member.fold}, seed {member.seed}" if member.fold else f"seed {member.seed}",
+            "name": member_name(member.seed, member.fold),
             "accuracy": member.accuracy,
             "val_accuracy": figures.get(member.run_id, {}).get("val_accuracy"),
             "best_epoch": figures.get(member.run_id, {}).get("best_epoch"),

@@ -18,6 +18,7 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 from mgc import checkpoint, tracking
+from mgc.config import member_name
 from mgc.console import say
 from mgc.errors import InputError
 from mgc.fit import is_kept
@@ -126,7 +127,7 @@ def _several(job: _Job, config: TrainConfig, seeds: int, run_name: str | None) -
     with job.run(config, run_name, None, step=step, seeds=seeds) as (parent, _):
         members = []
         for number, each in enumerate(configs, 1):
-            name = f"fold {each.fold}, seed {each.seed}" if each.fold else f"seed {each.seed}"
+            name = member_name(each.seed, each.fold)
             say(f"train: {name} ({number} of {len(configs)})")
             members.append(job.train(each, name, parent.id))
         result = _together(members, seeds)
