@@ -1,6 +1,7 @@
 """What tests share: one Ray session, one MLflow store, real music, and a small feature set that is quick to learn."""
 
 import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,15 +21,29 @@ SPEC = LogMelSpec(seconds=0.75)
 """33 frames of 128 bands: enough for four poolings, and a fit takes a second."""
 
 
-def pytest_collection_modifyitems(items):
+RAY_FILES = pytest.StashKey[set[Path]]()
+"""Files with a test that needs Ray."""
+
+
+def pytest_collection_modifyitems(config, items):
     """Forking goes first, then files that need Ray, then those that hold slow tests.
 
-    test_isolation counts what its own process has open, which Ray adds to; and a call to Ray was once seen to wait for
-    ever behind many forks of its process. The slow ones early let neither of two processes end long after the other.
+    test_isolation counts what its own process has open, which Ray adds to. The slow ones early let neither of two
+    processes end long after the other.
     """
-    ray = {item.path for item in items if "ray_session" in item.fixturenames}
+    ray = config.stash[RAY_FILES] = {item.path for item in items if "ray_session" in item.fixturenames}
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: (item.path.name != "test_isolation.py", item.path not in ray, item.path not in slow))
+
+
+def pytest_runtest_setup(item):
+    """Leave Ray before the first file that does not need it.
+
+    Those files fork, and a process that forks while it is a Ray driver may wait for ever in its next call: Ray gives
+    gRPC's fork support to its workers, not to its drivers (ray-project/ray#65984). mgc forks in workers only.
+    """
+    if item.path not in item.config.stash[RAY_FILES] and "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -45,7 +60,7 @@ def working_directory(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def ray_session(working_directory):
-    """The one Ray session, on this machine's two CPUs."""
+    """The one Ray session, on this machine's two CPUs, until a file does without."""
     import ray
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
