@@ -379,12 +379,12 @@ class Ui(Output):
     port: int = 5000
 
     def run(self) -> dict[str, Any]:
-        from mgc import tracking
+        from mgc import store
 
-        uri = tracking.existing_store(Folder.at(Path.cwd()))
+        uri = store.existing_store(Folder.at(Path.cwd()))
         if self.json:  # now, because the server takes this process's place
             print(json.dumps({"uri": uri, "url": f"http://127.0.0.1:{self.port}"}), flush=True)
-        tracking.serve(uri, self.port)
+        store.serve(uri, self.port)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -84,7 +84,7 @@ def floor(
     from sklearn.svm import SVC
 
     # here, because the processes that compute the statistics import this module
-    from mgc import tracking
+    from mgc import store, tracking
     from mgc.predictions import Predictions, Source, looking
 
     start = time.monotonic()
@@ -94,7 +94,7 @@ def floor(
     manifest = feature_set.manifest
     clips = clips_of.load(feature_set, *SPLITS, lazily=True)
     audio_root = read(root).audio_root
-    uri = tracking.open_store(feature_set.folder)
+    uri = store.open_store(feature_set.folder)
     statistics_ND = _statistics(audio_root, clips.paths, manifest.spec.seconds, workers)
 
     leaky = bool(leak(manifest, split))

@@ -53,9 +53,9 @@ def load_model(model: str) -> tuple[GenreCNN, Card]:
     """Load a checkpoint by its folder or by its run's id."""
     if Path(model).is_dir():
         return checkpoint.read(Path(model))
-    from mgc import tracking  # a folder needs no MLflow
+    from mgc import store, tracking  # a folder needs no MLflow
 
-    run = tracking.Run.find(tracking.existing_store(Folder.at(Path.cwd())), model)
+    run = tracking.Run.find(store.existing_store(Folder.at(Path.cwd())), model)
     with tempfile.TemporaryDirectory() as folder:
         return checkpoint.read(run.checkpoint(Path(folder)))
 

@@ -194,15 +194,15 @@ def _splits_of(plan: Plan | None) -> dict[str, str]:
 def _start(target: Folder, missing: list[ShardPlan]) -> tuple[int, str]:
     """Start Ray if there is work for it, and meanwhile import MLflow; return the CPUs and the store's URI."""
     with ThreadPoolExecutor(1) as aside:
-        store = aside.submit(_open_store, target, missing)
+        uri = aside.submit(_open_store, target, missing)
         cpus = connect() if missing else 0
-        return cpus, store.result()
+        return cpus, uri.result()
 
 
 def _open_store(target: Folder, missing: list[ShardPlan]) -> str:
-    from mgc import tracking
+    from mgc import store
 
-    uri = tracking.open_store(target)
+    uri = store.open_store(target)
     if missing:
         say(f"preprocess: {_clips(missing)} clips in {len(missing)} shards; starting Ray …")
     return uri

@@ -21,8 +21,7 @@ from mlflow.exceptions import MlflowException
 
 from mgc.errors import InputError
 from mgc.provenance import provenance
-from mgc.store import HOME, existing_store, home, make_experiment, open_store, search, serve
-from mgc.store import client as _client
+from mgc.store import client, make_experiment, search
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from mgc.folder import Folder
-
-__all__ = ["HOME", "Record", "Run", "existing_store", "flatten", "home", "open_store", "serve"]
 
 EXPERIMENT = "mgc"
 """Of trainings and sweeps; preprocessing has its own, so that columns go together."""
@@ -97,12 +94,12 @@ class Run:
         key
             What ``take_up`` and ``finished`` know the run by.
         """
-        client = _client(uri)
         all_tags = {STEP_TAG: step, **provenance(), **(tags or {})}
         all_tags |= {name: value for name, value in ((PARENT_TAG, parent), (KEY_TAG, key)) if value is not None}
-        run = client.create_run(make_experiment(uri, experiment), run_name=name, tags=all_tags)
+        connection = client(uri)
+        run = connection.create_run(make_experiment(uri, experiment), run_name=name, tags=all_tags)
         params = [Param(key, str(value)) for key, value in flatten(config).items()]
-        client.log_batch(run.info.run_id, params=params, synchronous=True)
+        connection.log_batch(run.info.run_id, params=params, synchronous=True)
         return cls(uri, run.info.run_id)
 
     @classmethod
@@ -115,7 +112,7 @@ class Run:
             The store has no such run.
         """
         try:
-            _client(uri).get_run(run_id)
+            client(uri).get_run(run_id)
         except MlflowException:
             raise InputError(f"run {run_id}: the MLflow store {uri} has no such run; «mgc ui» lists them") from None
         return cls(uri, run_id)
@@ -269,7 +266,7 @@ class Run:
 
     @property
     def _client(self) -> mlflow.MlflowClient:
-        return _client(self.uri)
+        return client(self.uri)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

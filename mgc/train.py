@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
-from mgc import checkpoint, tracking
+from mgc import checkpoint, store
 from mgc.config import member_name
 from mgc.console import say
 from mgc.errors import InputError
@@ -88,7 +88,7 @@ def train(
     place = Place.choose(gpus, workers)
     stream = lazily(feed, feature_set, splits_of(config), place)
     clips = learning_set(feature_set, config, lazily=stream).clips
-    job = _Job(feature_set, clips, place, tracking.open_store(feature_set.folder))
+    job = _Job(feature_set, clips, place, store.open_store(feature_set.folder))
     if config.split == "random":
         say(f"train: {LEAKY}")
     if seeds == 1 and (config.fold or not config.folds):
@@ -189,7 +189,7 @@ class _Job:
             yield run, self._folder(run)
 
     def _folder(self, run: Run) -> Path:
-        return tracking.home(self.feature_set.folder) / "checkpoints" / run.id
+        return store.home(self.feature_set.folder) / "checkpoints" / run.id
 
     def _key(self, config: TrainConfig, name: str | None, parent: str | None, **settings: int) -> str:
         """What the same command has in common with itself."""

@@ -19,7 +19,7 @@ from typing import Any
 
 from ray import tune as ray_tune
 
-from mgc import checkpoint, tracking
+from mgc import checkpoint, store, tracking
 from mgc.config import TrainConfig, overlay
 from mgc.console import Progress, say
 from mgc.errors import InputError, RunError
@@ -89,7 +89,7 @@ def tune(
         if value < 1:
             raise InputError(f"--{flag} {value}: must be at least 1")
     feature_set = open_for_learning(features, allow_leaks=allow_leaks)
-    sweeps = tracking.home(feature_set.folder) / "sweeps"
+    sweeps = store.home(feature_set.folder) / "sweeps"
     name = resume or name or time.strftime("sweep-%Y%m%d-%H%M%S")
     folder = sweeps / name
     if resume:
@@ -102,7 +102,7 @@ def tune(
     else:
         if folder.exists():
             raise InputError(f"--name {name}: this sweep is there already; use --resume {name} or another name")
-        uri = tracking.open_store(feature_set.folder)
+        uri = store.open_store(feature_set.folder)
         settings = {"trials": trials, "concurrent": concurrent, "space": describe_space(), **config.to_dict()}
         parent = tracking.Run.start(uri, tracking.EXPERIMENT, name=name, step="tune", config=settings)
         describe(parent, feature_set, config)

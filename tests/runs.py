@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from mgc import checkpoint, pictures, report, tracking
+from mgc import checkpoint, pictures, report, store, tracking
 from mgc.config import ModelConfig, TrainConfig
 from mgc.features import FeatureSet
 from mgc.model import GenreCNN
@@ -19,7 +19,7 @@ CONFIG = TrainConfig(model=ModelConfig(channels=(4, 8), head="avgmax"), epochs=3
 def trained(features, *, name="a run", step="train", parent=None, status="FINISHED", **changes) -> tracking.Run:
     """A run of the session's store, with curves and the checkpoint of a model with the weights that its seed draws."""
     config, manifest = replace(CONFIG, **changes), features.manifest
-    uri = tracking.open_store(features.folder)
+    uri = store.open_store(features.folder)
     run = tracking.Run.start(uri, "mgc", name=name, step=step, config=config.to_dict(), parent=parent)
     run.features(features.folder, manifest.fingerprint, "training")
     for epoch in (1, 2, 3):
@@ -39,7 +39,7 @@ def trained(features, *, name="a run", step="train", parent=None, status="FINISH
 
 def parent_of(features, *, step="seeds", name="several", **each: list) -> tuple[tracking.Run, list[tracking.Run]]:
     """A parent run and a run under it for each value: ``seed=[0, 1, 2]``."""
-    uri = tracking.open_store(features.folder)
+    uri = store.open_store(features.folder)
     parent = tracking.Run.start(uri, "mgc", name=name, step=step, config=CONFIG.to_dict())
     parent.features(features.folder, features.manifest.fingerprint, "training")
     keys, values = each.keys(), zip(*each.values(), strict=True)

@@ -8,7 +8,7 @@ import pytest
 from conftest import GENRES
 from runs import draw_nothing, other_fingerprint, parent_of, trained
 
-from mgc import tracking
+from mgc import store, tracking
 from mgc.compare import compare, summary
 from mgc.errors import InputError
 from mgc.evaluate import evaluate
@@ -18,7 +18,7 @@ from mgc.predictions import Predictions, Source
 
 @pytest.fixture(scope="module")
 def uri(features):
-    return tracking.open_store(features.folder)
+    return store.open_store(features.folder)
 
 
 def kept(uri, right, *, name="a run", order=None, **source) -> tracking.Run:

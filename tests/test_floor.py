@@ -16,7 +16,7 @@ from scipy import stats
 
 from mgc import clips as clips_of
 from mgc import floor as module
-from mgc import learning, shards, tracking
+from mgc import learning, shards, store, tracking
 from mgc.errors import InputError
 from mgc.features import FORMAT, MANIFEST, FeatureSet, Manifest
 from mgc.floor import floor, mfcc_statistics, summary
@@ -122,7 +122,7 @@ def test_the_result_has_the_contracts_keys_and_more_than_luck_in_it(made):
 
 def test_the_run_keeps_the_figures(made, feature_set):
     result, _ = made
-    run = mlflow.MlflowClient(tracking.existing_store(feature_set.folder)).get_run(result["run_id"])
+    run = mlflow.MlflowClient(store.existing_store(feature_set.folder)).get_run(result["run_id"])
     assert (run.info.run_name, run.info.status) == ("MFCC + SVM", "FINISHED")
     assert run.data.tags["mgc.step"] == "baseline"
     assert run.data.tags["mgc.features.fingerprint"] == feature_set.manifest.fingerprint
@@ -152,7 +152,7 @@ def test_a_random_split_is_another_and_leaky(telling, mini, feature_set):
     result = floor(mini, feature_set.folder.path, split="random")
     assert result["leaky"]
     assert "LEAKY: a random split" in summary(result)
-    run = mlflow.MlflowClient(tracking.existing_store(feature_set.folder)).get_run(result["run_id"])
+    run = mlflow.MlflowClient(store.existing_store(feature_set.folder)).get_run(result["run_id"])
     assert run.data.tags["mgc.leaky"] == "true"
 
 
@@ -178,7 +178,7 @@ def test_the_summary_tells_the_figures_of_each_split_and_genre(made, feature_set
 
 def test_a_missing_file_is_named_in_one_line_and_leaves_no_run(made, mini, feature_set, tmp_path):
     shutil.copytree(mini / "fma_metadata", tmp_path / "fma_metadata")
-    client = mlflow.MlflowClient(tracking.existing_store(feature_set.folder))
+    client = mlflow.MlflowClient(store.existing_store(feature_set.folder))
     before = len(client.search_runs([client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id]))
     with pytest.raises(InputError) as caught:
         floor(tmp_path, feature_set.folder.path, workers=1)

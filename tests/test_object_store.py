@@ -20,7 +20,7 @@ import pytest
 import soundfile
 from moto.server import ThreadedMotoServer
 
-from mgc import cli, clips, tracking, tracks
+from mgc import cli, clips, tracks
 from mgc import preprocess as module
 from mgc.config import ModelConfig, TrainConfig
 from mgc.errors import InputError
@@ -28,6 +28,7 @@ from mgc.features import MANIFEST, PLAN, FeatureSet
 from mgc.folder import Folder
 from mgc.preprocess import preprocess
 from mgc.splits import SPLITS
+from mgc.store import client, open_store
 from mgc.train import train
 from mgc.verify import verify
 
@@ -175,7 +176,7 @@ def test_clips_in_the_store_become_a_set_on_a_disk_and_no_password_is_kept(
 ):
     result = preprocess(store.uri("clips/clips.csv"), tmp_path / "set", **OPTIONS)
     assert contents(tmp_path) == {f"set/{path}": data for path, data in undisturbed.items()}
-    run = tracking._client(tracking.open_store(Folder.at(tmp_path))).get_run(result["run_id"])
+    run = client(open_store(Folder.at(tmp_path))).get_run(result["run_id"])
     assert run.data.params["root"].startswith(f"s3://{BUCKET}/clips/clips.csv")
     assert "SECRET" not in str(run.to_dictionary())
 
@@ -301,7 +302,7 @@ def test_a_model_is_trained_from_a_set_in_the_store(store, features):
     result = train(store.uri("small/set"), TrainConfig(model=ModelConfig(channels=(4, 4)), epochs=1), gpus=0)
     assert result["epochs"] == 1
     assert Path(result["checkpoint"]).is_dir()
-    run = tracking._client(tracking.open_store(features.folder)).get_run(result["run_id"])
+    run = client(open_store(features.folder)).get_run(result["run_id"])
     assert run.info.status == "FINISHED"
     assert run.data.tags["mgc.features.path"].startswith(f"s3://{BUCKET}/small/set")
     assert "SECRET" not in str(run.to_dictionary())

@@ -79,9 +79,9 @@ def contents(folder):
 
 
 def mlflow_run(run_id):
-    from mgc import tracking
+    from mgc import store, tracking
 
-    return tracking.Run.find(tracking.open_store(Folder.at(Path.cwd())), run_id)._client.get_run(run_id)
+    return tracking.Run.find(store.open_store(Folder.at(Path.cwd())), run_id)._client.get_run(run_id)
 
 
 # A whole run

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import SPEC, make_features
 
-from mgc import checkpoint, clips, tracking
+from mgc import checkpoint, clips, store, tracking
 from mgc.config import ModelConfig, OptimConfig, TrainConfig
 from mgc.errors import InputError, RunError
 from mgc.evaluate import evaluate
@@ -38,7 +38,7 @@ def trained(features):
 
 @pytest.fixture(scope="module")
 def client():
-    return mlflow.MlflowClient(tracking.open_store(Folder.at(Path.cwd())))
+    return mlflow.MlflowClient(store.open_store(Folder.at(Path.cwd())))
 
 
 def artifacts(client, run_id, folder=""):
@@ -85,10 +85,10 @@ def test_mlflows_own_model_gives_the_checkpoints_logits_for_any_batch(trained, c
     model_id = client.get_run(trained["run_id"]).outputs.model_outputs[0].model_id
     with tracking._current(client.tracking_uri):
         model = mlflow.pyfunc.load_model(f"models:/{model_id}")
-        folder = tracking.Path(mlflow.artifacts.download_artifacts(f"models:/{model_id}"))
+        folder = Path(mlflow.artifacts.download_artifacts(f"models:/{model_id}"))
     assert model.metadata.signature.inputs.inputs[0].shape == (-1, 1, *SPEC.shape)
     assert [file.name for file in (folder / "data").iterdir()] == ["model.pt2"]
-    network, _ = checkpoint.read(tracking.Path(trained["checkpoint"]))
+    network, _ = checkpoint.read(Path(trained["checkpoint"]))
     mel = clips.load(features, "test").mel_NFT[:5].astype(np.float32)[:, None]
     import torch
 
@@ -103,7 +103,7 @@ def test_two_workers_reach_what_one_process_reaches(features, ray_session):
     two = train(features.folder.path, PLAIN, workers=2)
     assert two["train_accuracy"] == pytest.approx(one["train_accuracy"], abs=1e-6)
     assert two["val_accuracy"] == pytest.approx(one["val_accuracy"], abs=1e-6)
-    uri = tracking.existing_store(tracking.Path.cwd())
+    uri = store.existing_store(Path.cwd())
     histories = []
     for result in (one, two):
         points = mlflow.MlflowClient(uri).get_metric_history(result["run_id"], "train_loss")
@@ -120,7 +120,7 @@ def test_a_leaking_set_is_refused_by_name_unless_allowed_and_then_tagged(tmp_pat
     assert client.get_run(allowed["run_id"]).data.tags["mgc.leaky"] == "true"
     assert (
         "LEAKY"
-        in tracking.Path(
+        in Path(
             client.download_artifacts(evaluate(allowed["run_id"], leaking.folder)["run_id"], "report.html")
         ).read_text()
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from mgc import checkpoint, tracking, tune
+from mgc import checkpoint, store, tracking, tune
 from mgc.config import ModelConfig, OptimConfig, TrainConfig, read_config
 from mgc.errors import InputError
 from mgc.evaluate import evaluate
@@ -25,7 +25,7 @@ def swept(features, ray_session):
 
 @pytest.fixture(scope="module")
 def parent(swept):
-    return tracking.Run.find(tracking.existing_store(Path.cwd()), swept["parent_run_id"])
+    return tracking.Run.find(store.existing_store(Path.cwd()), swept["parent_run_id"])
 
 
 def children_of(parent):
@@ -151,7 +151,7 @@ def test_a_sweep_killed_at_any_moment_goes_on_where_it_was(features, working_dir
         driver.wait()
     before = {note.parent.name: note.read_text() for note in folder.glob("trials/*/run_id")}
     done = subprocess.run([*line, "resume"], capture_output=True, text=True, timeout=300, check=True)
-    parent = tracking.Run.find(tracking.existing_store(working_directory), done.stdout.split()[-1])
+    parent = tracking.Run.find(store.existing_store(working_directory), done.stdout.split()[-1])
     client = mlflow.MlflowClient(parent.uri)
     assert client.get_run(parent.id).info.status == "FINISHED"
     children = children_of(parent)
