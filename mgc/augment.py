@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from mgc.feed import batches
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
@@ -48,8 +50,7 @@ def draw(config: TrainConfig, shape: tuple[int, int], n: int, epoch: int) -> Dra
     augment, window = config.augment, config.model.window or frames
     random = np.random.default_rng([config.seed, epoch, 1])
     starts_N = random.integers(0, frames - window + 1, n)
-    batches = [np.arange(n)[start : start + config.optim.batch_size] for start in range(0, n, config.optim.batch_size)]
-    partners_N = np.concatenate([random.permutation(batch) for batch in batches])
+    partners_N = np.concatenate([random.permutation(batch) for batch in batches(np.arange(n), config.optim.batch_size)])
     shares_N = np.ones(n)
     if augment.mixup_alpha:
         beta_N = random.beta(augment.mixup_alpha, augment.mixup_alpha, n)

@@ -9,6 +9,7 @@ import torch
 from mgc import augment
 from mgc.augment import Draws, draw, training_batch
 from mgc.config import AugmentConfig, ModelConfig, OptimConfig, TrainConfig
+from mgc.feed import batches
 
 BANDS, FRAMES, N = 16, 50, 23
 ALL = TrainConfig(
@@ -46,16 +47,12 @@ def clips_of_an_epoch():
     return torch.where(mel_NFT == 0, torch.ones(()).half(), mel_NFT)
 
 
-def batches_of(n, size):
-    return [np.arange(n)[start : start + size] for start in range(0, n, size)]
-
-
 def an_epoch(config, mel_NFT, *, world=1):
     """Each clip of the epoch as it comes out, though ``world`` workers share each batch: spectrograms and shares."""
     draws = draw(config, (BANDS, FRAMES), N, epoch=1)
     window = config.model.window or FRAMES
     out_NFW, shares_N = torch.full((N, BANDS, window), torch.nan), torch.full((N,), torch.nan)
-    for places_B in batches_of(N, config.optim.batch_size):
+    for places_B in batches(np.arange(N), config.optim.batch_size):
         for rank in range(world):
             mine = slice(rank, None, world)
             given_BFT = mel_NFT[places_B] if config.augment.mixup_alpha else mel_NFT[places_B[mine]]
@@ -85,7 +82,7 @@ def test_draws_do_not_touch_the_generators_that_others_use():
 def test_each_clip_is_once_a_partner_of_one_in_its_own_batch():
     for epoch in range(20):
         partners_N = draw(ALL, (BANDS, FRAMES), N, epoch).partners_N.numpy()
-        for places_B in batches_of(N, 8):
+        for places_B in batches(np.arange(N), 8):
             assert sorted(partners_N[places_B]) == places_B.tolist()
     others = (partners_N != np.arange(N)).mean()
     assert others > 0.5

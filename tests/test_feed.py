@@ -112,9 +112,10 @@ def test_reading_from_shards_ends_with_whoever_reads(small):
 # Order
 
 
-def test_batches_are_the_rows_cut_up():
+def test_batches_are_the_rows_cut_up_evenly():
     rows = np.arange(10) * 3
-    assert [batch.tolist() for batch in batches(rows, 4)] == [[0, 3, 6, 9], [12, 15, 18, 21], [24, 27]]
+    assert [batch.tolist() for batch in batches(rows, 4)] == [[0, 3, 6, 9], [12, 15, 18], [21, 24, 27]]
+    assert sorted({len(batch) for batch in batches(np.arange(577), 16)}) == [15, 16]
     assert [len(batch) for batch in batches(rows, 5)] == [5, 5]
     assert [len(batch) for batch in batches(rows, 64)] == [10]
     assert batches(rows[:0], 4) == []

@@ -389,7 +389,7 @@ def test_a_falling_loss_is_no_better_accuracy(data, tmp_path):
 
 
 @pytest.mark.parametrize("patience", [0, 3])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_a_fit_of_everything_interrupted_ends_as_an_undisturbed_one_bit_for_bit(contrary, tmp_path, patience, seed):
     config = replace(EVERYTHING, patience=patience, seed=seed)
     undisturbed = fit(config, contrary, tmp_path / "whole")
@@ -416,9 +416,9 @@ def _one_rank(rank, world, port, config, data, folder):
 
 
 def test_three_ranks_reach_what_one_process_reaches_with_clips_varied_and_weights_averaged(data, tmp_path):
-    """43 clips in batches of 7: shares of 3, 2 and 2, and at the end of 1, 0 and 0; 11 to validate on."""
+    """43 clips in batches of 2 and 1: shares of 1, 1 and 0, and of 1, 0 and 0; 11 to validate on."""
     model = ModelConfig(channels=(4,), norm=True, input_norm=True, head="avgmax", dropout=0.0, window=11)
-    optim = OptimConfig(batch_size=7, ema_epochs=1.0, clip_norm=2.0)  # some are shortened
+    optim = OptimConfig(batch_size=2, ema_epochs=1.0, clip_norm=2.0)  # some are shortened
     config = TrainConfig(model, AUGMENT, optim, epochs=2)
     fit(config, data, tmp_path / "one")
     with socket.socket() as probe:
