@@ -246,10 +246,14 @@ class Train(Learning):
 
 @dataclass(frozen=True, kw_only=True)
 class Tune(Learning):
-    """Search the regularisation: dropout, BatchNorm, head, weight decay, learning rate, label smoothing."""
+    """Search the regularisation: dropout, BatchNorm, head, weight decay, or any other field of the configuration."""
 
     trials: int = 20
-    """Configurations to try."""
+    """Configurations to try; a grid has its own number."""
+    space: Path | None = None
+    """YAML file of the dimensions to search; without it the regularisers of mgc/space.yaml."""
+    search: Literal["tpe", "random", "grid"] = "tpe"
+    """Optuna's tree-structured Parzen estimator, random draws, or all combinations of choices."""
     concurrent: int = 2
     """Trials at a time."""
     name: str | None = None
@@ -259,12 +263,15 @@ class Tune(Learning):
 
     def run(self) -> dict[str, Any]:
         from mgc import tune
+        from mgc.space import DEFAULT
 
         return tune.tune(
             self.features,
             self.config,
             trials=self.trials,
             concurrent=self.concurrent,
+            space=self.space or DEFAULT,
+            search=self.search,
             name=self.name,
             resume=self.resume,
             allow_leaks=self.allow_leaks,

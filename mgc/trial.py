@@ -23,6 +23,7 @@ from mgc.fit_run import keep
 from mgc.fit_state import Epoch
 from mgc.folder import Folder
 from mgc.learning import LearningSet
+from mgc.space import nested
 
 METRIC = "val_accuracy"
 SWEEP = "sweep.json"
@@ -42,6 +43,9 @@ class Sweep:
     concurrent: int
     uri: str
     parent_run_id: str
+    space: dict[str, Any]
+    """As ``mgc.space.Space.of`` reads it."""
+    search: str
 
     @classmethod
     def read(cls, folder: Path) -> Sweep:
@@ -71,7 +75,7 @@ def run_trial(
     """
     work = folder / "trials" / ray_tune.get_context().get_trial_id()
     torch.set_num_threads(int(resources["cpu"]))
-    config = overlay(overlay(TrainConfig(), sweep.base), _tree(sample))
+    config = overlay(overlay(TrainConfig(), sweep.base), nested(sample))
     if not is_kept(work):
         run = _own_run(sweep, work, config)
         best = 0.0
@@ -127,15 +131,3 @@ def close(sweep: Sweep, work: Path, status: str, tags: dict[str, str]) -> None:
     if run := run_of(sweep, work):
         run.tag(tags)
         run.finish(status)
-
-
-def _tree(sample: dict[str, Any]) -> dict[str, Any]:
-    """``{"model.dropout": 0.1}`` as ``{"model": {"dropout": 0.1}}``."""
-    tree: dict[str, Any] = {}
-    for name, value in sample.items():
-        *path, leaf = name.split(".")
-        node = tree
-        for part in path:
-            node = node.setdefault(part, {})
-        node[leaf] = value
-    return tree

@@ -1,4 +1,4 @@
-"""Search the regularisation with Ray Tune: Optuna proposes, ASHA stops what lags, MLflow keeps every trial.
+"""Search a space of configurations with Ray Tune: Optuna proposes, ASHA stops what lags, MLflow keeps every trial.
 
     python -m mgc.tune --features FEATURES --trials 20 --concurrent 2
 
@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ray import tune as ray_tune
 
@@ -28,19 +29,10 @@ from mgc.fit import is_kept
 from mgc.fit_run import describe, open_for_learning
 from mgc.learning import LearningSet, learning_set
 from mgc.ray_session import connect
+from mgc.space import DEFAULT, Space
 from mgc.trial import METRIC, OUTCOME, SWEEP, Sweep, close, outcome_of, run_of, run_trial
 
-SPACE: dict[str, Any] = {
-    "model.norm": ray_tune.choice([False, True]),
-    "model.input_norm": ray_tune.choice([False, True]),
-    "model.dropout": ray_tune.uniform(0.0, 0.5),
-    "model.head": ray_tune.choice(["flatten", "avg", "avgmax"]),
-    "model.head_dropout": ray_tune.uniform(0.0, 0.6),
-    "optim.lr": ray_tune.loguniform(2e-4, 5e-3),
-    "optim.weight_decay": ray_tune.loguniform(1e-5, 1e-1),
-    "optim.label_smoothing": ray_tune.uniform(0.0, 0.2),
-}
-"""What is searched: fields of the configuration by their dotted names."""
+SEARCHES = Literal["tpe", "random", "grid"]
 
 BEST_CONFIG = "best_config.json"
 """The winner's configuration, in the sweep's folder; ``--config`` reads it."""
@@ -52,11 +44,13 @@ def tune(
     *,
     trials: int = 20,
     concurrent: int = 2,
+    space: Path = DEFAULT,
+    search: SEARCHES = "tpe",
     name: str | None = None,
     resume: str | None = None,
     allow_leaks: bool = False,
 ) -> dict[str, Any]:
-    """Search ``SPACE`` for the best validation accuracy.
+    """Search a space of configurations for the best validation accuracy.
 
     Parameters
     ----------
@@ -65,9 +59,13 @@ def tune(
     config
         What the trials start from; its epochs are the most a trial gets. A resumed sweep keeps its own.
     trials
-        Configurations to try.
+        Configurations to try; a grid has its own number.
     concurrent
         Trials at a time; the CPUs (and GPUs) are shared out among them.
+    space
+        What is searched: a file as ``mgc.space`` describes it. A resumed sweep keeps its own.
+    search
+        Optuna's tree-structured Parzen estimator, random draws, or all combinations of choices.
     resume
         Name of an interrupted sweep to go on with.
 
@@ -81,7 +79,7 @@ def tune(
     Raises
     ------
     InputError
-        The feature set cannot be used, or there is no such sweep.
+        The feature set or the space cannot be used, or there is no such sweep.
     RunError
         Every trial failed.
     """
@@ -102,12 +100,17 @@ def tune(
     else:
         if folder.exists():
             raise InputError(f"--name {name}: this sweep is there already; use --resume {name} or another name")
+        dimensions = Space.read(space, config)
+        if search == "grid":
+            trials = math.prod(map(len, dimensions.grid().values()))
         uri = store.open_store(feature_set.folder)
-        settings = {"trials": trials, "concurrent": concurrent, "space": describe_space(), **config.to_dict()}
+        searched = {each.field: str(each) for each in dimensions.dimensions}
+        settings = {"trials": trials, "concurrent": concurrent, "search": search, "space": searched, **config.to_dict()}
         parent = tracking.Run.start(uri, tracking.EXPERIMENT, name=name, step="tune", config=settings)
         describe(parent, feature_set, config)
         base, fingerprint = config.to_dict(), feature_set.manifest.fingerprint
-        sweep = Sweep(str(feature_set.folder), fingerprint, base, trials, concurrent, uri, parent.id)
+        facts = (str(feature_set.folder), fingerprint, base, trials, concurrent, uri, parent.id)
+        sweep = Sweep(*facts, dimensions.tree(), search)
         folder.mkdir(parents=True)
         write_text(json.dumps(asdict(sweep), indent=1) + "\n", folder / SWEEP)
     with parent.closing():
@@ -117,15 +120,11 @@ def tune(
         return _conclude(sweep, folder, results, parent) | {"name": name}
 
 
-def describe_space() -> dict[str, str]:
-    """The search space as readable text, by dimension."""
-    return {name: f"{domain.domain_str} {domain.sampler or ''}".strip() for name, domain in SPACE.items()}
-
-
 def _run(sweep: Sweep, folder: Path, data: LearningSet, *, resume: bool) -> Any:
     """Run or resume the trials; return Tune's result grid."""
     cpus = connect()
     import ray
+    from optuna.samplers import RandomSampler, TPESampler
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search.optuna import OptunaSearch
 
@@ -137,19 +136,26 @@ def _run(sweep: Sweep, folder: Path, data: LearningSet, *, resume: bool) -> Any:
     resources = {"cpu": max(1, cpus // sweep.concurrent), "gpu": min(1.0, gpus / sweep.concurrent)}
     trainable = ray_tune.with_parameters(run_trial, sweep=sweep, folder=folder, data=data, resources=resources)
     trainable = ray_tune.with_resources(trainable, resources)
+    space = Space.of(sweep.space, overlay(TrainConfig(), sweep.base))
+    grid, searcher = {}, None
+    if sweep.search == "grid":
+        grid = {name: ray_tune.grid_search(choices) for name, choices in space.grid().items()}
+    else:
+        samplers = {"tpe": TPESampler, "random": RandomSampler}
+        searcher = OptunaSearch(space.suggest, METRIC, mode="max", sampler=samplers[sweep.search](seed=seed))
     path = folder / "tune"
     if resume and ray_tune.Tuner.can_restore(str(path)):  # not before Tune's first snapshot
         tuner = ray_tune.Tuner.restore(str(path), trainable, resume_unfinished=True, restart_errored=False)
     else:
         tuner = ray_tune.Tuner(
             trainable,
-            param_space=SPACE,
+            param_space=grid,
             tune_config=ray_tune.TuneConfig(
                 metric=METRIC,
                 mode="max",
-                num_samples=sweep.trials,
+                num_samples=1 if grid else sweep.trials,
                 max_concurrent_trials=sweep.concurrent,
-                search_alg=OptunaSearch(seed=seed),
+                search_alg=searcher,
                 scheduler=ASHAScheduler(time_attr="epoch", max_t=epochs, grace_period=max(1, epochs // 4)),
                 trial_dirname_creator=_trial_id,
             ),

@@ -10,7 +10,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from mgc import checkpoint, store, tracking, tune
+from mgc import store, tracking, tune
 from mgc.config import ModelConfig, OptimConfig, TrainConfig, read_config
 from mgc.errors import InputError
 from mgc.evaluate import evaluate
@@ -91,24 +91,24 @@ def test_a_finished_sweep_resumed_runs_no_trial_again(swept, parent, features):
         assert len(now[child.info.run_id].outputs.model_outputs) == 1
 
 
-def test_a_trial_that_fails_is_recorded_and_the_sweep_goes_on(features, ray_session, monkeypatch):
-    from ray import tune as ray_tune
+def test_a_trial_that_fails_is_recorded_and_the_sweep_goes_on(features, ray_session, tmp_path):
+    # five poolings of 33 frames: no network, so the trial raises
+    space = tmp_path / "space.yaml"
+    space.write_text("model.channels: [[4, 8], [2, 2, 2, 2, 2, 2]]\nmodel.norm: [false, true]")
+    base = replace(BASE, epochs=1)
+    result = tune.tune(features.folder.path, base, concurrent=2, space=space, search="grid", name="failing")
+    assert (result["trials"], result["failed"]) == (4, 2)
+    assert result["best_config"]["model"]["channels"] == [4, 8]
 
-    # a learning rate that cannot be: the trial raises
-    monkeypatch.setattr(tune, "SPACE", {"optim.lr": ray_tune.choice([-1.0, 0.01])})
-    result = tune.tune(features.folder.path, replace(BASE, epochs=1), trials=4, concurrent=2, name="failing")
-    assert result["trials"] == 4
-    assert 0 < result["failed"] < 4
-    assert result["best_config"]["optim"]["lr"] == 0.01
 
-
-def test_every_dimension_of_the_space_is_a_field_of_the_configuration():
-    for name in tune.SPACE:
-        node = BASE.to_dict()
-        for part in name.split("."):
-            node = node[part]
-    assert set(tune.describe_space()) == set(tune.SPACE)
-    assert checkpoint.CARD  # what marks a finished trial
+def test_a_space_that_cannot_be_is_refused_before_anything_starts(features, tmp_path, working_directory):
+    space = tmp_path / "space.yaml"
+    space.write_text("model.dropout: {uniform: [0, 1.5]}")
+    with pytest.raises(InputError, match=r"space.yaml: model.dropout=1.5 must be in \[0, 1\)"):
+        tune.tune(features.folder.path, BASE, space=space, name="impossible")
+    with pytest.raises(InputError, match=r"--search grid: «model\.dropout»"):
+        tune.tune(features.folder.path, BASE, search="grid", name="impossible")
+    assert not (working_directory / "mlflow_runs" / "sweeps" / "impossible").exists()
 
 
 SWEEP = """
@@ -116,12 +116,13 @@ import sys
 from dataclasses import replace
 from mgc import tune
 from mgc.config import ModelConfig, OptimConfig, TrainConfig
-from ray import tune as ray_tune
+from pathlib import Path
 base = TrainConfig(model=ModelConfig(channels=(4, 8)), optim=OptimConfig(batch_size=2), epochs=12)
-tune.SPACE = {"optim.lr": ray_tune.loguniform(1e-3, 1e-2)}
+space = Path("rate.yaml")
+space.write_text("optim.lr: {log_uniform: [0.001, 0.01]}")
 resume = sys.argv[2] if sys.argv[3] == "resume" else None
 name = None if resume else sys.argv[2]
-print(tune.tune(sys.argv[1], base, trials=3, concurrent=2, name=name, resume=resume)["parent_run_id"])
+print(tune.tune(sys.argv[1], base, trials=3, concurrent=2, space=space, name=name, resume=resume)["parent_run_id"])
 """
 
 

@@ -1,0 +1,200 @@
+"""What a sweep searches: dimensions over the fields of a configuration, read from a YAML file. No Ray and no Optuna.
+
+A file has a line a dimension, the field by its dotted name: choices in brackets, or a range::
+
+    model.norm: [false, true]
+    model.dropout: {uniform: [0, 0.5]}
+    optim.lr: {log_uniform: [0.0002, 0.005]}
+    augment.time_mask_frames: {uniform: [10, 60], when: {augment.time_masks: [1, 2]}}
+
+A range of a field of whole numbers is of whole numbers. ``when`` names dimensions above it, or fields of the
+configuration that the sweep starts from, and what they must be (one value, or one of several).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+
+from mgc.config import TrainConfig, overlay
+from mgc.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DEFAULT = Path(__file__).with_name("space.yaml")
+"""The regularisers, as ``mgc tune`` searches them without ``--space``."""
+FIXED = ("epochs", "seed", "split", "folds", "fold")
+"""Fields that are the same in all trials, or their accuracies could not be compared."""
+RANGES = ("uniform", "log_uniform")
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One field and what it may be."""
+
+    field: str
+    """Dotted name in the configuration."""
+    kind: Literal["choice", "uniform", "log_uniform"]
+    values: tuple[Any, ...]
+    """The choices, or the two ends of the range."""
+    when: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+    """Fields and what each must be one of; else the dimension is left as it is in the base."""
+
+    def __str__(self) -> str:
+        """How the file has it, on one line."""
+        values = ", ".join(str(value) for value in self.values)
+        words = f"[{values}]" if self.kind == "choice" else f"{self.kind} [{values}]"
+        return words + "".join(f", when {name} in {list(values)}" for name, values in self.when)
+
+
+@dataclass(frozen=True)
+class Space:
+    """The dimensions in their order, checked against the configuration that they change."""
+
+    base: TrainConfig
+    dimensions: tuple[Dimension, ...]
+
+    @classmethod
+    def read(cls, file: Path, base: TrainConfig) -> Space:
+        """The space of a YAML file.
+
+        Raises
+        ------
+        InputError
+            The file cannot be read, is not YAML, or has a dimension that does not fit the configuration.
+        """
+        try:
+            tree = yaml.safe_load(file.read_text())
+        except OSError as error:
+            raise InputError(f"--space {file}: {error.strerror}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InputError(f"--space {file}: not YAML ({' '.join(str(error).split())})") from None
+        try:
+            return cls.of(tree, base)
+        except InputError as error:
+            raise InputError(f"--space {file}: {error}") from None
+
+    @classmethod
+    def of(cls, tree: object, base: TrainConfig) -> Space:
+        """The space that a file's content says; see the module's description.
+
+        Raises
+        ------
+        InputError
+            It has a dimension that does not fit the configuration.
+        """
+        if not isinstance(tree, dict) or not tree:
+            raise InputError("must have a line a dimension, like «model.dropout: {uniform: [0, 0.5]}»")
+        dimensions: list[Dimension] = []
+        for name, content in tree.items():
+            dimensions.append(_dimension(str(name), content, base))
+            for condition, values in dimensions[-1].when:
+                if condition in tree and condition not in {each.field for each in dimensions[:-1]}:
+                    raise InputError(f"«{name}»: «{condition}», which it depends on, must stand above it")
+                for value in values:
+                    _check(base, condition, value)
+        return cls(base, tuple(dimensions))
+
+    def tree(self) -> dict[str, Any]:
+        """The space as plain values, which ``of`` reads."""
+        return {
+            each.field: {each.kind: list(each.values), "when": {name: list(values) for name, values in each.when}}
+            for each in self.dimensions
+        }
+
+    def suggest(self, trial: Any) -> None:
+        """Draw a configuration's differences from an Optuna trial, in order: define-by-run, as its samplers want it."""
+        drawn: dict[str, Any] = {}
+        for each in self.dimensions:
+            if not all(drawn.get(name, _value(self.base, name)) in values for name, values in each.when):
+                continue
+            if each.kind == "choice":
+                drawn[each.field] = trial.suggest_categorical(each.field, list(each.values))
+            elif isinstance(_value(self.base, each.field), int):
+                drawn[each.field] = trial.suggest_int(each.field, *each.values, log=each.kind == "log_uniform")
+            else:
+                drawn[each.field] = trial.suggest_float(each.field, *each.values, log=each.kind == "log_uniform")
+
+    def grid(self) -> dict[str, list[Any]]:
+        """The choices of each dimension, all of which a grid tries with all others.
+
+        Raises
+        ------
+        InputError
+            A dimension is a range, or depends on another.
+        """
+        for each in self.dimensions:
+            if each.kind != "choice" or each.when:
+                raise InputError(f"--search grid: «{each.field}» ({each}) must be a plain list of choices")
+        return {each.field: list(each.values) for each in self.dimensions}
+
+
+def nested(differences: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"model.dropout": 0.1}`` as ``{"model": {"dropout": 0.1}}``."""
+    tree: dict[str, Any] = {}
+    for name, value in differences.items():
+        *path, leaf = name.split(".")
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+        node[leaf] = value
+    return tree
+
+
+def _dimension(name: str, content: object, base: TrainConfig) -> Dimension:
+    """One line of the file, checked."""
+    if name in FIXED:
+        raise InputError(f"«{name}» cannot be searched: it is the same in all trials")
+    if isinstance(content, list):
+        content = {"choice": content}
+    kinds = [kind for kind in ("choice", *RANGES) if isinstance(content, dict) and kind in content]
+    if not isinstance(content, dict) or len(kinds) != 1 or (extra := content.keys() - {*kinds, "when"}):
+        wrong = f"; {', '.join(map(str, extra))} is not known" if isinstance(content, dict) and len(kinds) == 1 else ""
+        raise InputError(f"«{name}» must be a list of choices, or uniform or log_uniform with two ends{wrong}")
+    (kind,) = kinds
+    values, when = content[kind], content.get("when") or {}
+    if not isinstance(values, list) or not values or not isinstance(when, dict):
+        raise InputError(f"«{name}»: {kind} must be a list, and when must name fields and values")
+    current = _value(base, name)
+    values = [_number(value, current) for value in values]
+    for value in values:
+        _check(base, name, value)
+    if kind in RANGES:
+        numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (current, *values))
+        if not numeric or len(values) != 2 or values[0] >= values[1]:
+            raise InputError(f"«{name}»: {kind} {values} must be two numbers, the lower one first")
+        if kind == "log_uniform" and values[0] <= 0:
+            raise InputError(f"«{name}»: log_uniform {values} must be above zero")
+    conditions = tuple((str(key), tuple(of if isinstance(of, list) else [of])) for key, of in when.items())
+    for condition, _ in conditions:
+        _value(base, condition)
+    return Dimension(name, kind, tuple(values), conditions)  # type: ignore[arg-type]
+
+
+def _value(config: TrainConfig, name: str) -> Any:
+    """A field by its dotted name."""
+    node: Any = config
+    for part in name.split("."):
+        if not hasattr(node, part) or part.startswith("_") or callable(getattr(node, part)):
+            raise InputError(f"config field «{name}» does not exist")
+        node = getattr(node, part)
+    return node
+
+
+def _number(value: Any, current: Any) -> Any:
+    """YAML 1.1 reads ``2e-4`` as text; a field of numbers takes it for the number that was meant."""
+    if isinstance(value, str) and isinstance(current, int | float):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _check(base: TrainConfig, name: str, value: Any) -> None:
+    """Raise the configuration's own error for a value that it cannot have."""
+    overlay(base, nested({name: value}))
