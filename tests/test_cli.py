@@ -52,7 +52,8 @@ def test_every_command_and_flag_is_the_contracts():
         "train": {
             "features", "preset", "config_file", "allow_leaks", "seeds", "gpus", "workers", "feed", "run_name",
         },
-        "tune": {"features", "preset", "config_file", "allow_leaks", "trials", "concurrent", "name", "resume"},
+        "tune": {"features", "preset", "config_file", "allow_leaks", "trials", "concurrent"}
+        | {"space", "search", "name", "resume"},
         "evaluate": {"run_id", "features", "split"},
         "compare": {"run_a", "run_b", "split"},
         "report": {"run_id", "out"},
