@@ -13,7 +13,7 @@ from mgc import pictures, report
 from mgc.errors import InputError
 from mgc.features import FeatureSet
 from mgc.learning import held_out
-from mgc.predictions import Source, ensemble, judge, looking, read_models
+from mgc.predictions import Source, ensemble, judge, looking, on_validation, read_models
 from mgc.store import existing_store
 from mgc.tracking import LEAKY_TAG, Run
 
@@ -29,7 +29,8 @@ def evaluate(run_id: str, features: str | Path, *, split: str = "test") -> dict[
     """Score the model of an MLflow run, or the ensemble of a parent run's models, on one split of a feature set.
 
     The figures, two pictures and the predictions are kept with the run, and of a parent with each of its runs too. An
-    ensemble's probabilities are the mean of its members'.
+    ensemble's probabilities are the mean of its members'. On ``validation`` a cross-validation is scored on all of its
+    clips, each judged by the model, or the ensemble of seeds, that has not learnt from its fold.
 
     Parameters
     ----------
@@ -50,19 +51,20 @@ def evaluate(run_id: str, features: str | Path, *, split: str = "test") -> dict[
     Raises
     ------
     InputError
-        No such run, run and feature set do not go together, or the split is not the one that a fold was validated on.
+        No such run, run and feature set do not go together, or the training split is asked for of folds.
     """
     feature_set = FeatureSet.open(features)
     run = Run.find(existing_store(feature_set.folder), run_id)
     models = read_models(run)
     _check(models, feature_set, run_id, split)
-    protocol = models[0].card.config.split
-    clips = held_out(feature_set, split, protocol)
-    source = Source.of(feature_set, split, protocol)
+    source = Source.of(feature_set, split, models[0].card.config.split)
     with looking(run, source) as (looks, witness):
-        source = replace(source, looks=looks)
-        each = judge(models, clips, source)
-        whole = ensemble(models, each)
+        if split == "validation" and models[0].card.config.fold:
+            each, whole = on_validation(models, feature_set)
+        else:
+            clips = held_out(feature_set, split, source.protocol)
+            each = judge(models, clips, replace(source, looks=looks))
+            whole = ensemble(models, each)
         if len(models) > 1:
             for model, said in zip(models, each, strict=True):
                 _keep(model.run, said)
@@ -87,7 +89,8 @@ def summary(result: dict[str, Any]) -> str:
     ]
     if "members" in result:
         count = len(result["members"])
-        lines[0] = f"{lines[0]}, of {count} models together"
+        apart = result["split"] == "validation" and result["members"][0]["fold"]
+        lines[0] += ", each judged by a model that has not learnt it" if apart else f", of {count} models together"
         lines.append(f"one model: {result['accuracy_mean']:.3f} ± {result['accuracy_sd']:.3f} (mean ± sd of {count})")
     if result["looks"]:
         lines.append(f"looks at this test split so far: {result['looks']}")
@@ -107,10 +110,12 @@ def _check(models: Sequence[Trained], feature_set: FeatureSet, run_id: str, spli
             raise InputError(
                 f"--features {feature_set.folder}: run {run_id} drew its split at random from another feature set"
             )
-        if split != "test" and model.card.config.fold:
+        if split == "training" and model.card.config.fold:
             raise InputError(
-                f"--split {split}: run {run_id} is of folds, which have {split} clips of their own; take --split test"
+                f"--split training: run {run_id} is of folds, each with its own; take another split"
             )
+        if split == "validation" and model.card.config.fold and model.card.fingerprint != manifest.fingerprint:
+            raise InputError(f"--features {feature_set.folder}: the folds of run {run_id} are of another feature set")
 
 
 def _keep(run: Run, predictions: Predictions) -> Scores:

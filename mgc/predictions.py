@@ -225,8 +225,10 @@ def ensemble(models: Sequence[Trained], each: Sequence[Predictions]) -> Predicti
     return _with_members(replace(each[0], probabilities_NG=mean_NG), models, each)
 
 
-def on_validation(models: Sequence[Trained], feature_set: FeatureSet) -> Predictions:
-    """What models say of their validation clips: the ensemble of those that share theirs, fold behind fold.
+def on_validation(models: Sequence[Trained], feature_set: FeatureSet) -> tuple[list[Predictions], Predictions]:
+    """What models say of their validation clips: each of its own, and together, fold behind fold.
+
+    Those of one fold, which differ by their seed, are an ensemble; no clip is judged by a model that has learnt it.
 
     Raises
     ------
@@ -234,13 +236,14 @@ def on_validation(models: Sequence[Trained], feature_set: FeatureSet) -> Predict
         The feature set cannot be read.
     """
     source = Source.of(feature_set, "validation", models[0].card.config.split)
-    ordered, each, parts = sorted(models, key=_fold), [], []
+    each: dict[str, Predictions] = {}
+    ordered, parts = sorted(models, key=_fold), []
     for _, group in groupby(ordered, key=_fold):
         sharing = list(group)
         data = learning_set(feature_set, sharing[0].card.config, lazily=True)
         said = judge(sharing, data.clips.take(data.validation), source)
         parts.append(ensemble(sharing, said))
-        each += said
+        each |= {model.run.id: own for model, own in zip(sharing, said, strict=True)}
     whole = Predictions(
         source,
         np.concatenate([part.track_ids_N for part in parts]),
@@ -248,7 +251,8 @@ def on_validation(models: Sequence[Trained], feature_set: FeatureSet) -> Predict
         np.concatenate([part.labels_N for part in parts]),
         np.concatenate([part.probabilities_NG for part in parts]),
     )
-    return _with_members(whole, ordered, each)
+    whole = _with_members(whole, ordered, [each[model.run.id] for model in ordered])
+    return [each[model.run.id] for model in models], whole
 
 
 def _with_members(whole: Predictions, models: Sequence[Trained], each: Sequence[Predictions]) -> Predictions:

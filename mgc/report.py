@@ -88,7 +88,7 @@ def _validated(models: list[Trained], record: Record) -> Predictions | None:
     feature_set = _feature_set(record.tags.get(FEATURES_TAG, ""), models[0].card.fingerprint)
     if feature_set:
         with suppress(MgcError):  # shards are missing
-            return on_validation(models, feature_set)
+            return on_validation(models, feature_set)[1]
     return None
 
 

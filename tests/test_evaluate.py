@@ -223,16 +223,38 @@ def test_runs_that_did_not_finish_do_not_count_and_one_alone_is_refused(own, und
         evaluate(parent.id, own.folder)
 
 
-def test_folds_are_evaluated_on_the_test_split_alone(own, undrawn):
+def test_folds_are_evaluated_on_the_test_split_and_each_clip_by_who_did_not_learn_it(own, undrawn):
     parent, children = parent_of(own, step="folds", fold=[1, 2, 3], folds=[3, 3, 3])
     found = evaluate(parent.id, own.folder)
     assert [member["fold"] for member in found["members"]] == [1, 2, 3]
     assert found["n"] == 13
     for run_id in (parent.id, children[0].id):
-        for split in ("validation", "training"):
-            with pytest.raises(InputError, match=rf"--split {split}: run {run_id} is of folds.*--split test"):
-                evaluate(run_id, own.folder, split=split)
+        with pytest.raises(InputError, match=rf"--split training: run {run_id} is of folds"):
+            evaluate(run_id, own.folder, split="training")
     assert evaluate(children[0].id, own.folder)["n"] == 13
+
+    whole = evaluate(parent.id, own.folder, split="validation")
+    assert whole["looks"] == 0
+    assert "each judged by a model that has not learnt it" in summary(whole)
+    kept = predictions(parent, "validation")
+    learnt_from = clips.load(own, "training", "validation").track_ids_N
+    assert whole["n"] == len(kept) == len(learnt_from)
+    assert sorted(kept["track_id"].to_pylist()) == sorted(learnt_from.tolist())
+    right = 0
+    for fold, child in enumerate(children, 1):
+        data = learning.learning_set(own, TrainConfig(folds=3, fold=fold))
+        of_fold = predictions(child, "validation")
+        assert sorted(of_fold["track_id"].to_pylist()) == sorted(data.clips.track_ids_N[data.validation].tolist())
+        alone = evaluate(child.id, own.folder, split="validation")
+        assert alone["accuracy"] == whole["members"][fold - 1]["accuracy"]
+        right += round(alone["accuracy"] * alone["n"])
+    assert whole["accuracy"] == pytest.approx(right / whole["n"])
+
+
+def test_folds_of_another_set_are_not_validated(features, own, undrawn):
+    parent, _ = parent_of(features, step="folds", fold=[1, 2], folds=[2, 2])
+    with pytest.raises(InputError, match=r"the folds of run .* are of another feature set"):
+        evaluate(parent.id, own.folder, split="validation")
 
 
 # Leaks

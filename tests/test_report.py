@@ -167,12 +167,14 @@ def test_seeds_of_folds_are_averaged_within_their_fold(own):
     for fold in (2, 1):
         for seed in (0, 1):
             models += predictions.read_models(trained(own, seed=seed, fold=fold, folds=2))
-    found = predictions.on_validation(models, own)
+    apart, found = predictions.on_validation(models, own)
     assert [(member.fold, member.seed) for member in found.source.members] == [(1, 0), (1, 1), (2, 0), (2, 1)]
     data = learning.learning_set(own, models[2].card.config)  # fold 1
     each = [predict_probabilities(model.model, data.clips.mel_NFT, data.validation) for model in models[2:]]
     assert np.allclose(found.probabilities_NG[: len(data.validation)], np.mean(each, axis=0), atol=1e-7)
     assert sorted(found.track_ids_N) == sorted(data.clips.track_ids_N)
+    for said, expected in zip(apart[2:], each, strict=True):
+        assert np.allclose(said.probabilities_NG, expected, atol=1e-7)
 
 
 def test_a_feature_set_that_is_gone_is_missed_by_name(features, tmp_path):
