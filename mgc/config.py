@@ -88,7 +88,7 @@ class OptimConfig:
     label_smoothing: float = 0.0
     """Share of the target spread over all genres."""
     batch_size: int = 32
-    """Clips in an optimiser's step, over all workers together."""
+    """Most clips in an optimiser's step, over all workers together; an epoch's batches are as even as they can be."""
     warmup_epochs: float = 0.0
     """Epochs over which the learning rate rises from zero."""
     clip_norm: float = 0.0
