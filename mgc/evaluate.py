@@ -111,9 +111,7 @@ def _check(models: Sequence[Trained], feature_set: FeatureSet, run_id: str, spli
                 f"--features {feature_set.folder}: run {run_id} drew its split at random from another feature set"
             )
         if split == "training" and model.card.config.fold:
-            raise InputError(
-                f"--split training: run {run_id} is of folds, each with its own; take another split"
-            )
+            raise InputError(f"--split training: run {run_id} is of folds, each with its own; take another split")
         if split == "validation" and model.card.config.fold and model.card.fingerprint != manifest.fingerprint:
             raise InputError(f"--features {feature_set.folder}: the folds of run {run_id} are of another feature set")
 
