@@ -263,14 +263,13 @@ class Tune(Learning):
 
     def run(self) -> dict[str, Any]:
         from mgc import tune
-        from mgc.space import DEFAULT
 
         return tune.tune(
             self.features,
             self.config,
             trials=self.trials,
             concurrent=self.concurrent,
-            space=self.space or DEFAULT,
+            space=self.space,
             search=self.search,
             name=self.name,
             resume=self.resume,

@@ -58,11 +58,12 @@ def evaluate(run_id: str, features: str | Path, *, split: str = "test") -> dict[
     models = read_models(run)
     _check(models, feature_set, run_id, split)
     source = Source.of(feature_set, split, models[0].card.config.split)
+    of_folds = split == "validation" and models[0].card.config.fold
+    clips = None if of_folds else held_out(feature_set, split, source.protocol)  # what cannot be read is no look
     with looking(run, source) as (looks, witness):
-        if split == "validation" and models[0].card.config.fold:
+        if clips is None:
             each, whole = on_validation(models, feature_set)
         else:
-            clips = held_out(feature_set, split, source.protocol)
             each = judge(models, clips, replace(source, looks=looks))
             whole = ensemble(models, each)
         if len(models) > 1:

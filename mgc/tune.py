@@ -44,7 +44,7 @@ def tune(
     *,
     trials: int = 20,
     concurrent: int = 2,
-    space: Path = DEFAULT,
+    space: Path | None = None,
     search: SEARCHES = "tpe",
     name: str | None = None,
     resume: str | None = None,
@@ -63,7 +63,7 @@ def tune(
     concurrent
         Trials at a time; the CPUs (and GPUs) are shared out among them.
     space
-        What is searched: a file as ``mgc.space`` describes it. A resumed sweep keeps its own.
+        What is searched: a file as ``mgc.space`` describes it, or the default one. A resumed sweep keeps its own.
     search
         Optuna's tree-structured Parzen estimator, random draws, or all combinations of choices.
     resume
@@ -100,7 +100,7 @@ def tune(
     else:
         if folder.exists():
             raise InputError(f"--name {name}: this sweep is there already; use --resume {name} or another name")
-        dimensions = Space.read(space, config)
+        dimensions = Space.read(space or DEFAULT, config)
         if search == "grid":
             trials = math.prod(map(len, dimensions.grid().values()))
         uri = store.open_store(feature_set.folder)
@@ -109,8 +109,8 @@ def tune(
         parent = tracking.Run.start(uri, tracking.EXPERIMENT, name=name, step="tune", config=settings)
         describe(parent, feature_set, config)
         base, fingerprint = config.to_dict(), feature_set.manifest.fingerprint
-        facts = (str(feature_set.folder), fingerprint, base, trials, concurrent, uri, parent.id)
-        sweep = Sweep(*facts, dimensions.tree(), search)
+        tree = dimensions.tree()
+        sweep = Sweep(str(feature_set.folder), fingerprint, base, trials, concurrent, uri, parent.id, tree, search)
         folder.mkdir(parents=True)
         write_text(json.dumps(asdict(sweep), indent=1) + "\n", folder / SWEEP)
     with parent.closing():
