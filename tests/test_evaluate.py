@@ -16,7 +16,7 @@ from runs import CONFIG, draw_nothing, other_fingerprint, parent_of, trained
 
 from mgc import checkpoint, clips, learning
 from mgc.config import TrainConfig
-from mgc.errors import InputError
+from mgc.errors import InputError, MgcError
 from mgc.evaluate import evaluate, summary
 from mgc.metrics import score
 from mgc.tracking import Run
@@ -173,6 +173,17 @@ def test_a_refused_evaluation_is_no_look(run, own, tmp_path, undrawn):
     with pytest.raises(InputError, match="other genres"):
         evaluate(run.id, other.folder)
     assert evaluate(run.id, own.folder)["looks"] == before + 1
+
+
+def test_a_split_that_cannot_be_read_is_no_look(features, tmp_path, undrawn):
+    fresh = other_fingerprint(features, tmp_path / "set", "0")
+    run = trained(fresh)
+    (shard,) = fresh.folder.path.glob("shards/test-*")
+    hidden = shard.rename(tmp_path / "hidden")
+    with pytest.raises(MgcError, match="test-00000"):
+        evaluate(run.id, fresh.folder)
+    hidden.rename(shard)
+    assert evaluate(run.id, fresh.folder)["looks"] == 1
 
 
 # Several models
