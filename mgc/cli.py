@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, NoReturn, TypeAlias, Union
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
-from mgc.config import PRESETS, TrainConfig, read_config
+from mgc.config import PRESETS, SweepConfig, TrainConfig, read_config
 from mgc.console import say
 from mgc.errors import InputError, MgcError, RunError
 from mgc.folder import Folder
@@ -248,18 +248,13 @@ class Train(Learning):
 class Tune(Learning):
     """Search the regularisation: dropout, BatchNorm, head, weight decay, or any other field of the configuration."""
 
-    trials: int = 20
-    """Configurations to try; a grid has its own number."""
+    sweep: Annotated[OmitArgPrefixes[SweepConfig], arg(name="")] = field(default_factory=SweepConfig)
     space: Path | None = None
     """YAML file of the dimensions to search; without it the regularisers of mgc/space.yaml."""
-    search: Literal["tpe", "random", "grid"] = "tpe"
-    """Optuna's tree-structured Parzen estimator, random draws, or all combinations of choices."""
-    concurrent: int = 2
-    """Trials at a time."""
     name: str | None = None
     """Name of the sweep; the time by default."""
     resume: str | None = None
-    """Go on with the interrupted sweep of this name."""
+    """Go on with the interrupted sweep of this name, by its own settings."""
 
     def run(self) -> dict[str, Any]:
         from mgc import tune
@@ -267,10 +262,8 @@ class Tune(Learning):
         return tune.tune(
             self.features,
             self.config,
-            trials=self.trials,
-            concurrent=self.concurrent,
+            self.sweep,
             space=self.space,
-            search=self.search,
             name=self.name,
             resume=self.resume,
             allow_leaks=self.allow_leaks,

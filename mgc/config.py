@@ -144,6 +144,47 @@ class TrainConfig:
         return tree
 
 
+@dataclass(frozen=True)
+class SweepConfig:
+    """How a sweep searches, and what it does with what it finds."""
+
+    trials: int = 20
+    """Configurations to try; the population of pbt; a grid has its own number."""
+    search: Literal["tpe", "random", "grid", "pbt"] = "tpe"
+    """Optuna's tree-structured Parzen estimator, random draws, all combinations of choices, or population based
+    training, in which models that lag take up better ones and vary their settings as they go on."""
+    asha: bool = True
+    """Stop trials that lag behind at a quarter of their epochs (not those of pbt, which has its own way)."""
+    concurrent: int | None = None
+    """Trials at a time; as the machine or the cluster has room for by default."""
+    gpus_per_trial: float | None = None
+    """Share of a GPU that a trial takes; 0.25 puts four trials on one."""
+    workers_per_trial: int = 1
+    """2 or more train each trial through Ray Train, on a CPU or a GPU a worker."""
+    time_budget: float = 0.0
+    """Seconds after which the search ends with what it has; 0 is no limit. Training again comes after it."""
+    top: int = 3
+    """Best configurations that are trained again; the winner is the best mean. 0 takes the search's word."""
+    seeds: int = 3
+    """Fresh seeds that each of them is trained again with."""
+    without: tuple[str, ...] = ("model.norm", "model.dropout")
+    """Fields that are put off in the winner, one at a time, with the same seeds: what each bought."""
+
+    def __post_init__(self) -> None:
+        for name in ("trials", "workers_per_trial"):
+            _require(getattr(self, name) >= 1, f"--{name.replace('_', '-')}", getattr(self, name), "at least 1")
+        _require(self.concurrent is None or self.concurrent >= 1, "--concurrent", self.concurrent, "at least 1")
+        _require(
+            self.gpus_per_trial is None or 0 < self.gpus_per_trial <= 1,
+            "--gpus-per-trial",
+            self.gpus_per_trial,
+            "above 0 and at most 1; for several GPUs a trial use --workers-per-trial",
+        )
+        _require(self.time_budget >= 0, "--time-budget", self.time_budget, "at least 0")
+        _require(self.top >= 0, "--top", self.top, "at least 0")
+        _require(self.seeds >= 2 or not self.top, "--seeds", self.seeds, "at least 2; --top 0 trains nothing again")
+
+
 def member_name(seed: int, fold: int) -> str:
     """What tells a model from those that are trained with it."""
     return f"fold {fold}, seed {seed}" if fold else f"seed {seed}"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mgc import audit, evaluate, predict, preprocess, toy, train, tune
-from mgc.config import PRESETS
+from mgc.config import PRESETS, SweepConfig
 from mgc.console import stage
 from mgc.errors import InputError
 from mgc.tracks import read
@@ -53,7 +53,7 @@ def demo(out: Path) -> dict[str, Any]:
             runs[name] = train.train(features, config, run_name=f"demo {name}")
     with stage("5/7 sweep the regularisation with Ray Tune"):
         base = replace(config, epochs=TRIAL_EPOCHS)
-        results["tune"] = tune.tune(features, base, trials=TRIALS, concurrent=2)
+        results["tune"] = tune.tune(features, base, SweepConfig(trials=TRIALS, top=2, seeds=2, without=()))
     with stage("6/7 evaluate on the test split"):
         for name, run in runs.items():
             runs[name] = run | {"test": evaluate.evaluate(run["run_id"], features)}

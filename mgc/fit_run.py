@@ -12,8 +12,7 @@ from mgc.errors import InputError
 from mgc.features import FeatureSet
 from mgc.fit_state import Epoch, discard
 from mgc.learning import leak
-from mgc.metrics import score
-from mgc.model import predict_probabilities
+from mgc.predictions import Source, Trained, judge
 from mgc.ray_session import output_folder
 from mgc.splits import leak_message
 
@@ -72,9 +71,10 @@ class Watch:
 
 
 def keep(run: tracking.Run, fitted: Fitted, data: LearningSet) -> None:
-    """Give a run all that a finished fit leaves: figures, pictures, checkpoint, and the model as a program.
+    """Give a run all that a finished fit leaves.
 
-    The fit's state goes last: interrupted before, the fit can be taken up and this done again.
+    That is figures, pictures, what it says of its validation clips, the checkpoint, and the model as a program. The
+    fit's state goes last: interrupted before, the fit can be taken up and this done again.
     """
     run.metrics(
         {
@@ -88,10 +88,11 @@ def keep(run: tracking.Run, fitted: Fitted, data: LearningSet) -> None:
     model, card = checkpoint.read(fitted.checkpoint)
     for name in (checkpoint.WEIGHTS, checkpoint.CARD):
         run.file(fitted.checkpoint / name, tracking.CHECKPOINT)
-    probabilities_NG = predict_probabilities(model, data.clips.mel_NFT, data.validation)
-    scores = score(data.clips.labels_N[data.validation], probabilities_NG, data.genres)
-    title = "validation, LEAKY" if tracking.LEAKY_TAG in run.record().tags else "validation"
-    run.figure(pictures.confusion_matrix(scores, title), "pictures/confusion_validation.png")
+    place = run.record().tags[tracking.FEATURES_TAG]
+    source = Source("validation", data.genres, place, data.fingerprint, card.config.split, data.leak)
+    (said,) = judge([Trained(run, model, card)], data.clips.take(data.validation), source)
+    said.keep(run)
+    run.figure(pictures.confusion_matrix(said.score(), source.title), "pictures/confusion_validation.png")
     sample = data.clips.take(data.training[:PICTURED])
     run.figure(pictures.spectrograms(sample, data.genres, data.spec), "pictures/spectrograms.png")
     run.model(model, card.spec.shape, len(card.genres))

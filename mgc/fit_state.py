@@ -138,6 +138,25 @@ def signature_of(config: TrainConfig, data: LearningSet) -> str:
     return json.dumps({"config": config.to_dict(), "fingerprint": data.fingerprint}, sort_keys=True)
 
 
+def history(folder: Path) -> list[Epoch]:
+    """The epochs that the fit of a folder has behind it; none where none was begun, or where it is done."""
+    if not (folder / STATE).exists():
+        return []
+    with safe_open(folder / STATE, "pt") as state:
+        return [Epoch(**point) for point in json.loads(state.metadata()["history"])]
+
+
+def adopt(source: Path, folder: Path, signature: str, name: str = STATE) -> None:
+    """Take the state of one fit as that of another, of a configuration with the same tensors, into ``folder``."""
+    with safe_open(source / STATE, "pt") as state:
+        metadata = state.metadata()
+        if source == folder and metadata["signature"] == signature:
+            return
+        tensors = {key: state.get_tensor(key) for key in state.keys()}  # noqa: SIM118 (not a mapping)
+    with replacing(folder / name) as temporary:
+        save_file(tensors, temporary, metadata | {"signature": signature})
+
+
 def discard(folder: Path) -> None:
     """Forget how the fit of a folder came about; its checkpoint stays."""
     (folder / STATE).unlink(missing_ok=True)

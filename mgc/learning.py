@@ -44,6 +44,8 @@ class LearningSet:
     genres: tuple[str, ...]
     spec: LogMelSpec
     fingerprint: str
+    leak: str
+    """Why figures of it flatter; empty where nothing is known against them."""
 
 
 def splits_of(config: TrainConfig) -> tuple[str, ...]:
@@ -73,7 +75,15 @@ def learning_set(
         names_N = dealt(clips, config.split)
         training, validation = np.flatnonzero(names_N == "training"), np.flatnonzero(names_N == "validation")
     manifest = feature_set.manifest
-    return LearningSet(clips, training, validation, manifest.genres, manifest.spec, manifest.fingerprint)
+    return LearningSet(
+        clips,
+        training,
+        validation,
+        manifest.genres,
+        manifest.spec,
+        manifest.fingerprint,
+        leak(manifest, config.split),
+    )
 
 
 def held_out(feature_set: FeatureSet, split: str, protocol: str = "official") -> Clips:

@@ -76,8 +76,20 @@ class Place:
         """The device of each worker."""
         return "cuda" if self.gpu else "cpu"
 
-    def fit(self, config: TrainConfig, data: LearningSet, folder: Path, on_epoch: Callable[[Epoch], None]) -> Fitted:
+    def fit(
+        self,
+        config: TrainConfig,
+        data: LearningSet,
+        folder: Path,
+        on_epoch: Callable[[Epoch], None],
+        shared: Any = None,
+    ) -> Fitted:
         """Fit a model here, or in every worker; a folder in which a fit was interrupted is gone on with.
+
+        Parameters
+        ----------
+        shared
+            The reference of ``data``, if it is in Ray's object store already.
 
         Raises
         ------
@@ -86,10 +98,10 @@ class Place:
         """
         if self.workers == 1:
             return fit(config, data, folder, on_epoch=on_epoch, device=self.device)
-        return self._fit_on_ray(config, data, folder, on_epoch)
+        return self._fit_on_ray(config, data, folder, on_epoch, shared)
 
     def _fit_on_ray(
-        self, config: TrainConfig, data: LearningSet, folder: Path, on_epoch: Callable[[Epoch], None]
+        self, config: TrainConfig, data: LearningSet, folder: Path, on_epoch: Callable[[Epoch], None], shared: Any
     ) -> Fitted:
         """Run ``fit`` in every worker of a TorchTrainer (DDP over gloo or NCCL); rank 0's epochs are heard of here."""
         connect()
@@ -103,7 +115,7 @@ class Place:
         job = {"config": config, "folder": folder, "epochs": epochs, "device": self.device}
         trainer = TorchTrainer(
             _worker,
-            train_loop_config=job | {"data": ray.put(data)},  # one copy a machine, which its workers share
+            train_loop_config=job | {"data": shared or ray.put(data)},  # one copy a machine, which its workers share
             scaling_config=ray.train.ScalingConfig(num_workers=self.workers, use_gpu=self.gpu),
             run_config=ray.train.RunConfig(
                 name=folder.name,

@@ -24,12 +24,17 @@ from mgc.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from random import Random
 
 DEFAULT = Path(__file__).with_name("space.yaml")
 """The regularisers, as ``mgc tune`` searches them without ``--space``."""
+DEFAULT_PBT = Path(__file__).with_name("space_pbt.yaml")
+"""Those that can change while a model learns."""
 FIXED = ("epochs", "seed", "split", "folds", "fold")
 """Fields that are the same in all trials, or their accuracies could not be compared."""
 RANGES = ("uniform", "log_uniform")
+RESAMPLE, FACTORS = 0.25, (0.8, 1.2)
+"""How ``perturb`` explores: the share of values drawn anew, and what others are multiplied by."""
 
 
 @dataclass(frozen=True)
@@ -110,14 +115,45 @@ class Space:
         """Draw a configuration's differences from an Optuna trial, in order: define-by-run, as its samplers want it."""
         drawn: dict[str, Any] = {}
         for each in self.dimensions:
-            if not all(drawn.get(name, _value(self.base, name)) in values for name, values in each.when):
+            if not all(drawn.get(name, field_of(self.base, name)) in values for name, values in each.when):
                 continue
             if each.kind == "choice":
                 drawn[each.field] = trial.suggest_categorical(each.field, list(each.values))
-            elif isinstance(_value(self.base, each.field), int):
+            elif isinstance(field_of(self.base, each.field), int):
                 drawn[each.field] = trial.suggest_int(each.field, *each.values, log=each.kind == "log_uniform")
             else:
                 drawn[each.field] = trial.suggest_float(each.field, *each.values, log=each.kind == "log_uniform")
+
+    def draw(self, count: int, seed: int) -> list[dict[str, Any]]:
+        """Configurations' differences, drawn at random."""
+        import optuna  # here, because reading a space needs no Optuna
+
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+        trials = [study.ask() for _ in range(count)]
+        for trial in trials:
+            self.suggest(trial)
+        return [dict(trial.params) for trial in trials]
+
+    def perturb(self, differences: Mapping[str, Any], chance: Random) -> dict[str, Any]:
+        """Differences near others, as population based training explores.
+
+        One in four is drawn anew; of the rest a number goes up or down by 20 %, a choice to the one beside it.
+        """
+        anew = self.draw(1, chance.getrandbits(32))[0]
+        changed: dict[str, Any] = {}
+        for each in self.dimensions:
+            value = differences[each.field]
+            if chance.random() < RESAMPLE:
+                value = anew[each.field]
+            elif each.kind == "choice":
+                place = each.values.index(value) + chance.choice((-1, 1))
+                value = each.values[min(max(place, 0), len(each.values) - 1)]
+            else:
+                low, high = each.values
+                scaled = value * chance.choice(FACTORS)
+                value = min(max(type(value)(round(scaled) if isinstance(value, int) else scaled), low), high)
+            changed[each.field] = value
+        return changed
 
     def grid(self) -> dict[str, list[Any]]:
         """The choices of each dimension, all of which a grid tries with all others.
@@ -159,7 +195,7 @@ def _dimension(name: str, content: object, base: TrainConfig) -> Dimension:
     values, when = content[kind], content.get("when") or {}
     if not isinstance(values, list) or not values or not isinstance(when, dict):
         raise InputError(f"«{name}»: {kind} must be a list, and when must name fields and values")
-    current = _value(base, name)
+    current = field_of(base, name)
     values = [_number(value, current) for value in values]
     for value in values:
         _check(base, name, value)
@@ -171,12 +207,18 @@ def _dimension(name: str, content: object, base: TrainConfig) -> Dimension:
             raise InputError(f"«{name}»: log_uniform {values} must be above zero")
     conditions = tuple((str(key), tuple(of if isinstance(of, list) else [of])) for key, of in when.items())
     for condition, _ in conditions:
-        _value(base, condition)
+        field_of(base, condition)
     return Dimension(name, kind, tuple(values), conditions)  # type: ignore[arg-type]
 
 
-def _value(config: TrainConfig, name: str) -> Any:
-    """A field by its dotted name."""
+def field_of(config: TrainConfig, name: str) -> Any:
+    """The value of a field by its dotted name.
+
+    Raises
+    ------
+    InputError
+        There is no such field.
+    """
     node: Any = config
     for part in name.split("."):
         if not hasattr(node, part) or part.startswith("_") or callable(getattr(node, part)):

@@ -44,6 +44,14 @@ LEAKY_TAG = "mgc.leaky"
 FINGERPRINT_TAG = "mgc.features.fingerprint"
 FEATURES_TAG = "mgc.features.path"
 PARENT_TAG = "mlflow.parentRunId"
+OUTCOME_TAG, REASON_TAG = "mgc.outcome", "mgc.reason"
+"""How a trial of a sweep ended (kept, pruned, failed, stopped), and why it was not kept."""
+BEST_TAG, WINNER_TAG = "mgc.best_run_id", "mgc.winner_run_id"
+"""Of a sweep: its search's best trial; what won when the best were trained again."""
+STAGE_TAG, OF_TAG = "mgc.stage", "mgc.of"
+"""Of a configuration that a sweep trains with fresh seeds: «again» or «without», and the run that it repeats."""
+FIELD_TAG, VALUE_TAG, OFF_TAG = "mgc.field", "mgc.value", "mgc.off"
+"""Of one «without» a field: which, what it is in the run that it repeats, and what it was put to."""
 
 
 @dataclass(frozen=True)
@@ -159,8 +167,12 @@ class Run:
     def reopen(self) -> None:
         """Take an interrupted run up again."""
         self._client.update_run(self.id, status="RUNNING")
-        for key in {"mgc.error", "mgc.pruned"} & self._client.get_run(self.id).data.tags.keys():
+        for key in {"mgc.error", OUTCOME_TAG, REASON_TAG} & self._client.get_run(self.id).data.tags.keys():
             self._client.delete_tag(self.id, key)
+
+    def delete(self) -> None:
+        """Take the run out of MLflow's sight."""
+        self._client.delete_run(self.id)
 
     def tag(self, tags: Mapping[str, str]) -> None:
         """Set tags."""

@@ -1,133 +1,119 @@
-"""One trial of a sweep: a plain function around ``mgc.fit``, its MLflow run, and how it ended.
-
-A trial's folder, ``SWEEP/trials/ID``, holds the fit's checkpoint and state, the id of its run, and, if its model was
-not kept, a note of how it ended.
-"""
+"""One trial of a sweep, in its own process: a plain function around a fit, which tells Ray Tune of each epoch."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import ray
 import torch
 from ray import tune as ray_tune
 
-from mgc import checkpoint, tracking
-from mgc.config import TrainConfig, overlay
-from mgc.errors import InputError
-from mgc.files import write_text
-from mgc.fit import fit, is_kept
+from mgc import tracking
 from mgc.fit_run import keep
-from mgc.fit_state import Epoch
-from mgc.folder import Folder
-from mgc.learning import LearningSet
-from mgc.space import nested
+from mgc.fit_state import Epoch, adopt, history, signature_of
+from mgc.places import Place
+from mgc.sweep import Sweep, Task, Trial
+
+if TYPE_CHECKING:
+    from mgc.fit import Fitted
+    from mgc.learning import LearningSet
 
 METRIC = "val_accuracy"
-SWEEP = "sweep.json"
-RUN_ID, OUTCOME = "run_id", "outcome"
-"""Files in a trial's folder: its MLflow run, and how it ended if not with a kept model."""
+"""What Tune hears of: the best so far, which is what the winner is chosen by."""
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """A sweep as its folder remembers it."""
-
-    features: str
-    fingerprint: str
-    base: dict[str, Any]
-    """The configuration that the trials change."""
-    trials: int
-    concurrent: int
-    uri: str
-    parent_run_id: str
-    space: dict[str, Any]
-    """As ``mgc.space.Space.of`` reads it."""
-    search: str
-
-    @classmethod
-    def read(cls, folder: Path) -> Sweep:
-        """The sweep of a folder.
-
-        Raises
-        ------
-        InputError
-            There is none.
-        """
-        try:
-            return cls(**json.loads((folder / SWEEP).read_text()))
-        except OSError:
-            known = ", ".join(sorted(path.parent.name for path in folder.parent.glob(f"*/{SWEEP}"))) or "none"
-            raise InputError(f"--resume {folder.name}: no such sweep; there are: {known}") from None
-        except (ValueError, TypeError) as error:
-            raise InputError(f"{folder / SWEEP}: damaged ({error}); start a new sweep") from None
+class _PauseError(Exception):
+    """The epoch to pause after is reached."""
 
 
 def run_trial(
-    sample: dict[str, Any], *, sweep: Sweep, folder: Path, data: LearningSet, resources: dict[str, float]
+    sample: dict[str, Any], *, sweep: Sweep, shared: dict[str, ray.ObjectRef[LearningSet]], resources: dict[str, float]
 ) -> None:
-    """One trial, in its own process; it owns its MLflow run, and takes it up again when the sweep is resumed.
+    """Train what Tune's search drew, or the task that it was given; taken up again where it was interrupted.
 
     Tune hears of the best accuracy so far after each epoch, but of the last one only when the model is kept: stopping
     a trial there costs nothing.
+
+    Parameters
+    ----------
+    shared
+        The learning set in Ray's object store, of which there is one copy a machine.
+    resources
+        ``cpu`` and ``gpu`` of this process.
     """
-    work = folder / "trials" / ray_tune.get_context().get_trial_id()
-    torch.set_num_threads(int(resources["cpu"]))
-    config = overlay(overlay(TrainConfig(), sweep.base), nested(sample))
-    if not is_kept(work):
-        run = _own_run(sweep, work, config)
-        best = 0.0
+    if "task" in sample:
+        task = Task(**sample["task"])
+    else:
+        name = Path(ray_tune.get_context().get_trial_dir()).name
+        task = Task(name, [(1, sample)], int(sweep.base["seed"]), sweep.parent_run_id)
+    trial = sweep.trial(task.name)
+    last = task.until or int(sweep.base["epochs"])
+    best, told = 0.0, 0
 
-        def report(point: Epoch) -> None:
-            nonlocal best
-            best = max(best, point.val_accuracy)
-            run.metrics(point.metrics(), epoch=point.epoch, at=point.ended)
-            if point.epoch < config.epochs:
-                ray_tune.report({METRIC: best, "epoch": point.epoch})
+    def tell(point: Epoch) -> None:
+        nonlocal best, told
+        best, told = max(best, point.val_accuracy), point.epoch
+        if point.epoch < last:
+            ray_tune.report({METRIC: best, "epoch": point.epoch, "train_accuracy": point.train_accuracy})
 
-        with run.closing():
-            device = "cuda" if resources["gpu"] > 0 else "cpu"
-            keep(run, fit(config, data, work, on_epoch=report, device=device), data)
-    ray_tune.report({METRIC: checkpoint.read(work)[1].figures[METRIC], "epoch": config.epochs})
-
-
-def _own_run(sweep: Sweep, work: Path, config: TrainConfig) -> tracking.Run:
-    """The trial's MLflow run: the one its folder names, or a new one."""
-    if run := run_of(sweep, work):
-        run.reopen()
-        return run
-    run = tracking.Run.start(
-        sweep.uri,
-        tracking.EXPERIMENT,
-        name=work.name,
-        step="trial",
-        config=config.to_dict(),
-        parent=sweep.parent_run_id,
-    )
-    run.features(Folder.at(sweep.features), sweep.fingerprint, "training")
-    work.mkdir(parents=True, exist_ok=True)
-    write_text(run.id, work / RUN_ID)
-    return run
+    if trial.outcome != "kept":
+        workers = sweep.config.workers_per_trial
+        torch.set_num_threads(max(1, math.floor(resources["cpu"])))
+        place = Place(workers, gpu=resources["gpu"] > 0)
+        learning = _Learning(sweep, trial, task, ray.get(shared["data"]), shared["data"], place)
+        with learning.run.closing():
+            learning.go(tell)
+    if trial.outcome == "kept":
+        figures = trial.figures
+        best = figures["val_accuracy"]
+        ray_tune.report({METRIC: best, "epoch": last, "train_accuracy": figures["train_accuracy"]})
+    else:
+        ray_tune.report({METRIC: best, "epoch": told})
 
 
-def run_of(sweep: Sweep, work: Path) -> tracking.Run | None:
-    """The MLflow run that a trial's folder names; None while it has none."""
-    note = work / RUN_ID
-    return tracking.Run(sweep.uri, note.read_text()) if note.exists() else None
+class _Learning:
+    """A task under way."""
 
+    def __init__(
+        self,
+        sweep: Sweep,
+        trial: Trial,
+        task: Task,
+        data: LearningSet,
+        shared: ray.ObjectRef[LearningSet],
+        place: Place,
+    ) -> None:
+        self.sweep, self.trial, self.task, self.data, self.shared, self.place = sweep, trial, task, data, shared, place
+        self.run = trial.begin(task, data.leak)
 
-def outcome_of(work: Path) -> str | None:
-    """How a trial ended: kept, pruned or failed; None while it has not."""
-    if is_kept(work):
-        return "kept"
-    note = work / OUTCOME
-    return note.read_text() if note.exists() else None
+    def go(self, tell: Any) -> None:
+        """Train to the task's end and keep the model, or to the epoch to pause after."""
+        course = self.task.course
+        for (first, differences), ends in zip(course, [*(later - 1 for later, _ in course[1:]), None], strict=True):
+            until = ends or self.task.until
+            if until and len(history(self.trial.folder)) >= until:
+                continue  # done before this process
+            fitted = self._leg(differences, first, until, tell)
+            if fitted:
+                keep(self.run, fitted, self.data)
+                self.run.tag({tracking.OUTCOME_TAG: "kept"})
 
+    def _leg(self, differences: dict[str, Any], first: int, until: int | None, tell: Any) -> Fitted | None:
+        """Train with one configuration, up to an epoch; None if that is not the last."""
+        config = self.sweep.train_config(differences, self.task.seed)
+        if first > 1:
+            adopt(self.trial.folder, self.trial.folder, signature_of(config, self.data))
 
-def close(sweep: Sweep, work: Path, status: str, tags: dict[str, str]) -> None:
-    """End the run of a trial that was stopped or killed before it could."""
-    if run := run_of(sweep, work):
-        run.tag(tags)
-        run.finish(status)
+        def heard(point: Epoch) -> None:
+            if point.epoch >= self.task.own_from:
+                self.run.metrics(point.metrics(), epoch=point.epoch, at=point.ended)
+            tell(point)
+            if point.epoch == until:
+                raise _PauseError
+
+        try:
+            return self.place.fit(config, self.data, self.trial.folder, heard, self.shared)
+        except _PauseError:
+            return None

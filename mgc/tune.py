@@ -1,38 +1,37 @@
-"""Search a space of configurations with Ray Tune: Optuna proposes, ASHA stops what lags, MLflow keeps every trial.
+"""Search a space of configurations, train the best again with fresh seeds, and say what regularisation bought.
 
-    python -m mgc.tune --features FEATURES --trials 20 --concurrent 2
+    python -m mgc.tune --features FEATURES --trials 20
 
-A trial is a plain function around ``mgc.fit`` on one device: the features are loaded once and shared through Ray's
-object store. A sweep is a folder, ``mlflow_runs/sweeps/NAME``; killed, ``--resume NAME`` goes on with it.
+A sweep goes through three stages: the search (Optuna proposes, ASHA stops what lags); the best few trained again with
+seeds that the search has not seen, because the best of many trials is partly lucky; and the winner without one
+regulariser at a time. A sweep is a folder, ``mlflow_runs/sweeps/NAME``; killed, ``--resume NAME`` goes on with it.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import math
-import os
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from statistics import mean, stdev
+from typing import TYPE_CHECKING, Any
 
-from ray import tune as ray_tune
-
-from mgc import checkpoint, store, tracking
-from mgc.config import TrainConfig, overlay
-from mgc.console import Progress, say
+from mgc import population, store, tracking
+from mgc.config import PRESETS, SweepConfig, TrainConfig
+from mgc.console import say
 from mgc.errors import InputError, RunError
 from mgc.files import write_text
-from mgc.fit import is_kept
 from mgc.fit_run import describe, open_for_learning
 from mgc.learning import LearningSet, learning_set
-from mgc.ray_session import connect
-from mgc.space import DEFAULT, Space
-from mgc.trial import METRIC, OUTCOME, SWEEP, Sweep, close, outcome_of, run_of, run_trial
+from mgc.space import DEFAULT, DEFAULT_PBT, Space, field_of
+from mgc.sweep import SEARCHED, Course, Sweep, Task, Trial
+from mgc.tracking import Run
+from mgc.tuner import Tuner
 
-SEARCHES = Literal["tpe", "random", "grid"]
+if TYPE_CHECKING:
+    from mgc.features import FeatureSet
 
 BEST_CONFIG = "best_config.json"
 """The winner's configuration, in the sweep's folder; ``--config`` reads it."""
@@ -41,211 +40,276 @@ BEST_CONFIG = "best_config.json"
 def tune(
     features: str | Path,
     config: TrainConfig,
+    sweep_config: SweepConfig | None = None,
     *,
-    trials: int = 20,
-    concurrent: int = 2,
     space: Path | None = None,
-    search: SEARCHES = "tpe",
     name: str | None = None,
     resume: str | None = None,
     allow_leaks: bool = False,
 ) -> dict[str, Any]:
-    """Search a space of configurations for the best validation accuracy.
+    """Search a space of configurations for the best validation accuracy, and find out what of it is luck.
 
     Parameters
     ----------
     features
         A finished feature set.
     config
-        What the trials start from; its epochs are the most a trial gets. A resumed sweep keeps its own.
-    trials
-        Configurations to try; a grid has its own number.
-    concurrent
-        Trials at a time; the CPUs (and GPUs) are shared out among them.
+        What the trials start from; its epochs are the most a trial gets.
+    sweep_config
+        How it is searched, and what is done with what is found.
     space
-        What is searched: a file as ``mgc.space`` describes it, or the default one. A resumed sweep keeps its own.
-    search
-        Optuna's tree-structured Parzen estimator, random draws, or all combinations of choices.
+        What is searched: a file as ``mgc.space`` describes it, or the default one.
     resume
-        Name of an interrupted sweep to go on with.
+        Name of an interrupted sweep to go on with; it keeps its own configuration, settings and space.
 
     Returns
     -------
     dict
-        ``parent_run_id``, ``trials``, ``failed``, ``pruned``, ``best_run_id``, ``best_config`` (a tree),
-        ``val_accuracy`` (of the best trial's kept model), ``config_file`` (the best configuration, for ``--config``),
-        ``name``.
+        ``parent_run_id``, ``name``, ``trials``, ``failed``, ``pruned``, ``stopped``, ``best_run_id`` and
+        ``val_accuracy`` (of the search's best trial), ``winner_run_id`` (the run that holds the models of the best
+        configuration; with ``top`` 0 that trial), ``again`` and ``without`` (a dict a configuration trained again:
+        ``run_id``, ``name``, ``val_accuracy``, ``val_accuracy_sd``, ``train_accuracy``, of those again also
+        ``first_val_accuracy`` and ``shrinkage``), ``best_config`` (the winner's, a tree), ``config_file`` (the same,
+        for ``--config``).
 
     Raises
     ------
     InputError
-        The feature set or the space cannot be used, or there is no such sweep.
+        The feature set, the space or the settings cannot be used, or there is no such sweep.
     RunError
-        Every trial failed.
+        No trial ran to its end, or none could be trained again.
     """
-    for flag, value in (("trials", trials), ("concurrent", concurrent)):
-        if value < 1:
-            raise InputError(f"--{flag} {value}: must be at least 1")
     feature_set = open_for_learning(features, allow_leaks=allow_leaks)
     sweeps = store.home(feature_set.folder) / "sweeps"
-    name = resume or name or time.strftime("sweep-%Y%m%d-%H%M%S")
-    folder = sweeps / name
     if resume:
-        sweep = Sweep.read(folder)
-        if sweep.fingerprint != feature_set.manifest.fingerprint:
-            raise InputError(f"--resume {resume}: was started on another feature set, {sweep.features}")
-        parent = tracking.Run.find(sweep.uri, sweep.parent_run_id)
-        parent.reopen()
-        say(f"tune: sweep {name} goes on with its own settings: {sweep.trials} trials, {sweep.concurrent} at a time")
+        sweep = _resumed(sweeps / resume, feature_set)
     else:
-        if folder.exists():
-            raise InputError(f"--name {name}: this sweep is there already; use --resume {name} or another name")
-        dimensions = Space.read(space or DEFAULT, config)
-        if search == "grid":
-            trials = math.prod(map(len, dimensions.grid().values()))
-        uri = store.open_store(feature_set.folder)
-        searched = {each.field: str(each) for each in dimensions.dimensions}
-        settings = {"trials": trials, "concurrent": concurrent, "search": search, "space": searched, **config.to_dict()}
-        parent = tracking.Run.start(uri, tracking.EXPERIMENT, name=name, step="tune", config=settings)
-        describe(parent, feature_set, config)
-        base, fingerprint = config.to_dict(), feature_set.manifest.fingerprint
-        tree = dimensions.tree()
-        sweep = Sweep(str(feature_set.folder), fingerprint, base, trials, concurrent, uri, parent.id, tree, search)
-        folder.mkdir(parents=True)
-        write_text(json.dumps(asdict(sweep), indent=1) + "\n", folder / SWEEP)
-    with parent.closing():
-        say(f"tune: sweep {name} (interrupted, it goes on with --resume {name}); starting Ray …")
-        data = learning_set(feature_set, overlay(TrainConfig(), sweep.base))
-        results = _run(sweep, folder, data, resume=resume is not None)
-        return _conclude(sweep, folder, results, parent) | {"name": name}
+        folder = sweeps / (name or time.strftime("sweep-%Y%m%d-%H%M%S"))
+        sweep = _begun(folder, feature_set, config, sweep_config or SweepConfig(), space)
+    say(f"tune: sweep {sweep.folder.name} (interrupted, it goes on with --resume {sweep.folder.name})")
+    with sweep.parent.closing():
+        return _Sweeping(sweep, feature_set).go()
 
 
-def _run(sweep: Sweep, folder: Path, data: LearningSet, *, resume: bool) -> Any:
-    """Run or resume the trials; return Tune's result grid."""
-    cpus = connect()
-    import ray
-    from optuna.samplers import RandomSampler, TPESampler
-    from ray.tune.schedulers import ASHAScheduler
-    from ray.tune.search.optuna import OptunaSearch
+def _begun(
+    folder: Path, feature_set: FeatureSet, config: TrainConfig, sweep_config: SweepConfig, file: Path | None
+) -> Sweep:
+    if folder.exists():
+        raise InputError(f"--name {folder.name}: is there already; use --resume {folder.name} or another name")
+    pbt = sweep_config.search == "pbt"
+    space = Space.read(file or (DEFAULT_PBT if pbt else DEFAULT), config)
+    if pbt:
+        population.check(space)
+        if sweep_config.workers_per_trial > 1:
+            raise InputError(f"--workers-per-trial {sweep_config.workers_per_trial}: not with --search pbt")
+    if sweep_config.search == "grid":
+        sweep_config = replace(sweep_config, trials=math.prod(map(len, space.grid().values())))
+    for field in sweep_config.without:
+        _off(field, config)
+    uri = store.open_store(feature_set.folder)
+    settings = {**vars(sweep_config), "space": {each.field: str(each) for each in space.dimensions}, **config.to_dict()}
+    parent = Run.start(uri, tracking.EXPERIMENT, name=folder.name, step="tune", config=settings)
+    describe(parent, feature_set, config)
+    for name, tree in (("space", space.tree()), ("base", config.to_dict())):
+        parent.text(json.dumps(tree, indent=1) + "\n", f"{name}.json")
+    place, fingerprint = str(feature_set.folder), feature_set.manifest.fingerprint
+    sweep = Sweep(folder, place, fingerprint, config.to_dict(), space.tree(), sweep_config, uri, parent.id)
+    sweep.write()
+    return sweep
 
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # whose banner ignores verbose=0
-    for name in ("optuna", "ray.tune"):  # a trial's error is shown by _Watch and kept with its run
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    epochs, seed = int(sweep.base["epochs"]), int(sweep.base["seed"])
-    gpus = float(ray.cluster_resources().get("GPU", 0))
-    resources = {"cpu": max(1, cpus // sweep.concurrent), "gpu": min(1.0, gpus / sweep.concurrent)}
-    trainable = ray_tune.with_parameters(run_trial, sweep=sweep, folder=folder, data=data, resources=resources)
-    trainable = ray_tune.with_resources(trainable, resources)
-    space = Space.of(sweep.space, overlay(TrainConfig(), sweep.base))
-    grid, searcher = {}, None
-    if sweep.search == "grid":
-        grid = {name: ray_tune.grid_search(choices) for name, choices in space.grid().items()}
-    else:
-        samplers = {"tpe": TPESampler, "random": RandomSampler}
-        searcher = OptunaSearch(space.suggest, METRIC, mode="max", sampler=samplers[sweep.search](seed=seed))
-    path = folder / "tune"
-    if resume and ray_tune.Tuner.can_restore(str(path)):  # not before Tune's first snapshot
-        tuner = ray_tune.Tuner.restore(str(path), trainable, resume_unfinished=True, restart_errored=False)
-    else:
-        tuner = ray_tune.Tuner(
-            trainable,
-            param_space=grid,
-            tune_config=ray_tune.TuneConfig(
-                metric=METRIC,
-                mode="max",
-                num_samples=1 if grid else sweep.trials,
-                max_concurrent_trials=sweep.concurrent,
-                search_alg=searcher,
-                scheduler=ASHAScheduler(time_attr="epoch", max_t=epochs, grace_period=max(1, epochs // 4)),
-                trial_dirname_creator=_trial_id,
-            ),
-            run_config=ray_tune.RunConfig(
-                name=path.name, storage_path=str(folder), verbose=0, callbacks=[_Watch(sweep.trials, folder)]
-            ),
+
+def _resumed(folder: Path, feature_set: FeatureSet) -> Sweep:
+    sweep = Sweep.read(folder)
+    if sweep.fingerprint != feature_set.manifest.fingerprint:
+        raise InputError(f"--resume {folder.name}: was started on another feature set, {sweep.features}")
+    Run.find(sweep.uri, sweep.parent_run_id).reopen()
+    return sweep
+
+
+@dataclass(frozen=True)
+class _Again:
+    """A configuration that is trained again with fresh seeds, in a run of its own that is nested in the sweep's."""
+
+    name: str
+    course: Course
+    tags: dict[str, str]
+    first: float | None = None
+    """The search's figure."""
+
+
+class _Sweeping:
+    """A sweep under way."""
+
+    def __init__(self, sweep: Sweep, feature_set: FeatureSet) -> None:
+        self.sweep, self.config, self.parent = sweep, sweep.config, sweep.parent
+        self.feature_set = feature_set
+        self.base = sweep.train_config({})
+        self.tuner: Tuner | None = None
+        self.data: LearningSet | None = None
+
+    def go(self) -> dict[str, Any]:
+        """Search, train again, leave out; what is done already is not done again."""
+        trials = self._search()
+        outcomes = [trial.outcome for trial in trials]
+        counts = {"trials": len(trials)} | {what: outcomes.count(what) for what in ("pruned", "failed", "stopped")}
+        kept = [trial for trial in trials if trial.outcome == "kept"]
+        if not kept:
+            raise RunError(
+                f"tune: none of {len(trials)} trials ran to its end ({counts['failed']} failed); see «mgc ui»"
+            )
+        # of equals the one of the lowest loss, as within a fit
+        figures = {trial.name: trial.figures for trial in kept}
+        ranked = sorted(kept, key=lambda trial: (-figures[trial.name]["val_accuracy"], figures[trial.name]["val_loss"]))
+        best = ranked[0]
+        assert best.run
+        result = {**counts, "best_run_id": best.run.id, "val_accuracy": figures[best.name]["val_accuracy"]}
+        self.parent.tag({tracking.BEST_TAG: best.run.id})
+        self.parent.metrics({"best_val_accuracy": result["val_accuracy"], **counts})
+        winner, course, result["again"] = best.run.id, self._course(best), []
+        if self.config.top:
+            winner, course, result["again"] = self._again(ranked[: self.config.top])
+        self.parent.tag({tracking.WINNER_TAG: winner})
+        result["without"] = self._without(winner, course) if self.config.top else []
+        config = self.sweep.train_config(course[-1][1]).to_dict()
+        file = self.sweep.folder / BEST_CONFIG
+        write_text(json.dumps(config, indent=1) + "\n", file)
+        self.parent.file(file)
+        about = {"parent_run_id": self.parent.id, "name": self.sweep.folder.name, "winner_run_id": winner}
+        return about | result | {"best_config": config, "config_file": str(file)}
+
+    def _search(self) -> list[Trial]:
+        """The trials of the search, which is over."""
+        note = self.sweep.folder / SEARCHED
+        if not note.exists():
+            space = Space.of(self.sweep.space, self.base)
+            if self.config.search == "pbt":
+                learning, train = self._learning(), self._tuner().train
+                names = population.evolve(self.sweep, space, learning, lambda tasks: train(tasks, "population"))
+            else:
+                names = self._tuner().search(space)
+            write_text(json.dumps(names) + "\n", note)
+        return [self.sweep.trial(name) for name in json.loads(note.read_text())]
+
+    def _again(self, best: list[Trial]) -> tuple[str, Course, list[dict[str, Any]]]:
+        """Train the best again; return the run and the course of the one with the best mean, and what came of all."""
+        groups = []
+        for trial in best:
+            assert trial.run
+            tags = {tracking.STAGE_TAG: "again", tracking.OF_TAG: trial.run.id}
+            groups.append(_Again(f"again: {trial.name}", self._course(trial), tags, trial.figures["val_accuracy"]))
+        results = self._train(groups, f"the best {len(best)} again, {self.config.seeds} fresh seeds each")
+        if not results:
+            raise RunError("tune: none of the best could be trained again; see «mgc ui»")
+        winner = max(results, key=lambda result: result["val_accuracy"])
+        course = next(group.course for group in groups if group.name == winner["name"])
+        self.parent.metrics({"winner_val_accuracy": winner["val_accuracy"], "winner_shrinkage": winner["shrinkage"]})
+        return winner["run_id"], course, results
+
+    def _without(self, winner: str, course: Course) -> list[dict[str, Any]]:
+        """Train the winner without one thing at a time, of those that it has."""
+        groups = []
+        for field in self.config.without:
+            off, value = _off(field, self.base), field_of(self.sweep.train_config(course[-1][1]), field)
+            if value == off:
+                say(f"tune: the winner does without {field}")
+                continue
+            tags = {tracking.STAGE_TAG: "without", tracking.OF_TAG: winner, tracking.FIELD_TAG: field}
+            tags |= {tracking.VALUE_TAG: str(value), tracking.OFF_TAG: str(off)}
+            bare = [(first, differences | {field: off}) for first, differences in course]
+            groups.append(_Again(f"without {field}", bare, tags))
+        return self._train(groups, f"the winner without {len(groups)} things, one at a time")
+
+    def _train(self, groups: list[_Again], title: str) -> list[dict[str, Any]]:
+        """Train configurations with fresh seeds, the same for all; leave out those of which a model failed."""
+        runs = {group.name: self._run(group) for group in groups}
+        tasks = {
+            group.name: [
+                Task(f"{group.name.replace(':', '')}, seed {seed}", group.course, seed, runs[group.name].id)
+                for seed in range(self.base.seed + 1, self.base.seed + 1 + self.config.seeds)
+            ]
+            for group in groups
+        }
+        waiting = [task for each in tasks.values() for task in each]
+        if any(self.sweep.trial(task.name).outcome is None for task in waiting):
+            self._tuner().train(waiting, title)
+        results = []
+        for group in groups:
+            run = runs[group.name]
+            models = [self.sweep.trial(task.name) for task in tasks[group.name]]
+            if any(model.outcome != "kept" for model in models):
+                run.tag({tracking.REASON_TAG: "not all of its models could be trained"})
+                run.finish("FAILED")
+                say(f"tune: {group.name}: not all of its models could be trained; see «mgc ui»")
+                continue
+            figures = [model.figures for model in models]
+            result = {
+                "val_accuracy": mean(each["val_accuracy"] for each in figures),
+                "val_accuracy_sd": stdev(each["val_accuracy"] for each in figures),
+                "train_accuracy": mean(each["train_accuracy"] for each in figures),
+            }
+            if group.first is not None:
+                result |= {"first_val_accuracy": group.first, "shrinkage": group.first - result["val_accuracy"]}
+            if run.record().status != "FINISHED":
+                run.metrics(result)
+                run.finish("FINISHED")
+            results.append({"run_id": run.id, "name": group.name, **result})
+        return results
+
+    def _run(self, group: _Again) -> Run:
+        """The MLflow run of a configuration that is trained again: the one that there is, or a new one."""
+        uri, key = self.sweep.uri, f"{self.parent.id} {group.name}"
+        run = Run.finished(uri, tracking.EXPERIMENT, key) or Run.take_up(uri, tracking.EXPERIMENT, key)
+        if run:
+            return run
+        run = Run.start(
+            uri,
+            tracking.EXPERIMENT,
+            name=group.name,
+            step="seeds",
+            config={**group.course[-1][1], "seeds": self.config.seeds},
+            tags=group.tags,
+            parent=self.parent.id,
+            key=key,
         )
-    return tuner.fit()
+        describe(run, self.feature_set, self.base)
+        return run
+
+    def _course(self, trial: Trial) -> Course:
+        """What a trial of the search was trained with."""
+        if self.config.search == "pbt":
+            return population.course(self.sweep, trial.name)
+        return [(1, trial.differences)]
+
+    def _tuner(self) -> Tuner:
+        """Ray, which a sweep that is done does not start."""
+        if self.tuner is None:
+            say("tune: starting Ray …")
+            self.tuner = Tuner(self.sweep, self._learning())
+        return self.tuner
+
+    def _learning(self) -> LearningSet:
+        if self.data is None:
+            self.data = learning_set(self.feature_set, self.base)
+        return self.data
 
 
-def _trial_id(trial: Any) -> str:
-    return str(trial.trial_id)
+def _off(field: str, config: TrainConfig) -> Any:
+    """What a field is when it is off: false, zero, or what the plain network of the baseline has.
 
-
-class _Watch(ray_tune.Callback):  # type: ignore[misc]
-    """Shows the sweep's progress, and notes how each trial ended whose model was not kept: pruned or failed."""
-
-    def __init__(self, trials: int, folder: Path) -> None:
-        self.trials = trials
-        self.folder = folder
-        self.progress: Progress | None = None
-        self.best = 0.0
-
-    def setup(self, **_: Any) -> None:
-        self.progress = Progress("tune", self.trials, "trials")
-        self.progress.resume(sum(outcome_of(work) is not None for work in (self.folder / "trials").glob("*")))
-
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
-        self.best = max(self.best, result[METRIC])
-        self._advance(0, trials)
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self._ended(trial, trials, "pruned")
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self._ended(trial, trials, "failed")
-        say(f"tune: trial {trial.trial_id} failed")
-
-    def _ended(self, trial: Any, trials: list[Any], outcome: str) -> None:
-        work = self.folder / "trials" / trial.trial_id
-        if not is_kept(work):
-            work.mkdir(parents=True, exist_ok=True)
-            write_text(outcome, work / OUTCOME)
-        self._advance(1, trials)
-
-    def _advance(self, count: int, trials: list[Any]) -> None:
-        running = sum(trial.status == "RUNNING" for trial in trials)
-        if self.progress:
-            self.progress.advance(count, f"{running} running; best validation accuracy {self.best:.3f}")
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"progress": None}
-
-
-def _conclude(sweep: Sweep, folder: Path, results: Any, parent: tracking.Run) -> dict[str, Any]:
-    """Close what the trials left open, choose the best of those whose model is kept, and keep its configuration."""
-    trials = {folder / "trials" / Path(result.path).name: result.error for result in results}
-    outcomes = {work: outcome_of(work) for work in trials}
-    for work, outcome in outcomes.items():
-        if outcome == "pruned":
-            close(sweep, work, "FINISHED", {"mgc.pruned": "true"})
-        elif outcome == "failed":
-            close(sweep, work, "FAILED", {"mgc.error": str(trials[work]).strip().splitlines()[-1][:5000]})
-        elif outcome is None:
-            close(sweep, work, "KILLED", {})
-    ended = [outcome for outcome in outcomes.values() if outcome]
-    if len(ended) < sweep.trials:
-        say(f"tune: {len(ended)} of {sweep.trials} trials ended; go on with --resume {folder.name}")
-        raise KeyboardInterrupt
-    kept = [(checkpoint.read(work)[1], work) for work, outcome in outcomes.items() if outcome == "kept"]
-    counts = {"trials": len(ended), "failed": ended.count("failed"), "pruned": ended.count("pruned")}
-    if not kept:
-        raise RunError(f"tune: none of {len(ended)} trials ran to its end ({counts['failed']} failed); see «mgc ui»")
-    # of equals the one of the lowest loss, as within a fit
-    card, work = max(kept, key=lambda pair: (pair[0].figures[METRIC], -pair[0].figures["val_loss"]))
-    config, config_file = card.config.to_dict(), folder / BEST_CONFIG
-    write_text(json.dumps(config, indent=1) + "\n", config_file)
-    best_run = run_of(sweep, work)
-    assert best_run is not None
-    parent.file(config_file)
-    parent.metrics({"best_val_accuracy": card.figures[METRIC], **counts})
-    parent.tag({"mgc.best_run_id": best_run.id})
-    return {
-        "parent_run_id": parent.id,
-        **counts,
-        "best_run_id": best_run.id,
-        "best_config": config,
-        "val_accuracy": card.figures[METRIC],
-        "config_file": str(config_file),
-    }
+    Raises
+    ------
+    InputError
+        There is no such field, or it cannot be off.
+    """
+    try:
+        value = field_of(config, field)
+    except InputError as error:
+        raise InputError(f"--without {field}: {error}") from None
+    if isinstance(value, bool | int | float):
+        off: Any = type(value)(0)
+    else:
+        off = field_of(PRESETS["baseline"], field)
+    return off
 
 
 if __name__ == "__main__":
