@@ -21,6 +21,27 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+class Pace:
+    """How long something has been going on, and when a line about it is due where lines cannot be redrawn."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+        self._shown = -LOG_EVERY_SECONDS
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since it began."""
+        return time.monotonic() - self._start
+
+    def due(self, *, now: bool = False) -> bool:
+        """Whether to write a line: the first time, every ``LOG_EVERY_SECONDS``, and if it must be ``now``."""
+        elapsed = self.elapsed
+        if not (now or elapsed - self._shown >= LOG_EVERY_SECONDS):
+            return False
+        self._shown = elapsed
+        return True
+
+
 class Progress:
     """Counts finished units of work and shows rate and time left.
 
@@ -38,8 +59,7 @@ class Progress:
         self.title, self.total, self.unit = title, total, unit
         self.done = 0
         self._before = 0
-        self._start = time.monotonic()
-        self._shown = -LOG_EVERY_SECONDS
+        self._pace = Pace()
         self._live = sys.stderr.isatty()
 
     def resume(self, count: int) -> None:
@@ -50,12 +70,10 @@ class Progress:
     def advance(self, count: int = 1, note: str = "") -> None:
         """Count ``count`` more units as done; ``note`` (a loss, an accuracy) is shown behind the figures."""
         self.done += count
-        now = time.monotonic() - self._start
         last = self.done >= self.total
-        if not (self._live or last or now - self._shown >= LOG_EVERY_SECONDS):
+        if not self._pace.due(now=self._live or last):
             return
-        self._shown = now
-        line = f"{self.title}: {self._figures(now)}" + (f"  {note}" if note else "")
+        line = f"{self.title}: {self._figures(self._pace.elapsed)}" + (f"  {note}" if note else "")
         if self._live:
             print(f"\r\x1b[2K{line}", end="\n" if last else "", file=sys.stderr, flush=True)
         else:
