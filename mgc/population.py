@@ -49,13 +49,13 @@ def check(space: Space) -> None:
             raise InputError(f"--search pbt: «{each.field}» depends on another; a population varies each on its own")
 
 
-def evolve(sweep: Sweep, space: Space, data: LearningSet, train: Callable[[list[Task]], None]) -> list[str]:
+def evolve(sweep: Sweep, space: Space, data: LearningSet, train: Callable[[list[Task], str], None]) -> list[str]:
     """Train the population, generation by generation; return the names of its models.
 
     Parameters
     ----------
     train
-        Trains tasks, and returns when all are paused or kept, or have failed.
+        Trains tasks, under a title, and returns when all are paused or kept, or have failed.
     """
     epochs = int(sweep.base["epochs"])
     ends = sorted({max(1, round(epochs * part / GENERATIONS)) for part in range(1, GENERATIONS + 1)})
@@ -67,7 +67,7 @@ def evolve(sweep: Sweep, space: Space, data: LearningSet, train: Callable[[list[
             with suppress(FileNotFoundError):  # it takes up no other, or has done so
                 (folder / NEXT.format(generation)).replace(folder / STATE)
         until = ends[generation] if ends[generation] < epochs else None
-        train([replace(task, until=until) for task in tasks])
+        train([replace(task, until=until) for task in tasks], f"generation {generation + 1} of {len(ends)}")
         if until is None:
             return [_name(n) for n in range(1, sweep.config.trials + 1)]
         generation += 1

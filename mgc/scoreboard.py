@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 
-State = Literal["running", "kept", "pruned", "failed", "stopped"]
+State = Literal["running", "paused", "kept", "pruned", "failed", "stopped"]
 
 ENDED = ("kept", "pruned", "failed")
 """States that are final; a stopped trial can be taken up again."""
@@ -188,7 +188,7 @@ class Scoreboard:
         reason = _one_line(reason)[:REASON_CHARACTERS]
         self._trials[name] = replace(trial, state=state, reason=reason)
         if state == "failed":
-            say(f"{self.title}: trial {name} failed" + (f": {reason}" if reason else ""))
+            say(f"{self.title}: {name} failed" + (f": {reason}" if reason else ""))
         self._log()
 
     def render(self, width: int, height: int | None = None) -> Text:
@@ -224,7 +224,7 @@ class Scoreboard:
     def _counts(self) -> list[str]:
         counts = Counter[str](trial.state for trial in self._listed())
         done = sum(counts[state] for state in ENDED)
-        shown = [state for state in ("running", *ENDED, "stopped") if counts[state]]
+        shown = [state for state in ("running", "paused", *ENDED, "stopped") if counts[state]]
         return [f"{done}/{self.total} trials", *(f"{counts[state]} {state}" for state in shown)]
 
     def _figures(self) -> list[str]:

@@ -50,11 +50,11 @@ def run_trial(
         task = Task(name, [(1, sample)], int(sweep.base["seed"]), sweep.parent_run_id)
     trial = sweep.trial(task.name)
     last = task.until or int(sweep.base["epochs"])
-    best, told = 0.0, 0
+    best = 0.0
 
     def tell(point: Epoch) -> None:
-        nonlocal best, told
-        best, told = max(best, point.val_accuracy), point.epoch
+        nonlocal best
+        best = max(best, point.val_accuracy)
         if point.epoch < last:
             ray_tune.report({METRIC: best, "epoch": point.epoch, "train_accuracy": point.train_accuracy})
 
@@ -65,12 +65,9 @@ def run_trial(
         learning = _Learning(sweep, trial, task, ray.get(shared["data"]), shared["data"], place)
         with learning.run.closing():
             learning.go(tell)
-    if trial.outcome == "kept":
-        figures = trial.figures
-        best = figures["val_accuracy"]
-        ray_tune.report({METRIC: best, "epoch": last, "train_accuracy": figures["train_accuracy"]})
-    else:
-        ray_tune.report({METRIC: best, "epoch": told})
+    train = trial.figures["train_accuracy"] if trial.outcome == "kept" else history(trial.folder)[-1].train_accuracy
+    best = trial.figures["val_accuracy"] if trial.outcome == "kept" else best
+    ray_tune.report({METRIC: best, "epoch": last, "train_accuracy": train})
 
 
 class _Learning:

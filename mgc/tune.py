@@ -183,8 +183,7 @@ class _Sweeping:
         if not note.exists():
             space = Space.of(self.sweep.space, self.base)
             if self.config.search == "pbt":
-                learning, train = self._learning(), self._tuner().train
-                names = population.evolve(self.sweep, space, learning, lambda tasks: train(tasks, "population"))
+                names = population.evolve(self.sweep, space, self._learning(), self._tuner().train)
             else:
                 names = self._tuner().search(space)
             write_text(json.dumps(names) + "\n", note)
@@ -197,7 +196,7 @@ class _Sweeping:
             assert trial.run
             tags = {tracking.STAGE_TAG: "again", tracking.OF_TAG: trial.run.id}
             groups.append(_Again(f"again: {trial.name}", self._course(trial), tags, trial.figures["val_accuracy"]))
-        results = self._train(groups, f"the best {len(best)} again, {self.config.seeds} fresh seeds each")
+        results = self._train(groups, f"again: top {len(best)} × {self.config.seeds} fresh seeds")
         if not results:
             raise RunError("tune: none of the best could be trained again; see «mgc ui»")
         winner = max(results, key=lambda result: result["val_accuracy"])
@@ -217,7 +216,7 @@ class _Sweeping:
             tags |= {tracking.VALUE_TAG: str(value), tracking.OFF_TAG: str(off)}
             bare = [(first, differences | {field: off}) for first, differences in course]
             groups.append(_Again(f"without {field}", bare, tags))
-        return self._train(groups, f"the winner without {len(groups)} things, one at a time")
+        return self._train(groups, f"without: {len(groups)} × {self.config.seeds} seeds")
 
     def _train(self, groups: list[_Again], title: str) -> list[dict[str, Any]]:
         """Train configurations with fresh seeds, the same for all; leave out those of which a model failed."""

@@ -10,14 +10,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import optuna
 import ray
 from ray import tune as ray_tune
 
-from mgc.console import Progress, say
 from mgc.errors import InputError
+from mgc.fit_state import history
 from mgc.ray_session import connect
+from mgc.scoreboard import Scoreboard
 from mgc.space import Space
-from mgc.sweep import TRIALS, Sweep, Task
+from mgc.sweep import TRIALS, Sweep, Task, Trial
 from mgc.trial import METRIC, run_trial
 
 if TYPE_CHECKING:
@@ -52,8 +54,8 @@ class Tuner:
         self.epochs = int(sweep.base["epochs"])
         os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # whose banner ignores verbose=0
         os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", SNAPSHOT_SECONDS)
-        for name in ("optuna", "ray.tune"):  # a trial's error is kept with its run, and said
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a trial's error is kept with its run, and said
 
     def search(self, space: Space) -> list[str]:
         """Search the space, or go on with it; return the names of the trials, all of which have ended.
@@ -149,8 +151,7 @@ class Tuner:
             if outcome == "kept":
                 trial.end("kept")
             elif tune_trial.status == "ERROR":
-                lines = str(tune_trial.get_error() or "its process died").strip().splitlines()
-                trial.end("failed", lines[-1])
+                trial.end("failed", _reason(tune_trial))
             elif outcome is None and budget:
                 trial.end("stopped", f"the time budget of {budget.seconds:g} s was over")
         if len(ended) < len(trials):  # Tune takes Ctrl-C for itself
@@ -241,31 +242,46 @@ class _Watch(ray_tune.Callback):  # type: ignore[misc]
 
     def __init__(self, sweep: Sweep, title: str, total: int) -> None:
         self.sweep, self.title, self.total = sweep, title, total
-        self.progress: Progress | None = None
-        self.best = 0.0
+        self.board: Scoreboard | None = None
 
     def setup(self, **_: Any) -> None:
-        self.progress = Progress(f"tune: {self.title}", self.total, "trials")
+        self.board = Scoreboard(self.title, self.total, int(self.sweep.base["epochs"]))
+        self.board.start()
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        mine, task = self._mine(trial), trial.config.get("task")
+        if self.board:
+            if points := history(mine.folder):  # of an earlier process
+                best, train = max(point.val_accuracy for point in points), points[-1].train_accuracy
+                self.board.resume(mine.name, {}, "running", points[-1].epoch, best, train)
+            self.board.began(mine.name, task["course"][-1][1] if task else trial.config)
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
-        self.best = max(self.best, result[METRIC])
-        self._advance(0, trials)
+        if self.board:
+            self.board.epoch(self._mine(trial).name, result["epoch"], result[METRIC], result["train_accuracy"])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        mine = self.sweep.trial(Path(trial.local_path).name)
-        epoch = trial.last_result.get("epoch", 0)
+        mine, epoch = self._mine(trial), trial.last_result.get("epoch", 0)
         if mine.outcome is None and "task" not in trial.config:
             mine.end("pruned", f"ASHA stopped it after epoch {epoch}: it was not among the best there")
-        self._advance(1, trials)
+        if self.board:
+            self.board.ended(mine.name, mine.outcome or "paused")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        say(f"tune: {Path(trial.local_path).name} failed")
-        self._advance(1, trials)
+        if self.board:
+            self.board.ended(self._mine(trial).name, "failed", _reason(trial))
 
-    def _advance(self, count: int, trials: list[Any]) -> None:
-        running = sum(trial.status == "RUNNING" for trial in trials)
-        if self.progress:
-            self.progress.advance(count, f"{running} running; best validation accuracy {self.best:.3f}")
+    def on_experiment_end(self, trials: list[Any], **_: Any) -> None:
+        if self.board:
+            self.board.stop()
+
+    def _mine(self, trial: Any) -> Trial:
+        return self.sweep.trial(Path(trial.local_path).name)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"progress": None}
+        return self.__dict__ | {"board": None}
+
+
+def _reason(trial: Any) -> str:
+    """Why a trial failed, in one line."""
+    return str(trial.get_error() or "its process died").strip().splitlines()[-1]

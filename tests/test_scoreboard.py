@@ -90,7 +90,7 @@ class TestWhatItSays:
         board = Scoreboard("search", total=1, epochs=12)
         board.began("a", {"lr": 1.0})
         board.ended("a", "failed", "no memory\n\x1b[2Jleft")
-        assert capsys.readouterr().err == "search: trial a failed: no memory [2Jleft\n"
+        assert capsys.readouterr().err == "search: a failed: no memory [2Jleft\n"
         assert lines(board)[-1].endswith("no memory [2Jleft: lr=1")
 
 
