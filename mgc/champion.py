@@ -77,7 +77,11 @@ def crown(run_id: str, features: str | Path | None = None, *, name: str = REGIST
             stays = f"The champion stays, for the run is not shown to be better: {margin}."
             return result(before.run_id, before.number, stays, comparison)
         reason = f"It is better than the champion before, run {before.run_id}: {margin}."
-    number = _register(run, said, models, name)
+    members = tuple(model.run.id for model in models)
+    model_id = _program(run, models, members)
+    if registry.champion(uri, name) != before:  # another was crowned in these seconds: it is the one to beat
+        return crown(run_id, features, name=name)
+    number = registry.register(uri, name, model_id, run_id, members, _facts(said))
     registry.crown(uri, name, number)
     return result(run_id, number, reason, comparison)
 
@@ -117,13 +121,16 @@ def _present(uri: str, run_id: str, name: str) -> Run:
     raise InputError(f"its run {run_id} is gone or deleted (restore it, or take the alias {CHAMPION} off {name})")
 
 
-def _register(run: Run, said: Predictions, models: Sequence[Trained], name: str) -> str:
-    """Put what was tested into the registry, and return the version's number."""
-    source, scores = said.source, said.score()
-    members = tuple(model.run.id for model in models)
+def _program(run: Run, models: Sequence[Trained], members: Sequence[str]) -> str:
+    """MLflow's id of what was tested as one program, which a single run has kept already."""
     card = models[0].card
     tags = {MODELS_TAG: ",".join(members)} if len(members) > 1 else {}
-    model_id = run.model(together([model.model for model in models]), card.spec.shape, len(card.genres), tags)
+    return run.model(together([model.model for model in models]), card.spec.shape, len(card.genres), tags)
+
+
+def _facts(said: Predictions) -> dict[str, str]:
+    """What a version's tags say besides whose it is."""
+    source, scores = said.source, said.score()
     facts = {
         "test_accuracy": scores.accuracy,
         "test_ci95_low": scores.ci95[0],
@@ -134,5 +141,4 @@ def _register(run: Run, said: Predictions, models: Sequence[Trained], name: str)
         "genres": list(source.genres),
     }
     described = {f"mgc.{key}": json.dumps(value, ensure_ascii=False) for key, value in facts.items()}
-    described |= {FINGERPRINT_TAG: source.fingerprint, FEATURES_TAG: source.features}
-    return registry.register(run.uri, name, model_id, run.id, members, described)
+    return described | {FINGERPRINT_TAG: source.fingerprint, FEATURES_TAG: source.features}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from mgc.errors import InputError
 from mgc.evaluate import evaluate, evaluate_once
 from mgc.model import Ensemble, GenreCNN
 from mgc.predict import predict
-from mgc.predictions import Predictions, Source
+from mgc.predictions import Member, Predictions, Source
 from mgc.tracking import CHECKPOINT, Run
 
 CLIPS = 100
@@ -155,6 +156,20 @@ def test_a_version_says_what_is_known_of_it(features, uri, name, programs):
     assert version.tags["mgc.features.fingerprint"] == "f" * 64
 
 
+def test_one_that_is_crowned_in_the_meantime_is_the_one_to_beat(features, uri, name, programs, monkeypatch):
+    slow, quick, keeps = challenger(features, WORSE), challenger(features, BETTER), Run.model
+
+    def meanwhile(run, *arguments):
+        monkeypatch.setattr(Run, "model", keeps)
+        assert crown(quick.id, name=name)["crowned"] is True
+        return run.model(*arguments)
+
+    monkeypatch.setattr(Run, "model", meanwhile)
+    result = crown(slow.id, name=name)
+    assert (result["champion"], result["crowned"]) == (quick.id, False)
+    assert len(versions(uri, name)) == 1
+
+
 # What cannot be compared
 
 
@@ -275,8 +290,8 @@ def test_an_ensemble_is_registered_as_it_was_tested(features, tmp_path, uri, nam
         logits = torch.from_numpy(np.asarray(loaded.predict(batch)))
         assert np.abs(logits.softmax(1).numpy() - expected[: len(batch)]).max() < 1e-5
     assert np.abs(Predictions.kept(parent, "test").probabilities_NG - expected).max() < 1e-5
-    (folder,) = Path(client(uri).get_logged_model(loaded.metadata.model_id).artifact_location[7:]).glob("data")
-    assert {file.suffix for file in folder.rglob("*") if file.is_file()} <= {".pt2", ".txt"}
+    folder = Path(client(uri).get_logged_model(loaded.metadata.model_id).artifact_location.removeprefix("file://"))
+    assert [file.name for file in (folder / "data").iterdir()] == ["model.pt2"]  # no pickle
 
 
 def test_an_ensemble_votes_over_windows_as_its_members_do():
@@ -367,6 +382,47 @@ def test_an_evaluation_that_is_kept_is_no_second_look(features, tmp_path, undraw
     assert grown.id in {member["run_id"] for member in evaluate_once(parent.id, fresh.folder)["members"]}
     other = other_fingerprint(features, tmp_path / "other", "3")
     assert evaluate_once(parent.id, other.folder)["looks"] == 1
+
+
+# The search job
+
+
+def test_the_search_job_looks_once_and_crowns_its_winner_whenever_it_was_killed(
+    features, tmp_path, undrawn, programs, monkeypatch
+):
+    """In a Ray job the store is beside the set; killed between look and crown, the job again does not look again."""
+    job = runpy.run_path(str(Path(__file__).parents[1] / "pipelines" / "sweep.py"))["tune_and_crown"]
+    monkeypatch.setattr(store, "in_job", lambda: True)
+    there = tmp_path / "there"
+    there.mkdir()
+    fresh = other_fingerprint(features, there / "set", "1")
+    winner, _ = parent_of(fresh, seed=[0, 1])
+    assert winner.uri == f"sqlite:///{there}/mlflow_runs/mlflow.db"
+
+    class Searched:
+        features = str(fresh.folder)
+
+        def run(self):
+            return {"winner_run_id": winner.id, "trials": 3}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(champion, "registry", None)
+        with pytest.raises(AttributeError):
+            job(Searched())
+    assert Predictions.kept(winner, "test").source.looks == 1
+    result = job(Searched())
+    assert (result["trials"], result["test"]["looks"], result["test"]["run_id"]) == (3, 1, winner.id)
+    assert (result["champion"]["champion"], result["champion"]["crowned"]) == (winner.id, True)
+    assert job(Searched())["champion"]["crowned"] is False
+    assert len(versions(winner.uri, registry.REGISTERED)) == 1
+    winner.tag({"mgc.leaky": "true"})
+    keep(winner, BETTER, leak="LEAKY: so", fingerprint="1" * 64, members=result_members(result))
+    assert job(Searched())["champion"] is None
+    json.dumps(result)
+
+
+def result_members(result):
+    return tuple(Member(**member) for member in result["test"]["members"])
 
 
 # Predicting
