@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from mgc.errors import InputError
 from mgc.files import write_text
 from mgc.fit_state import STATE, adopt, history, signature_of
-from mgc.sweep import POPULATION, Task
+from mgc.sampling import Drawing
+from mgc.sweep import POPULATION, Task, trial_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,7 +70,7 @@ def evolve(sweep: Sweep, space: Space, data: LearningSet, train: Callable[[list[
         until = ends[generation] if ends[generation] < epochs else None
         train([replace(task, until=until) for task in tasks], f"generation {generation + 1} of {len(ends)}")
         if until is None:
-            return [_name(n) for n in range(1, sweep.config.trials + 1)]
+            return [trial_name(n) for n in range(1, sweep.config.trials + 1)]
         generation += 1
         tasks = _exploit(sweep, space, data, [task for task in tasks if _alive(sweep, task)], until, generation)
         _write(sweep, generation, tasks)
@@ -83,13 +84,10 @@ def course(sweep: Sweep, name: str) -> Course:
 
 
 def _begin(sweep: Sweep, space: Space) -> list[Task]:
-    drawn = space.draw(sweep.config.trials, int(sweep.base["seed"]))
     seed = int(sweep.base["seed"])
-    return [Task(_name(n), [(1, each)], seed, sweep.parent_run_id) for n, each in enumerate(drawn, 1)]
-
-
-def _name(number: int) -> str:
-    return f"trial {number}"
+    drawing = Drawing(space, "random", seed)
+    numbers = range(1, sweep.config.trials + 1)
+    return [Task(trial_name(number), [(1, drawing.draw(number))], seed, sweep.parent_run_id) for number in numbers]
 
 
 def _alive(sweep: Sweep, task: Task) -> bool:
@@ -109,7 +107,8 @@ def _exploit(
         better = chance.choice(ranked[len(ranked) - few :])
         if scores[better.name] <= scores[task.name]:
             continue
-        differences = space.perturb(better.course[-1][1], chance)
+        anew = Drawing(space, "random", chance.getrandbits(32)).draw(1)
+        differences = space.perturb(better.course[-1][1], anew, chance)
         signature = signature_of(sweep.train_config(differences, task.seed), data)
         trial = sweep.trial(task.name)
         adopt(sweep.trial(better.name).folder, trial.folder, signature, NEXT.format(generation))

@@ -171,10 +171,6 @@ class Run:
         for key in {"mgc.error", OUTCOME_TAG, REASON_TAG} & self._client.get_run(self.id).data.tags.keys():
             self._client.delete_tag(self.id, key)
 
-    def delete(self) -> None:
-        """Take the run out of MLflow's sight."""
-        self._client.delete_run(self.id)
-
     def tag(self, tags: Mapping[str, str]) -> None:
         """Set tags."""
         self._client.log_batch(self.id, tags=[RunTag(key, value) for key, value in tags.items()], synchronous=True)

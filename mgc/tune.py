@@ -279,7 +279,7 @@ class _Sweeping:
         """What a trial of the search was trained with."""
         if self.config.search == "pbt":
             return population.course(self.sweep, trial.name)
-        return [(1, trial.differences)]
+        return trial.task.course
 
     def _tuner(self) -> Tuner:
         """Ray, which a sweep that is done does not start."""
