@@ -50,6 +50,15 @@ class Dimension:
         words = f"[{values}]" if self.kind == "choice" else f"{self.kind} [{values}]"
         return words + "".join(f", when {name} in {list(values)}" for name, values in self.when)
 
+    def read(self, text: str) -> Any:
+        """The value that a run's parameter says; None if it is none of the choices, or no number."""
+        if self.kind == "choice":
+            return next((value for value in self.values if str(value) == text), None)
+        try:
+            return int(text) if all(isinstance(end, int) for end in self.values) else float(text)
+        except ValueError:
+            return None
+
 
 @dataclass(frozen=True)
 class Space:

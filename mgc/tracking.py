@@ -45,10 +45,27 @@ FINGERPRINT_TAG = "mgc.features.fingerprint"
 FEATURES_TAG = "mgc.features.path"
 PARENT_TAG = "mlflow.parentRunId"
 
+OUTCOME_TAG = "mgc.outcome"
+"""Of a trial: ``kept``, ``pruned``, ``failed`` or ``stopped``."""
+REASON_TAG = "mgc.reason"
+"""Why a trial's model was not kept, as a sentence."""
+STAGE_TAG = "mgc.stage"
+"""Of seeds trained after a search: ``again``, or ``without`` one field."""
+OF_TAG = "mgc.of"
+"""The run that these seeds repeat (``again``), or differ from by one field (``without``)."""
+FIELD_TAG = "mgc.field"
+VALUE_TAG = "mgc.value"
+OFF_TAG = "mgc.off"
+"""The field put off, what the winner has, and what it was put to."""
+WINNER_TAG = "mgc.winner_run_id"
+"""Of a sweep: the seeds of the best mean."""
+BEST_TAG = "mgc.best_run_id"
+"""Of a sweep: the best trial of the search."""
+
 
 @dataclass(frozen=True)
 class Record:
-    """What the store says of a run, but for its parameters and artifacts."""
+    """What the store says of a run, but for its artifacts."""
 
     name: str
     status: str
@@ -58,6 +75,7 @@ class Record:
     tags: dict[str, str]
     metrics: dict[str, float]
     """The last value of each."""
+    params: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -225,7 +243,8 @@ class Run:
         """What the store says of the run now."""
         run = self._client.get_run(self.id)
         info, data = run.info, run.data
-        return Record(info.run_name, info.status, info.start_time / 1000, dict(data.tags), dict(data.metrics))
+        started, tags, metrics, params = info.start_time / 1000, dict(data.tags), dict(data.metrics), dict(data.params)
+        return Record(info.run_name, info.status, started, tags, metrics, params)
 
     def history(self, names: Sequence[str]) -> list[dict[str, float]]:
         """Metrics over epochs: a dict with ``epoch`` for each epoch that has all of them."""
