@@ -60,7 +60,7 @@ def render(template: str, facts: Mapping[str, Any]) -> str:
 
 def points(difference: float) -> str:
     """A difference of accuracies in points: ``+2.1``."""
-    return f"{100 * difference:+.1f}".replace("-", "\N{MINUS SIGN}")
+    return f"{round(100 * difference, 1) + 0.0:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def heading(record: Record) -> dict[str, str]:

@@ -13,6 +13,7 @@ configuration that the sweep starts from, and what they must be (one value, or o
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -54,10 +55,10 @@ class Dimension:
         """The value that a run's parameter says; None if it is none of the choices, or no number."""
         if self.kind == "choice":
             return next((value for value in self.values if str(value) == text), None)
-        try:
-            return int(text) if all(isinstance(end, int) for end in self.values) else float(text)
-        except ValueError:
-            return None
+        for kind in (int, float):
+            with suppress(ValueError):
+                return kind(text)
+        return None
 
 
 @dataclass(frozen=True)

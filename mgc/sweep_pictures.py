@@ -5,6 +5,8 @@ Those that ran to their end are drawn in colour; those that did not, whose accur
 
 from __future__ import annotations
 
+from contextlib import suppress
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
@@ -33,7 +35,10 @@ SHADES = matplotlib.colormaps["viridis_r"]
 
 
 def shown(value: Any) -> str:
-    """A value as figures and tables name it: three digits of a number."""
+    """A value as figures and tables name it, with three digits of a fraction; a text may hold one too."""
+    if isinstance(value, str):
+        with suppress(ValueError):
+            return value if value.lstrip("-").isdigit() else f"{float(value):.3g}"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
@@ -71,7 +76,8 @@ def _curves(figure: FigureBase, view: SweepView) -> None:
     if outcomes - {"kept", "pruned"}:
         handles.append(Line2D([], [], color=FAINT, lw=0.8, marker="x", ms=3.5, label="failed, stopped or running"))
     if best and best.epochs:
-        (line,) = axes.plot(best.epochs, best.curve, "o-", ms=3.5, lw=2.4, color=VALIDATION)
+        look = "o-" if len(best.epochs) < 15 else "-"
+        (line,) = axes.plot(best.epochs, best.curve, look, ms=4, lw=2.4, color=VALIDATION)
         line.set_label(f"best of the search: {best.name}")
         handles.append(line)
     axes.set(xlabel="epoch", ylabel="validation accuracy")
@@ -79,7 +85,8 @@ def _curves(figure: FigureBase, view: SweepView) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     plain(axes)
     if handles:
-        figure.legend(handles=handles, loc="outside upper left", ncols=4, frameon=False, fontsize=9)
+        legend = figure.legend(handles=handles, loc="outside upper left", ncols=4, frameon=False, fontsize=9)
+        legend.get_texts()[-1].set_parse_math(False)
 
 
 def dimensions(view: SweepView) -> Figure:
@@ -110,12 +117,19 @@ def _dimensions(figure: FigureBase, view: SweepView) -> None:
             names = [_short(shown(value)) for value in dimension.values]
             axes.set_xticks(range(len(names)), names, parse_math=False)
             axes.set_xlim(-0.5, len(names) - 0.5)
-        elif dimension.kind == "log_uniform":
-            axes.set_xscale("log")
-            axes.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            low, high = map(float, dimension.values)
+            axes.set_xlim(low - 0.04 * (high - low), high + 0.04 * (high - low))
+            if dimension.kind == "log_uniform":
+                margin = (high / low) ** 0.04
+                axes.set(xscale="log", xlim=(low / margin, high * margin))
+                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+                axes.xaxis.set_major_formatter("{x:g}")
+                axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(dimension.field, fontsize=9, parse_math=False)
         axes.tick_params(labelsize=8)
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
         if index % COLUMNS == 0:
             axes.set_ylabel("val. accuracy", fontsize=9)
         plain(axes)
@@ -124,7 +138,7 @@ def _dimensions(figure: FigureBase, view: SweepView) -> None:
 def _mark(trial: Trial, view: SweepView) -> dict[str, Any]:
     if not trial.kept:
         return {"ms": 4.5, "mfc": "none", "mec": "0.6", "mew": 0.9, "zorder": 2}
-    best = view.best is not None and trial.run_id == view.best.run_id
+    best = trial is view.best
     return {"ms": 7 if best else 5, "mfc": VALIDATION if best else TRAINING, "mec": "w", "mew": 0.5, "zorder": 3 + best}
 
 
@@ -141,14 +155,14 @@ def parallel(view: SweepView) -> Figure:
     A dimension that a trial has not is passed at the foot of its axis.
     """
     ways, reached = view.space.dimensions, [trial for trial in view.trials if trial.val_accuracy is not None]
-    figure = Figure(figsize=(max(7, 1.35 * (len(ways) + 1)), 4.6), layout="constrained")
+    figure = Figure(figsize=(max(8, 0.98 * (len(ways) + 1)), 4.8), layout="constrained")
     axes = figure.subplots()
     accuracies = [trial.val_accuracy for trial in reached if trial.val_accuracy is not None]
     low, high = min(accuracies, default=0.0), max(accuracies, default=1.0)
     low, high = (low, high) if low < high else (low - 0.01, high + 0.01)
     floor = min((trial.val_accuracy or 0 for trial in view.kept), default=low)
     generator = np.random.default_rng(0)
-    for rank, trial in reversed(list(enumerate(reached))):
+    for trial in reversed(reached):
         heights = []
         for dimension in ways:
             if dimension.field not in trial.values:
@@ -161,7 +175,7 @@ def parallel(view: SweepView) -> Figure:
         look: dict[str, Any] = {"color": "0.82", "lw": 0.7, "zorder": 1}
         if trial.kept:
             share = ((trial.val_accuracy or 0) - floor) / max(high - floor, 1e-9)
-            look = {"color": SHADES(0.12 + 0.88 * share), "lw": 2.4 if rank == 0 else 1.3, "zorder": 2 + share}
+            look = {"color": SHADES(0.12 + 0.88 * share), "lw": 2.4 if trial is view.best else 1.3, "zorder": 2 + share}
         axes.plot(range(len(heights)), heights, alpha=0.9, **look)
     absent = {each.field for each in ways if any(each.field not in trial.values for trial in reached)}
     for column, dimension in enumerate(ways):
@@ -170,19 +184,20 @@ def parallel(view: SweepView) -> Figure:
             axes.plot([column, column], [FOOT, 0], color=GREY, lw=1, ls=":", zorder=4)
             _label(axes, column, FOOT, "not drawn")
     ticks = [(f"{each:.1%}", (each - low) / (high - low)) for each in np.linspace(low, high, 5)]
-    _axis(axes, len(ways), "validation.accuracy", ticks)
-    axes.set(xlim=(-0.45, len(ways) + 0.25), ylim=(FOOT - 0.05 if absent else -0.04, 1.04))
+    _axis(axes, len(ways), "validation.accuracy", ticks, side=1)
+    axes.set(xlim=(-0.45, len(ways) + 0.45), ylim=(FOOT - 0.05 if absent else -0.04, 1.04))
     axes.set_axis_off()
     return figure
 
 
-def _axis(axes: Axes, column: int, field: str, ticks: Sequence[tuple[str, float]]) -> None:
+def _axis(axes: Axes, column: int, field: str, ticks: Sequence[tuple[str, float]], side: int = -1) -> None:
     axes.plot([column, column], [0, 1], color="0.25", lw=1, zorder=4)
     group, _, name = field.rpartition(".")
-    axes.text(column, 1.05, f"{group}\n{name}", ha="center", va="bottom", fontsize=8, parse_math=False)
+    words = "\n".join(wrap(name.replace("_", " "), 12)).replace(" ", "_")
+    axes.text(column, 1.05, f"{group}\n{words}", ha="center", va="bottom", fontsize=8, parse_math=False)
     for text, height in ticks:
-        axes.plot([column - 0.04, column], [height, height], color="0.25", lw=1, zorder=4)
-        _label(axes, column - 0.06, height, text, ha="right")
+        axes.plot([column, column + 0.04 * side], [height, height], color="0.25", lw=1, zorder=4)
+        _label(axes, column + 0.06 * side, height, text, ha="right" if side < 0 else "left")
 
 
 def _label(axes: Axes, x: float, y: float, text: str, ha: str = "center") -> None:
@@ -205,10 +220,9 @@ def _ticks(dimension: Dimension) -> list[tuple[str, float]]:
         return [(shown(value), _height(dimension, value)) for value in dimension.values]
     low, high = map(float, dimension.values)
     locator = LogLocator(numticks=6) if dimension.kind == "log_uniform" else MaxNLocator(5)
-    inside = [float(each) for each in locator.tick_values(low, high) if low <= each <= high]
-    if len(inside) < 2:
-        inside = [low, high]
-    return [(f"{each:.3g}", _height(dimension, each)) for each in inside]
+    places = {float(each): _height(dimension, each) for each in locator.tick_values(low, high)}
+    inside = [each for each, height in places.items() if 0.06 < height < 0.94]
+    return [(f"{each:.3g}", _height(dimension, each)) for each in (low, *inside, high)]
 
 
 def _short(text: str, most: int = 14) -> str:
@@ -244,7 +258,7 @@ def fresh_seeds(again: Sequence[Again]) -> Figure:
         seeds = [model.val_accuracy for model in each.models]
         axes.plot(seeds, np.full(len(seeds), row), "o", ms=5, color=VALIDATION, alpha=0.6, mew=0, zorder=2)
         axes.plot(each.val_accuracy, row, "|", ms=18, mew=2.4, color=VALIDATION, zorder=4)
-    axes.set_yticks(range(len(again)), [_of(each) for each in again], parse_math=False)
+    axes.set_yticks(range(len(again)), [each.of for each in again], parse_math=False)
     axes.set_ylim(len(again) - 0.5, -0.5)
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -259,10 +273,6 @@ def fresh_seeds(again: Sequence[Again]) -> Figure:
     return figure
 
 
-def _of(again: Again) -> str:
-    return again.trial.name if again.trial else again.name
-
-
 def worth(bought: Sequence[Bought]) -> Figure:
     """What each field bought, with its interval; hollow where the interval holds zero."""
     figure = Figure(figsize=(9.6, 1.2 + 0.55 * len(bought)), layout="constrained")
@@ -270,11 +280,11 @@ def worth(bought: Sequence[Bought]) -> Figure:
     for row, each in enumerate(bought):
         _interval(left, row, each.bought, TRAINING)
         _interval(right, row, each.gap, VALIDATION)
-    names = [f"{each.field}\n{_short(each.value)} instead of {_short(each.off)}" for each in bought]
+    names = [f"{each.field}\n{_short(shown(each.value))} instead of {_short(shown(each.off))}" for each in bought]
     left.set_yticks(range(len(bought)), names, fontsize=9, parse_math=False)
     left.set_ylim(len(bought) - 0.5, -0.5)
     left.set_xlabel("validation accuracy bought, points")
-    right.set_xlabel("change of the gap to training, points")
+    right.set_xlabel("change of the gap to training, points (below 0: closed)")
     for axes in (left, right):
         axes.axvline(0, color=GREY, lw=1, ls="--")
         plain(axes)

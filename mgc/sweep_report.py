@@ -25,7 +25,6 @@ from mgc.tracking import FEATURES_TAG, FINGERPRINT_TAG, flatten
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mgc.metrics import Estimate
     from mgc.sweep_view import Again, Bought, SweepView, Trial
     from mgc.tracking import Run
 
@@ -61,13 +60,15 @@ def make(run: Run, out: Path | None = None) -> dict[str, Any]:
 
 def sentence(bought: Bought) -> str:
     """What a field bought, and whether that can be told from chance."""
-    gap = bought.gap
-    closed, size = ("closed", (-gap.mean, -gap.ci95[1], -gap.ci95[0])) if gap.mean <= 0 else ("opened", _three(gap))
+    gap, what = bought.gap, bought.bought
+    low, high = gap.ci95
+    closed, size = ("closed", (-gap.mean, -high, -low)) if gap.mean <= 0 else ("opened", (gap.mean, low, high))
     text = (
-        f"{bought.field} {_text(bought.value)} instead of {_text(bought.off)} bought {_points(*_three(bought.bought))} "
-        f"of validation accuracy, and {closed} the gap to the training accuracy by {_points(*size)}."
+        f"{bought.field} {shown(bought.value)} instead of {shown(bought.off)} bought {points(what.mean)} points of "
+        f"validation accuracy [{points(what.ci95[0])}, {points(what.ci95[1])}], and {closed} the gap to the training "
+        f"accuracy by {_plain(size[0])} points [{_plain(size[1])}, {_plain(size[2])}]."
     )
-    match bought.bought.chance, gap.chance:
+    match what.chance, gap.chance:
         case True, True:
             return f"{text} Neither can be told from chance."
         case True, False:
@@ -77,20 +78,9 @@ def sentence(bought: Bought) -> str:
     return text
 
 
-def _three(estimate: Estimate) -> tuple[float, float, float]:
-    return estimate.mean, *estimate.ci95
-
-
-def _points(mean: float, low: float, high: float) -> str:
-    return f"{points(mean)} points [{points(low)}, {points(high)}]"
-
-
-def _text(value: str) -> str:
-    """A value that a tag holds as text, as figures and tables name it."""
-    try:
-        return f"{float(value):.3g}"
-    except ValueError:
-        return value
+def _plain(size: float) -> str:
+    """Points without a plus sign."""
+    return points(size).removeprefix("+")
 
 
 def _reached(view: SweepView) -> bool:
@@ -152,14 +142,13 @@ def _winner(winner: Again) -> dict[str, Any]:
 
 def _again(again: Again) -> dict[str, Any]:
     return {
-        "name": again.trial.name if again.trial else again.name,
+        "name": again.of,
         "run_id": again.run_id,
         "first": _known(again.first),
         "mean": again.val_accuracy,
         "sd": _known(again.sd),
         "train": _known(again.train_accuracy),
         "shrinkage": _known(again.shrinkage),
-        "seeds": ", ".join(str(model.seed) for model in again.models),
         "models": len(again.models),
     }
 
@@ -181,6 +170,10 @@ def _notes(view: SweepView, clips: int | None) -> list[str]:
         elif view.winner:
             text += " The winner has the best mean over fresh seeds, which flatters a little too."
         notes.append(text)
+    shrunk = [each.shrinkage for each in view.again if not math.isnan(each.shrinkage)]
+    if shrunk:
+        mean = f"{_plain(sum(shrunk) / len(shrunk))} points{' on average' if len(shrunk) > 1 else ''}"
+        notes.append(f"With fresh seeds the search's figure shrank by {mean} ({len(shrunk)} trained again).")
     if view.space.base.keep == "best" and view.best:
         notes.append("Each model kept the epoch that was best on these same clips, which flatters as well.")
     if clips:
@@ -195,7 +188,7 @@ def _notes(view: SweepView, clips: int | None) -> list[str]:
 def _row(trial: Trial, view: SweepView) -> dict[str, Any]:
     return {
         "trial": trial,
-        "first": view.best is not None and trial.run_id == view.best.run_id,
+        "first": trial is view.best,
         "values": [
             shown(trial.values[each.field]) if each.field in trial.values else "–" for each in view.space.dimensions
         ],

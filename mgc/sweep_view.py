@@ -103,6 +103,11 @@ class Again:
     shrinkage: float
     """How much of it was luck: the search's figure minus the mean."""
 
+    @property
+    def of(self) -> str:
+        """Name of the configuration."""
+        return self.trial.name if self.trial else self.name
+
 
 @dataclass(frozen=True)
 class Bought:
@@ -243,7 +248,7 @@ def _trial(run: Run, record: Record, space: Space) -> Trial:
 
 
 def _rank(trial: Trial) -> tuple[bool, float]:
-    return not trial.kept, -1 if trial.val_accuracy is None else -trial.val_accuracy
+    return not trial.kept, 0.0 if trial.val_accuracy is None else -trial.val_accuracy
 
 
 def _is_of(record: Record, stage: str) -> bool:

@@ -13,6 +13,7 @@ from mgc.config import TrainConfig
 from mgc.folder import Folder
 from mgc.predictions import Predictions, Source
 from mgc.space import Space
+from mgc.sweep_view import SweepView, Trial
 
 BASE = TrainConfig(epochs=4)
 CLIPS = 40
@@ -109,7 +110,8 @@ def sweep(*, name: str = "a sweep", search: str = "tpe", tree: dict | None = Non
     words = {each.field: str(each) for each in space.dimensions}
     config = {"search": search, "trials": 8, "epochs": base.epochs, "top": 2, "seeds": 3, "space": words}
     uri = store.open_store(Folder.at(Path.cwd()))
-    run = tracking.Run.start(uri, "mgc", name=name, step="tune", config=config)
+    tags = {tracking.FEATURES_TAG: "data/set", tracking.FINGERPRINT_TAG: "f" * 64}
+    run = tracking.Run.start(uri, "mgc", name=name, step="tune", config=config, tags=tags)
     with tempfile.TemporaryDirectory() as folder:
         for file, content in (("space.json", space.tree()), ("base.json", base.to_dict())):
             Path(folder, file).write_text(json.dumps(content))
@@ -145,7 +147,7 @@ def full(name: str = "a sweep") -> Sweep:
     plain = {"model__norm": False, "augment__time_masks": 0}
     masked = {"model__norm": True, "augment__time_masks": 1}
     made.trial(0.40, model__dropout=0.10, optim__lr=0.0004, **plain)
-    best = made.trial(0.80, model__dropout=0.31, optim__lr=0.002, augment__time_mask_frames=25.5, **masked)
+    best = made.trial(0.80, model__dropout=0.31, optim__lr=0.002, augment__time_mask_frames=25, **masked)
     made.trial(0.45, model__dropout=0.20, optim__lr=0.0030, **plain)
     second = made.trial(0.75, model__dropout=0.35, optim__lr=0.001, augment__time_mask_frames=44, **masked)
     made.trial(0.70, model__dropout=0.05, optim__lr=0.004, augment__time_mask_frames=12, **masked)
@@ -160,3 +162,39 @@ def full(name: str = "a sweep") -> Sweep:
     made.without(winner, fields[1], "0.3500001", "0.0", [first(28), first(29), first(30)], [0.85, 0.85, 0.85])
     made.end(winner=winner, best=best)
     return made
+
+
+# Without MLflow
+
+
+def trial(number: int, accuracy: float | None, outcome: str = "kept", epochs: int = 4, **values) -> Trial:
+    """A trial as it is read."""
+    curve = tuple((accuracy or 0) * epoch / epochs for epoch in range(1, epochs + 1))
+    values = {name.replace("__", "."): value for name, value in values.items()}
+    gap = 0.2 if outcome == "kept" else None
+    return Trial(
+        f"id{number}", f"trial {number}", outcome, "", values, tuple(range(1, epochs + 1)), curve, accuracy, gap
+    )
+
+
+def view(trials: list[Trial], *, tree: dict | None = None, search: str = "tpe", **others) -> SweepView:
+    """A sweep as it is read, of these trials, the best first."""
+    record = tracking.Record("a $sweep_{", "FINISHED", 0.0, {tracking.STEP_TAG: "tune"}, {}, {})
+    best = next((each for each in trials if each.kept), None)
+    rest = {"again": (), "winner": None, "bought": (), "missing": ()} | others
+    space = Space.of(tree or SPACE, BASE)
+    return SweepView(tracking.Run("", "id"), record, search, space, tuple(trials), best, **rest)
+
+
+def drawn(count: int, seed: int = 0) -> list[Trial]:
+    """Trials whose accuracy is model.norm's doing, and a little dropout's; masks only without norm."""
+    generator = np.random.default_rng(seed)
+    made = []
+    for number in range(count):
+        values = {"model__norm": bool(number % 2), "model__dropout": float(generator.uniform(0, 0.5))}
+        values |= {"optim__lr": float(generator.uniform(0.0002, 0.005)), "augment__time_masks": number % 3}
+        if number % 3:
+            values["augment__time_mask_frames"] = int(generator.integers(10, 61))
+        accuracy = 0.4 + 0.3 * values["model__norm"] - 0.1 * values["model__dropout"]
+        made.append(trial(number, accuracy, **values))
+    return sorted(made, key=lambda each: -each.val_accuracy)
