@@ -114,7 +114,7 @@ def _facts(view: SweepView) -> dict[str, Any]:
             view.record,
             {
                 "trained on": f"{tags.get(FEATURES_TAG, '?')}, fingerprint {tags.get(FINGERPRINT_TAG, '?')}",
-                "search": ", ".join(f"{name} {params[name]}" for name in _SETTINGS if name in params),
+                "settings": ", ".join(f"{name} {params[name]}" for name in _SETTINGS if name in params),
             },
         ),
     }

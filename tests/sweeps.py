@@ -152,7 +152,7 @@ def full(name: str = "a sweep") -> Sweep:
     second = made.trial(0.75, model__dropout=0.35, optim__lr=0.001, augment__time_mask_frames=44, **masked)
     made.trial(0.70, model__dropout=0.05, optim__lr=0.004, augment__time_mask_frames=12, **masked)
     why = "ASHA stopped it after 2 epochs"
-    made.trial(0.30, "pruned", why, 2, model__dropout=0.45, optim__lr=0.0002, **plain)
+    made.trial(0.42, "pruned", why, 2, model__dropout=0.45, optim__lr=0.0002, **plain)
     made.trial(0.20, "failed", "ValueError: a <b> & c", 1, model__dropout=0.5, optim__lr=0.005, **plain)
     made.trial(0.0, "stopped", "interrupted", 0, model__dropout=0.25, optim__lr=0.0025, **plain)
     made.repeat(best, [first(26), first(28), first(24)], [0.9, 0.9, 0.9], 0.80)

@@ -1,6 +1,7 @@
 """The page of a sweep: what MLflow holds of it, what is said of that, and what cannot be said."""
 
 import json
+import math
 import re
 import statistics
 from dataclasses import replace
@@ -66,7 +67,7 @@ def test_trials_are_read_with_their_values_the_best_first(view):
     assert (best.val_accuracy, best.gap, best.epochs) == (0.8, pytest.approx(0.2), (1, 2, 3, 4))
     pruned, stopped = view.trials[5], view.trials[7]
     assert "augment.time_mask_frames" not in pruned.values
-    assert (pruned.val_accuracy, pruned.gap, pruned.epochs) == (pytest.approx(0.3), None, (1, 2))
+    assert (pruned.val_accuracy, pruned.gap, pruned.epochs) == (pytest.approx(0.42), None, (1, 2))
     assert (stopped.val_accuracy, stopped.epochs, stopped.reason) == (None, (), "interrupted")
 
 
@@ -149,7 +150,7 @@ def test_the_test_split_plays_no_part(page, made, looks):
 
 def test_all_trials_are_listed_with_why_they_ended(page):
     assert "trial 2 kept 80.0% +20.0 4 True 0.31 0.002 1 25" in page.text
-    assert "trial 6 pruned 30.0% – 2 False 0.45 0.0002 0 – ASHA stopped it after 2 epochs" in page.text
+    assert "trial 6 pruned 42.0% – 2 False 0.45 0.0002 0 – ASHA stopped it after 2 epochs" in page.text
     assert "trial 7 failed 20.0% – 1 False 0.5 0.005 0 – ValueError: a <b> & c" in page.text
     assert "trial 8 stopped – – 0 False 0.25 0.0025 0 – interrupted" in page.text
     places = [page.text.index(f"trial {number} {how}") for number, how in ((2, "kept"), (1, "kept"), (6, "pruned"))]
@@ -214,6 +215,7 @@ def test_mgc_report_makes_the_page_of_a_sweep(capsys, tmp_path):
     for accuracy, norm in ((0.5, True), (0.6, False)):
         small.trial(accuracy, model__norm=norm, model__dropout=0.1, optim__lr=0.001, augment__time_masks=0)
     small.trial(0.4, "running", "", 1, model__norm=True, model__dropout=0.2, optim__lr=0.001, augment__time_masks=0)
+    small.repeat(small.trials[1].id, [first(20), first(21)], [0.9, 0.9], 0.6, status="KILLED")
     small.without("nobody", "model.norm", "True", "False", [first(3)], [0.9])
     out = tmp_path / "page.html"
     assert cli.run(["report", small.run.id, "--out", str(out), "--json"]) == 0
@@ -251,6 +253,15 @@ def test_what_cannot_be_compared_is_named_on_the_page(made, view, tmp_path, monk
     assert f"Not compared: {said}" in page.text
     assert "What each regulariser bought" in page.text
     assert not page.pictures()
+
+
+def test_of_one_fresh_seed_there_is_no_spread(made, view, tmp_path, monkeypatch):
+    winner = replace(view.winner, models=view.winner.models[:1], sd=math.nan, first=math.nan, shrinkage=math.nan)
+    monkeypatch.setattr(sweep_report, "read", lambda run: replace(view, trials=(), again=(), bought=(), winner=winner))
+    text = Path(sweep_report.make(made.trials[1], tmp_path / "page.html")["out"]).read_text()
+    assert "validation accuracy of the winner, 1 fresh seed 72.5%" in Page(text).text
+    assert "nan" not in Page(text).text
+    assert "shrinkage" not in text
 
 
 # What matters
