@@ -13,6 +13,7 @@ configuration that the sweep starts from, and what they must be (one value, or o
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -54,6 +55,15 @@ class Dimension:
         values = ", ".join(str(value) for value in self.values)
         words = f"[{values}]" if self.kind == "choice" else f"{self.kind} [{values}]"
         return words + "".join(f", when {name} in {list(values)}" for name, values in self.when)
+
+    def read(self, text: str) -> Any:
+        """The value that a run's parameter says; None if it is none of the choices, or no number."""
+        if self.kind == "choice":
+            return next((value for value in self.values if str(value) == text), None)
+        for kind in (int, float):
+            with suppress(ValueError):
+                return kind(text)
+        return None
 
 
 @dataclass(frozen=True)

@@ -144,3 +144,20 @@ def test_a_grid_is_of_plain_choices_only(tmp_path):
     conditional = "model.norm: [false, true]\nmodel.dropout: {choice: [0.0, 0.3], when: {model.norm: true}}"
     with pytest.raises(InputError, match="--search grid"):
         space_of(conditional, folder=tmp_path).grid()
+
+
+def test_a_runs_parameter_is_read_back_as_the_value_that_was_drawn(tmp_path):
+    space = {each.field: each for each in space_of(EVERYTHING, folder=tmp_path).dimensions}
+    for name, value in [
+        ("model.norm", True),
+        ("model.channels", [8, 16]),
+        ("model.dropout", 0.12345),
+        ("optim.batch_size", 17),
+        ("augment.time_masks", 0),
+    ]:
+        read = space[name].read(str(value))
+        assert (read, type(read)) == (value, type(value))
+    assert space["model.norm"].read("maybe") is None
+    assert space["model.dropout"].read("high") is None
+    whole_ends = space_of("augment.equalize: {uniform: [0, 1]}", folder=tmp_path).dimensions[0]
+    assert whole_ends.read("0.25") == 0.25
