@@ -157,8 +157,8 @@ def check(preset: str) -> None:
     torch.testing.assert_close(results[1:], results[:1] * 2, rtol=1e-3, atol=1e-5)
 
 
-def write_clips(scratch: str, clips: int) -> None:
-    """The same random clips as `.npy` files and, by the product's own writers, as a feature set."""
+def write_clips(scratch: str, clips: int, *, npy: bool = True) -> None:
+    """Random clips as a feature set, by the product's own writers, and the same as `.npy` files."""
     random, recipe, folder = np.random.default_rng(0), Recipe(), Folder.at(f"{scratch}/set")
     folder.make(SHARDS)
     names, entries = tuple(f"genre {label}" for label in range(GENRES)), []
@@ -170,9 +170,10 @@ def write_clips(scratch: str, clips: int) -> None:
                 label, mel_FT = track % GENRES, random.standard_normal(recipe.spec.shape, np.float32).astype("<f2")
                 rows.append({"track_id": track, "label": label, "genre": names[label], "logmel": mel_FT.tobytes()})
                 rows[-1]["split"] = split
-                file = Path(scratch, "npy", split, str(label), f"{track}.npy")
-                file.parent.mkdir(parents=True, exist_ok=True)
-                np.save(file, mel_FT.astype(np.float32))
+                if npy:
+                    file = Path(scratch, "npy", split, str(label), f"{track}.npy")
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    np.save(file, mel_FT.astype(np.float32))
             file = f"{SHARDS}/{split}-{first:05d}-of-{clips:05d}.parquet"
             folder.write(file, parquet_bytes(pa.Table.from_pylist(rows, schema=schema)))
             entries.append(shards.read_record(folder, file).entry)

@@ -162,7 +162,7 @@ class SweepConfig:
     workers_per_trial: int = 1
     """2 or more train each trial through Ray Train, on a CPU or a GPU a worker."""
     time_budget: float = 0.0
-    """Seconds after which the search ends with what it has; 0 is no limit. Training again comes after it."""
+    """Seconds after which the search (but pbt) ends with what it has; 0 is no limit. Training again comes after it."""
     top: int = 3
     """Best configurations that are trained again; the winner is the best mean. 0 takes the search's word."""
     seeds: int = 3
