@@ -8,6 +8,7 @@ sweeps/NAME/trials/TRIAL/        one model: its fit's state or checkpoint, its M
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import asdict, dataclass, field, replace
@@ -152,14 +153,18 @@ class Trial:
         if run:
             run.reopen()
             return run
-        run = Run.start(
+        config = {**task.course[0][1], "seed": task.seed}
+        facts = json.dumps([task.parent, self.name, config])  # its process may die before it has noted the run
+        key = hashlib.sha256(facts.encode()).hexdigest()
+        run = Run.take_up(self.sweep.uri, tracking.EXPERIMENT, key) or Run.start(
             self.sweep.uri,
             tracking.EXPERIMENT,
             name=self.name,
             step="trial",
-            config={**task.course[0][1], "seed": task.seed},
+            config=config,
             parent=task.parent,
             tags={LEAKY_TAG: "true"} if leak else {},
+            key=key,
         )
         run.features(Folder.at(self.sweep.features), self.sweep.fingerprint, "training")
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -90,8 +90,11 @@ class _Learning:
         course = self.task.course
         for (first, differences), ends in zip(course, [*(later - 1 for later, _ in course[1:]), None], strict=True):
             until = ends or self.task.until
-            if until and len(history(self.trial.folder)) >= until:
-                continue  # done before this process
+            points = history(self.trial.folder)
+            if until and len(points) >= until:  # done by an earlier process, which may have died before it said so
+                for point in points if until == self.task.until else ():
+                    self._heard(point, tell)
+                continue
             fitted = self._leg(differences, first, until, tell)
             if fitted:
                 keep(self.run, fitted, self.data)
@@ -104,9 +107,7 @@ class _Learning:
             adopt(self.trial.folder, self.trial.folder, signature_of(config, self.data))
 
         def heard(point: Epoch) -> None:
-            if point.epoch >= self.task.own_from:
-                self.run.metrics(point.metrics(), epoch=point.epoch, at=point.ended)
-            tell(point)
+            self._heard(point, tell)
             if point.epoch == until:
                 raise _PauseError
 
@@ -114,3 +115,9 @@ class _Learning:
             return self.place.fit(config, self.data, self.trial.folder, heard, self.shared)
         except _PauseError:
             return None
+
+    def _heard(self, point: Epoch, tell: Any) -> None:
+        """Give MLflow an epoch of its own, and Tune any."""
+        if point.epoch >= self.task.own_from:
+            self.run.metrics(point.metrics(), epoch=point.epoch, at=point.ended)
+        tell(point)
