@@ -313,6 +313,24 @@ class Compare(Output):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Crown(Output):
+    """Register an evaluated run in MLflow as the champion, if there is none or it is shown to be better."""
+
+    run_id: Annotated[str, Positional, arg(name="run")]
+    """MLflow run, evaluated on the test split before; of a parent run its models together, as one."""
+
+    def run(self) -> dict[str, Any]:
+        from mgc import champion
+
+        return champion.crown(self.run_id)
+
+    def show(self, result: dict[str, Any]) -> str:
+        from mgc import champion
+
+        return champion.summary(result)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report(Output):
     """Make one self-contained HTML page of a run: the claim and what it rests on."""
 
@@ -356,7 +374,7 @@ class Predict(Output):
     """Predict the genre of audio files of any length."""
 
     model: str
-    """MLflow run, or a checkpoint folder."""
+    """Checkpoint folder; MLflow run, of a parent run its models together; or «champion», the one of the registry."""
     clips: Positional[tuple[Path, ...]]
     """Audio files."""
 
@@ -417,6 +435,7 @@ COMMANDS: dict[str, type[Output]] = {
     "tune": Tune,
     "evaluate": Evaluate,
     "compare": Compare,
+    "crown": Crown,
     "report": Report,
     "baseline": Baseline,
     "predict": Predict,

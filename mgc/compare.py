@@ -35,23 +35,27 @@ def compare(run_a: str, run_b: str, *, split: str = "test") -> dict[str, Any]:
         There is no such run, one is not evaluated on this split, or they were evaluated on different clips.
     """
     uri = existing_store(Folder.at(Path.cwd()))
-    runs = [Run.find(uri, run_id) for run_id in (run_a, run_b)]
-    a, b = (_kept(run, split) for run in runs)
+    return between(Run.find(uri, run_a), Run.find(uri, run_b), split=split)
+
+
+def between(run_a: Run, run_b: Run, *, split: str = "test") -> dict[str, Any]:
+    """As ``compare``, of runs that are found already."""
+    a, b = evaluated(run_a, split), evaluated(run_b, split)
     if a.source.fingerprint != b.source.fingerprint:
         raise InputError(
-            f"run {run_b}: evaluated on another feature set ({b.source.features}) than run {run_a} "
+            f"run {run_b.id}: evaluated on another feature set ({b.source.features}) than run {run_a.id} "
             f"({a.source.features}); evaluate both on one"
         )
     if a.source.protocol != b.source.protocol:
         raise InputError(
-            f"run {run_b}: is of the {b.source.protocol} split, run {run_a} of the {a.source.protocol} one; "
+            f"run {run_b.id}: is of the {b.source.protocol} split, run {run_a.id} of the {a.source.protocol} one; "
             "their clips differ, so nothing can be said"
         )
     order_a, order_b = np.argsort(a.track_ids_N), np.argsort(b.track_ids_N)
     if not np.array_equal(a.track_ids_N[order_a], b.track_ids_N[order_b]):
-        raise InputError(f"run {run_b}: evaluated on other clips than run {run_a}; evaluate both again")
+        raise InputError(f"run {run_b.id}: evaluated on other clips than run {run_a.id}; evaluate both again")
     statistics = paired(a.right[order_a], b.right[order_b])
-    sides = [_side(run, predictions) for run, predictions in zip(runs, (a, b), strict=True)]
+    sides = [_side(run, predictions) for run, predictions in ((run_a, a), (run_b, b))]
     return {
         "split": split,
         "n": len(a.labels_N),
@@ -80,7 +84,14 @@ def summary(result: dict[str, Any]) -> str:
     return "\n".join([*lines, result["verdict"]])
 
 
-def _kept(run: Run, split: str) -> Predictions:
+def evaluated(run: Run, split: str) -> Predictions:
+    """What ``mgc evaluate`` kept of a run's split.
+
+    Raises
+    ------
+    InputError
+        Nothing; the message says which command it takes.
+    """
     kept = Predictions.kept(run, split)
     if kept is None:
         features = shlex.quote(run.record().tags.get(FEATURES_TAG, "FEATURES"))

@@ -168,7 +168,8 @@ class SweepConfig:
     seeds: int = 3
     """Fresh seeds that each of them is trained again with."""
     without: tuple[str, ...] = ("model.norm", "model.dropout")
-    """Fields that are put off in the winner, one at a time, with the same seeds: what each bought."""
+    """Fields that are put off in the winner, one at a time, with the same seeds: what each bought. What the winner is
+    without is put to what the trials started from."""
 
     def __post_init__(self) -> None:
         for name in ("trials", "workers_per_trial"):

@@ -10,10 +10,11 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 from mgc import pictures, report
+from mgc.console import say
 from mgc.errors import InputError
 from mgc.features import FeatureSet
 from mgc.learning import held_out
-from mgc.predictions import Source, ensemble, judge, looking, on_validation, read_models
+from mgc.predictions import Predictions, Source, ensemble, judge, looking, on_validation, read_models
 from mgc.store import existing_store
 from mgc.tracking import LEAKY_TAG, Run
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mgc.metrics import Scores
-    from mgc.predictions import Predictions, Trained
+    from mgc.predictions import Trained
 
 
 def evaluate(run_id: str, features: str | Path, *, split: str = "test") -> dict[str, Any]:
@@ -69,16 +70,25 @@ def evaluate(run_id: str, features: str | Path, *, split: str = "test") -> dict[
         if len(models) > 1:
             for model, said in zip(models, each, strict=True):
                 _keep(model.run, said)
-        scores = _keep(run, whole)
-        result = {"run_id": run_id, "split": split, **asdict(scores), "leaky": bool(source.leak), "looks": looks}
-        if members := whole.source.members:
-            accuracies = [member.accuracy for member in members]
-            spread = {"accuracy_mean": mean(accuracies), "accuracy_sd": stdev(accuracies)}
-            run.metrics({f"{split}_{name}": value for name, value in spread.items()})
-            result |= {"members": [asdict(member) for member in members], **spread}
+        result = _told(run, whole)
         if witness:
-            witness.metrics(_figures(scores, split))
+            witness.metrics(_figures(whole.score(), split))
     return result | {"report": report.make(run)["report"]}
+
+
+def evaluate_once(run_id: str, features: str | Path, *, split: str = "test") -> dict[str, Any]:
+    """As ``evaluate``, but what was kept of these models on this split of this feature set is not looked at again.
+
+    Then ``looks`` is the number of the look that it was, and figures, pictures and page are made anew from it.
+    """
+    feature_set = FeatureSet.open(features)
+    run = Run.find(existing_store(feature_set.folder), run_id)
+    kept, models = Predictions.kept(run, split), read_models(run)
+    source = Source.of(feature_set, split, models[0].card.config.split)
+    if kept is None or not kept.are_of(models) or not kept.source.same_clips(source):
+        return evaluate(run_id, features, split=split)
+    say(f"evaluate: run {run_id} keeps its predictions of split «{split}»: no new look")
+    return _told(run, kept) | {"report": report.make(run)["report"]}
 
 
 def summary(result: dict[str, Any]) -> str:
@@ -115,6 +125,19 @@ def _check(models: Sequence[Trained], feature_set: FeatureSet, run_id: str, spli
             raise InputError(f"--split training: run {run_id} is of folds, each with its own; take another split")
         if split == "validation" and model.card.config.fold and model.card.fingerprint != manifest.fingerprint:
             raise InputError(f"--features {feature_set.folder}: the folds of run {run_id} are of another feature set")
+
+
+def _told(run: Run, whole: Predictions) -> dict[str, Any]:
+    """Keep what was predicted with the run, and say it as ``evaluate`` does, but for the page."""
+    source, scores = whole.source, _keep(run, whole)
+    result = {"run_id": run.id, "split": source.split, **asdict(scores)}
+    result |= {"leaky": bool(source.leak), "looks": source.looks}
+    if source.members:
+        accuracies = [member.accuracy for member in source.members]
+        spread = {"accuracy_mean": mean(accuracies), "accuracy_sd": stdev(accuracies)}
+        run.metrics({f"{source.split}_{name}": value for name, value in spread.items()})
+        result |= {"members": [asdict(member) for member in source.members], **spread}
+    return result
 
 
 def _keep(run: Run, predictions: Predictions) -> Scores:

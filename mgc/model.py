@@ -1,4 +1,4 @@
-"""The network: blocks of convolution over a log-Mel spectrogram, and a linear head.
+"""The network: blocks of convolution over a log-Mel spectrogram, and a linear head; and several networks as one.
 
 Shape suffixes: B clips in a batch, C channels, F mel bands, T frames, G genres.
 """
@@ -16,6 +16,8 @@ from mgc.config import ModelConfig
 from mgc.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from mgc.clips import ShardedMel
@@ -103,6 +105,24 @@ class GenreCNN(nn.Module):
             pooled = torch.cat([maps_BCFT.mean(over), maps_BCFT.amax(over)], dim=1).flatten(1)
         logits_BG: Tensor = self.linear(self.head_dropout(pooled))
         return logits_BG
+
+
+class Ensemble(nn.Module):
+    """Networks that judge together: the softmax of its logits is the mean of the probabilities that each gives."""
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, mel_B1FT: Tensor) -> Tensor:
+        """Logits [shape=(B, G)] of z-scored spectrograms [shape=(B, 1, F, T)]."""
+        log_KBG = torch.stack([member(mel_B1FT).log_softmax(1) for member in self.members])
+        return log_KBG.logsumexp(0) - math.log(len(self.members))
+
+
+def together(models: Sequence[nn.Module]) -> nn.Module:
+    """Models as one, in evaluation mode: a single one as it is, several as their ensemble."""
+    return (models[0] if len(models) == 1 else Ensemble(models)).eval()
 
 
 class Dropout(nn.Dropout):

@@ -6,20 +6,20 @@ averaged. The first window is exactly what preprocessing would have made of the 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from mgc import audio, checkpoint
 from mgc.checkpoint import Card
 from mgc.errors import ClipError, InputError, Reason
 from mgc.folder import Folder
 from mgc.logmel import log_mel, standardize
-from mgc.model import GenreCNN, predict_logits
+from mgc.model import predict_logits, together
 
 MIN_REST = 0.5
 """A last window with less audio than this share of a full one is left out, unless it is the only one."""
@@ -31,7 +31,8 @@ def predict(model: str, clips: Sequence[str | Path]) -> dict[str, Any]:
     Parameters
     ----------
     model
-        A checkpoint folder, or the id of an MLflow run that kept one.
+        A checkpoint folder, the id of an MLflow run that kept one, that of a parent run of seeds or folds (the mean of
+        its models' probabilities), or ``champion`` (what ``mgc crown`` registered).
     clips
         Paths of MP3, WAV, FLAC or Ogg files.
 
@@ -49,18 +50,27 @@ def predict(model: str, clips: Sequence[str | Path]) -> dict[str, Any]:
     return {"clips": [_predict_clip(network, card, Path(clip)) for clip in clips]}
 
 
-def load_model(model: str) -> tuple[GenreCNN, Card]:
-    """Load a checkpoint by its folder or by its run's id."""
+def load_model(model: str) -> tuple[nn.Module, Card]:
+    """Load a network, or several as one, and the card: ``model`` as ``predict`` takes it."""
     if Path(model).is_dir():
         return checkpoint.read(Path(model))
-    from mgc import store, tracking  # a folder needs no MLflow
+    from mgc import registry  # a folder needs no MLflow
+    from mgc.predictions import read_each, read_models
+    from mgc.store import existing_store
+    from mgc.tracking import Run
 
-    run = tracking.Run.find(store.existing_store(Folder.at(Path.cwd())), model)
-    with tempfile.TemporaryDirectory() as folder:
-        return checkpoint.read(run.checkpoint(Path(folder)))
+    uri = existing_store(Folder.at(Path.cwd()))
+    if model == registry.CHAMPION:
+        version = registry.champion(uri)
+        if version is None:
+            raise InputError(f"--model {model}: no run is champion yet; «mgc crown RUN» makes an evaluated one it")
+        models = read_each([Run.find(uri, run_id) for run_id in version.models])
+    else:
+        models = read_models(Run.find(uri, model))
+    return together([each.model for each in models]), models[0].card
 
 
-def _predict_clip(network: GenreCNN, card: Card, path: Path) -> dict[str, Any]:
+def _predict_clip(network: nn.Module, card: Card, path: Path) -> dict[str, Any]:
     total, count = np.zeros(len(card.genres)), 0
     try:
         for window_FT in _windows(path, card):

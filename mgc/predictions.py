@@ -90,6 +90,10 @@ class Source:
         """The split as pictures name it."""
         return f"{self.split}, LEAKY" if self.leak else self.split
 
+    def same_clips(self, other: Source) -> bool:
+        """Whether both are of one split of one feature set, dealt alike."""
+        return all(getattr(self, name) == getattr(other, name) for name in ("split", "fingerprint", "protocol"))
+
     @classmethod
     def of(cls, feature_set: FeatureSet, split: str, protocol: str) -> Source:
         """What there is to say of a split before anybody predicts."""
@@ -117,6 +121,11 @@ class Predictions:
     def score(self) -> Scores:
         """The figures."""
         return score(self.labels_N, self.probabilities_NG, self.source.genres)
+
+    def are_of(self, models: Sequence[Trained]) -> bool:
+        """Whether these models, and no others, said it; of one model, as far as it can be seen."""
+        members = {member.run_id for member in self.source.members}
+        return members == ({model.run.id for model in models} if len(models) > 1 else set())
 
     def mistakes(self, most: int) -> NDArray[np.int64]:
         """Rows of the most confident mistakes, the worst first."""
@@ -181,6 +190,17 @@ def read_models(run: Run) -> list[Trained]:
         runs = [child for child in run.children() if child.record().status == "FINISHED"]
         if len(runs) < 2:
             raise InputError(f"run {run.id}: {len(runs)} of its runs finished, two are needed; train on, see «mgc ui»")
+    return read_each(runs)
+
+
+def read_each(runs: Sequence[Run]) -> list[Trained]:
+    """The model of each of some runs.
+
+    Raises
+    ------
+    InputError
+        A run kept no checkpoint.
+    """
     with tempfile.TemporaryDirectory() as folder:
         return [Trained(each, *checkpoint.read(each.checkpoint(Path(folder, each.id)))) for each in runs]
 

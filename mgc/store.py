@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import tempfile
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -25,7 +26,7 @@ from mgc.errors import InputError, first_line
 from mgc.ray_session import in_job
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from mgc.folder import Folder
 
@@ -101,8 +102,21 @@ def serve(uri: str, port: int) -> NoReturn:
 
 @lru_cache(maxsize=4)
 def client(uri: str) -> mlflow.MlflowClient:
-    """MLflow's client of a store."""
-    return mlflow.MlflowClient(uri)
+    """MLflow's client of a store, which is its model registry too."""
+    return mlflow.MlflowClient(uri, registry_uri=uri)
+
+
+@contextmanager
+def current(uri: str) -> Iterator[None]:
+    """Make a store MLflow's current one for a call that takes no client, and leave no trace in the environment."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None)
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 def make_experiment(uri: str, name: str) -> str:

@@ -6,7 +6,6 @@ One process owns one run. MLflow is known here and in ``mgc.store``, which says 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import defaultdict
 from contextlib import contextmanager
@@ -16,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, LoggedModelStatus, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from mgc.errors import InputError
 from mgc.provenance import provenance
-from mgc.store import client, make_experiment, search
+from mgc.store import client, current, make_experiment, search
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -66,6 +65,8 @@ class Record:
     tags: dict[str, str]
     metrics: dict[str, float]
     """The last value of each."""
+    deleted: bool
+    """In MLflow's UI, which keeps it until it is told to collect its garbage."""
 
 
 @dataclass(frozen=True)
@@ -206,13 +207,24 @@ class Run:
         self._client.log_inputs(self.id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
         self.tag({FINGERPRINT_TAG: fingerprint, FEATURES_TAG: str(folder)})
 
-    def model(self, model: torch.nn.Module, shape: tuple[int, int], n_genres: int) -> None:
+    def model(
+        self, model: torch.nn.Module, shape: tuple[int, int], n_genres: int, tags: Mapping[str, str] | None = None
+    ) -> str:
         """Keep the model in MLflow's own form: a ``pt2`` program (no pickle) with signature and input example.
 
-        It takes float32 [shape=(batch, 1, *shape)] and gives logits [shape=(batch, n_genres)]. Kept once.
+        It takes float32 [shape=(batch, 1, *shape)] and gives logits [shape=(batch, n_genres)]. Kept once: if the run
+        has a finished model of these tags, that is it.
+
+        Returns
+        -------
+        str
+            MLflow's id of the model: ``models:/ID``.
         """
-        if self._client.get_run(self.id).outputs.model_outputs:
-            return
+        run, tags = self._client.get_run(self.id), dict(tags or {})
+        for output in run.outputs.model_outputs:
+            logged = self._client.get_logged_model(output.model_id)
+            if logged.status == LoggedModelStatus.READY and tags.items() <= logged.tags.items():
+                return str(output.model_id)
         import numpy as np
         from mlflow.models import ModelSignature
         from mlflow.types import Schema, TensorSpec
@@ -222,22 +234,29 @@ class Run:
             inputs=Schema([TensorSpec(float32, (-1, 1, *shape))]),
             outputs=Schema([TensorSpec(float32, (-1, n_genres))]),
         )
-        with _current(self.uri), mlflow.start_run(run_id=self.id, log_system_metrics=False):
+        # made here, because log_model would open the run again, or without it take another experiment
+        made = self._client.create_logged_model(
+            run.info.experiment_id, name="model", source_run_id=self.id, tags=tags, params=run.data.params
+        )
+        with current(self.uri):
             mlflow.pytorch.log_model(
                 model,
-                name="model",
+                model_id=made.model_id,
+                run_id=self.id,
                 serialization_format="pt2",
                 signature=signature,
                 # two rows: torch.export takes a batch of one for a constant
                 input_example=np.zeros((2, 1, *shape), np.float32),
                 pip_requirements=[f"torch=={version('torch').split('+')[0]}"],
             )
+        return str(made.model_id)
 
     def record(self) -> Record:
         """What the store says of the run now."""
         run = self._client.get_run(self.id)
         info, data = run.info, run.data
-        return Record(info.run_name, info.status, info.start_time / 1000, dict(data.tags), dict(data.metrics))
+        started, deleted = info.start_time / 1000, info.lifecycle_stage == LifecycleStage.DELETED
+        return Record(info.run_name, info.status, started, dict(data.tags), dict(data.metrics), deleted)
 
     def history(self, names: Sequence[str]) -> list[dict[str, float]]:
         """Metrics over epochs: a dict with ``epoch`` for each epoch that has all of them."""
@@ -290,16 +309,3 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             leaves[f"{prefix}{key}"] = value
     return leaves
-
-
-@contextmanager
-def _current(uri: str) -> Iterator[None]:
-    """Make a store MLflow's current one for a call that takes no client, and leave no trace in the environment."""
-    before = os.environ.get("MLFLOW_TRACKING_URI")
-    mlflow.set_tracking_uri(uri)
-    try:
-        yield
-    finally:
-        mlflow.set_tracking_uri(None)
-        if before is not None:
-            os.environ["MLFLOW_TRACKING_URI"] = before

@@ -205,17 +205,19 @@ class _Sweeping:
         return winner["run_id"], course, results
 
     def _without(self, winner: str, course: Course) -> list[dict[str, Any]]:
-        """Train the winner without one thing at a time, of those that it has."""
+        """Train the winner without one thing at a time; of what it is without already, with what the base has."""
         groups = []
         for field in self.config.without:
-            off, value = _off(field, self.base), field_of(self.sweep.train_config(course[-1][1]), field)
-            if value == off:
-                say(f"tune: the winner does without {field}")
+            value = field_of(self.sweep.train_config(course[-1][1]), field)
+            off, base = _off(field, self.base), field_of(self.base, field)
+            word, other = ("without", off) if value != off else ("with", base)
+            if other == value:
+                say(f"tune: neither the winner nor the base has {field}; nothing to compare")
                 continue
             tags = {tracking.STAGE_TAG: "without", tracking.OF_TAG: winner, tracking.FIELD_TAG: field}
-            tags |= {tracking.VALUE_TAG: str(value), tracking.OFF_TAG: str(off)}
-            bare = [(first, differences | {field: off}) for first, differences in course]
-            groups.append(_Again(f"without {field}", bare, tags))
+            tags |= {tracking.VALUE_TAG: str(value), tracking.OFF_TAG: str(other)}
+            changed = [(first, differences | {field: other}) for first, differences in course]
+            groups.append(_Again(f"{word} {field}", changed, tags))
         return self._train(groups, f"without: {len(groups)} × {self.config.seeds} seeds")
 
     def _train(self, groups: list[_Again], title: str) -> list[dict[str, Any]]:

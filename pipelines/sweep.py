@@ -1,11 +1,13 @@
-"""The search job: tune on training and validation, then look at the test split once, with the winner.
+"""The search job: tune on training and validation, look at the test split once, with the winner; crown it if better.
 
     ray job submit --address http://HEAD:8265 --working-dir . -- \
         python pipelines/sweep.py --features /data/features --trials 100 --concurrent 4
 
 The working directory of a job is a copy, so ``--features`` must be absolute, on storage that every node of the cluster
 sees; MLflow's store is ``mlflow_runs/`` beside it, or ``MLFLOW_TRACKING_URI``. Flags, exit codes and ``--json`` are
-those of ``mgc tune``, whose result gains ``test``: what ``mgc evaluate`` says. It runs as a plain script too.
+those of ``mgc tune``, whose result gains ``test`` and ``champion``: what ``mgc evaluate`` and ``mgc crown`` say of the
+winner (``champion`` is None of a leaky set). Killed after the look and resumed, it reads what was kept: no second look.
+It runs as a plain script too.
 """
 
 from __future__ import annotations
@@ -13,14 +15,19 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from mgc.cli import Evaluate, Tune, main
+from mgc.cli import Tune, main
 
 
-def tune_and_evaluate(command: Tune) -> dict[str, Any]:
-    """Search, then score the best trial on the test split."""
+def tune_and_crown(command: Tune) -> dict[str, Any]:
+    """Search, score the winner on the test split, and make it champion if it is shown to be better."""
+    from mgc.champion import crown
+    from mgc.evaluate import evaluate_once
+
     found = command.run()
-    return found | {"test": Evaluate(run_id=found["best_run_id"], features=command.features).run()}
+    winner = found["winner_run_id"]
+    test = evaluate_once(winner, command.features)
+    return found | {"test": test, "champion": None if test["leaky"] else crown(winner, command.features)}
 
 
 if __name__ == "__main__":
-    main(["tune", *sys.argv[1:]], tune_and_evaluate)
+    main(["tune", *sys.argv[1:]], tune_and_crown)

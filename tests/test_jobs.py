@@ -122,8 +122,9 @@ def test_the_sweep_job_as_a_script_scores_its_winner_on_the_test_split(tmp_path)
     assert result["best_config"]["optim"]["batch_size"] == 8
     assert result["best_config"]["optim"]["schedule"] == "constant"
     assert result["best_config"]["epochs"] == 1
-    assert (result["test"]["run_id"], result["test"]["split"]) == (result["best_run_id"], "test")
-    assert result["test"]["n"] == 13
+    assert (result["test"]["run_id"], result["test"]["split"]) == (result["winner_run_id"], "test")
+    assert (result["test"]["n"], result["test"]["looks"]) == (13, 1)
+    assert (result["champion"]["champion"], result["champion"]["crowned"]) == (result["winner_run_id"], True)
     assert (tmp_path / "mlflow_runs" / "sweeps" / "small" / "best_config.json").exists()
 
 

@@ -83,7 +83,7 @@ def test_a_run_holds_all_that_is_needed_to_trust_it(trained, client, features):
 
 def test_mlflows_own_model_gives_the_checkpoints_logits_for_any_batch(trained, client, features):
     model_id = client.get_run(trained["run_id"]).outputs.model_outputs[0].model_id
-    with tracking._current(client.tracking_uri):
+    with store.current(client.tracking_uri):
         model = mlflow.pyfunc.load_model(f"models:/{model_id}")
         folder = Path(mlflow.artifacts.download_artifacts(f"models:/{model_id}"))
     assert model.metadata.signature.inputs.inputs[0].shape == (-1, 1, *SPEC.shape)

@@ -3,24 +3,50 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import cloudpickle
 import mlflow
 import pytest
+from test_jobs import free_ports
 
 from mgc import store, tracking, tune
-from mgc.config import ModelConfig, OptimConfig, TrainConfig, read_config
+from mgc.config import ModelConfig, OptimConfig, SweepConfig, TrainConfig, read_config
 from mgc.errors import InputError
 from mgc.evaluate import evaluate
+from mgc.fit import is_kept
+from mgc.fit_state import STATE
+from mgc.predictions import Predictions
+from mgc.sweep import RUN_ID, SWEEP
+from mgc.tracking import OUTCOME_TAG, REASON_TAG, STAGE_TAG, STEP_TAG
 
 BASE = TrainConfig(model=ModelConfig(channels=(4, 8)), optim=OptimConfig(batch_size=8), epochs=4)
+JUST_SEARCH = SweepConfig(top=0)
+SPACE = """
+model.norm: [true]
+model.dropout: {uniform: [0.05, 0.3]}
+model.head: [avg, avgmax]
+optim.lr: {log_uniform: [0.002, 0.02]}
+"""
 
 
 @pytest.fixture(scope="module")
-def swept(features, ray_session):
-    return tune.tune(features.folder.path, BASE, trials=4, concurrent=2, name="first")
+def space(tmp_path_factory):
+    file = tmp_path_factory.mktemp("space") / "space.yaml"
+    file.write_text(SPACE)
+    return file
+
+
+@pytest.fixture(scope="module")
+def swept(features, ray_session, space):
+    """Four trials at once on two cores, which share one SQLite store."""
+    settings = SweepConfig(trials=6, concurrent=4, top=2, seeds=2)
+    return tune.tune(features.folder.path, BASE, settings, space=space, name="first")
 
 
 @pytest.fixture(scope="module")
@@ -28,48 +54,120 @@ def parent(swept):
     return tracking.Run.find(store.existing_store(Path.cwd()), swept["parent_run_id"])
 
 
-def children_of(parent):
+def children_of(parent, step="trial"):
     client = mlflow.MlflowClient(parent.uri)
     experiment = client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id
-    return client.search_runs([experiment], f"tags.`{tracking.PARENT_TAG}` = '{parent.id}'")
+    wanted = f"tags.`{tracking.PARENT_TAG}` = '{parent.id}' and tags.`{STEP_TAG}` = '{step}'"
+    return client.search_runs([experiment], wanted)
+
+
+def steps_of(uri, run_id, name="val_accuracy"):
+    return [metric.step for metric in mlflow.MlflowClient(uri).get_metric_history(run_id, name)]
+
+
+def models_of(run):
+    return len(run.outputs.model_outputs if run.outputs else [])
 
 
 def test_a_sweep_answers_with_the_contracts_keys(swept):
     assert {"parent_run_id", "trials", "failed", "best_run_id", "best_config", "val_accuracy"} <= set(swept)
-    assert (swept["trials"], swept["failed"]) == (4, 0)
+    assert (swept["trials"], swept["failed"], swept["stopped"]) == (6, 0, 0)
     assert 0 < swept["val_accuracy"] <= 1  # how good the best is, is luck: which trials are pruned depends on timing
     json.dumps(swept)
 
 
-def test_each_trial_is_one_closed_child_run_that_differs_in_what_is_searched(swept, parent):
+def test_each_trial_is_one_closed_child_run_whose_parameters_are_what_was_drawn(swept, parent):
     children = children_of(parent)
-    assert len(children) == 4
+    assert sorted(child.info.run_name for child in children) == sorted(f"trial {n}" for n in range(1, 7))
     assert not any("mgc.error" in child.data.tags for child in children)
     assert all(child.inputs.dataset_inputs for child in children)
     assert {child.info.status for child in children} == {"FINISHED"}
-    assert len({child.data.params["optim.lr"] for child in children}) == 4
-    assert {child.data.params["model.channels"] for child in children} == {"[4, 8]"}
-    pruned = [child for child in children if child.data.tags.get("mgc.pruned") == "true"]
+    drawn = {"model.norm", "model.dropout", "model.head", "optim.lr", "seed"}
+    assert all(child.data.params.keys() == drawn for child in children)
+    assert len({child.data.params["optim.lr"] for child in children}) == 6
+    pruned = [child for child in children if child.data.tags[OUTCOME_TAG] == "pruned"]
     assert len(pruned) == swept["pruned"]
-    client = mlflow.MlflowClient(parent.uri)
     for child in children:
-        steps = [metric.step for metric in client.get_metric_history(child.info.run_id, "val_accuracy")]
+        steps = steps_of(parent.uri, child.info.run_id)
         assert steps == list(range(1, len(steps) + 1))
-        assert (len(steps) < BASE.epochs) if child in pruned else (len(steps) == BASE.epochs)
-        assert len(child.outputs.model_outputs if child.outputs else []) == (0 if child in pruned else 1)
+        if child in pruned:
+            assert len(steps) < BASE.epochs
+            assert f"after epoch {len(steps)}:" in child.data.tags[REASON_TAG]
+        else:
+            assert child.data.tags[OUTCOME_TAG] == "kept"
+            assert len(steps) == BASE.epochs
+        assert models_of(child) == (child not in pruned)
 
 
-def test_the_best_is_the_best_of_the_finished_and_can_be_evaluated(swept, parent, features):
-    finished = [child for child in children_of(parent) if "best_val_accuracy" in child.data.metrics]
-    best = max(child.data.metrics["best_val_accuracy"] for child in finished)
-    assert swept["val_accuracy"] == best
-    assert evaluate(swept["best_run_id"], features.folder.path)["n"] == 13
+def test_four_trials_at_once_lose_and_double_no_metric(swept, parent):
+    for child in children_of(parent):
+        for name in ("train_loss", "val_loss", "train_accuracy", "lr", "seconds"):
+            steps = steps_of(parent.uri, child.info.run_id, name)
+            assert Counter(steps) == Counter(steps_of(parent.uri, child.info.run_id)), name
 
 
-def test_the_best_configuration_is_a_file_that_config_reads(swept):
+def test_the_best_are_trained_again_with_seeds_the_search_has_not_seen(swept, parent):
+    client = mlflow.MlflowClient(parent.uri)
+    groups = [run for run in children_of(parent, "seeds") if run.data.tags[STAGE_TAG] == "again"]
+    assert len(groups) == len(swept["again"]) == 2
+    searched = {run.info.run_id: run for run in children_of(parent)}
+    firsts = []
+    for group in groups:
+        first = searched[group.data.tags[tracking.OF_TAG]]
+        firsts.append(first.data.metrics["best_val_accuracy"])
+        models = children_of(tracking.Run(parent.uri, group.info.run_id))
+        assert {model.data.params["seed"] for model in models} == {"1", "2"}
+        assert first.data.params["seed"] == "0"
+        same = {name: value for name, value in first.data.params.items() if name != "seed"}
+        assert all(same.items() <= model.data.params.items() for model in models)
+        figures = [model.data.metrics["best_val_accuracy"] for model in models]
+        assert group.data.metrics["val_accuracy"] == pytest.approx(sum(figures) / 2)
+        assert group.data.metrics["shrinkage"] == pytest.approx(firsts[-1] - sum(figures) / 2)
+        assert group.info.status == "FINISHED"
+    kept = [run.data.metrics["best_val_accuracy"] for run in searched.values() if run.data.tags[OUTCOME_TAG] == "kept"]
+    assert sorted(firsts) == sorted(kept)[-2:]
+    winner = client.get_run(swept["winner_run_id"])
+    assert winner.data.metrics["val_accuracy"] == max(group.data.metrics["val_accuracy"] for group in groups)
+    assert client.get_run(parent.id).data.tags[tracking.WINNER_TAG] == winner.info.run_id
+
+
+def test_the_winner_is_trained_without_one_thing_at_a_time(swept, parent):
+    groups = [run for run in children_of(parent, "seeds") if run.data.tags[STAGE_TAG] == "without"]
+    assert {run.data.tags[tracking.FIELD_TAG] for run in groups} == {"model.norm", "model.dropout"}
+    winner = [run.data.params for run in children_of(tracking.Run(parent.uri, swept["winner_run_id"]))]
+    for group in groups:
+        field = group.data.tags[tracking.FIELD_TAG]
+        assert group.data.tags[tracking.OF_TAG] == swept["winner_run_id"]
+        assert group.data.tags[tracking.VALUE_TAG] == winner[0][field]
+        models = [run.data.params for run in children_of(tracking.Run(parent.uri, group.info.run_id))]
+        assert sorted(model["seed"] for model in models) == sorted(model["seed"] for model in winner)
+        for model in models:
+            assert model == winner[0] | {"seed": model["seed"], field: group.data.tags[tracking.OFF_TAG]}
+            assert model[field] in ("False", "0.0")
+
+
+def test_every_model_trained_again_keeps_what_it_says_of_each_validation_clip(swept, parent, features):
+    for group in (*swept["again"], *swept["without"]):
+        models = children_of(tracking.Run(parent.uri, group["run_id"]))
+        said = [Predictions.kept(tracking.Run(parent.uri, model.info.run_id), "validation") for model in models]
+        assert [len(each.labels_N) for each in said] == [12, 12]
+        right = [each.right.mean() for each in said]
+        assert right == pytest.approx([model.data.metrics["best_val_accuracy"] for model in models])
+
+
+def test_best_trial_and_winner_can_be_evaluated(swept, features):
+    assert evaluate(swept["best_run_id"], features.folder.path, split="validation")["accuracy"] == swept["val_accuracy"]
+    whole = evaluate(swept["winner_run_id"], features.folder.path, split="validation")
+    again = {group["run_id"]: group for group in swept["again"]}[swept["winner_run_id"]]
+    assert whole["accuracy_mean"] == pytest.approx(again["val_accuracy"])
+
+
+def test_the_winners_configuration_is_a_file_that_config_reads(swept, parent):
     config = read_config(Path(swept["config_file"]), TrainConfig())
     assert config.to_dict() == swept["best_config"]
     assert config.model.channels == BASE.model.channels
+    (model, _) = children_of(tracking.Run(parent.uri, swept["winner_run_id"]))
+    assert str(config.optim.lr) == model.data.params["optim.lr"]
 
 
 def test_a_sweeps_name_is_taken_once_and_an_unknown_one_is_not_resumed(swept, features):
@@ -79,65 +177,152 @@ def test_a_sweeps_name_is_taken_once_and_an_unknown_one_is_not_resumed(swept, fe
         tune.tune(features.folder.path, BASE, resume="nothing")
 
 
-def test_a_finished_sweep_resumed_runs_no_trial_again(swept, parent, features):
-    kept = [child for child in children_of(parent) if "mgc.pruned" not in child.data.tags]
-    again = tune.tune(features.folder.path, BASE, resume="first")
-    assert again["best_run_id"] == swept["best_run_id"]
-    assert again["parent_run_id"] == swept["parent_run_id"]
-    now = {child.info.run_id: child for child in children_of(parent)}
-    assert len(now) == 4
-    for child in kept:
-        assert now[child.info.run_id].info.end_time == child.info.end_time
-        assert len(now[child.info.run_id].outputs.model_outputs) == 1
+def test_a_finished_sweep_resumed_says_the_same_and_runs_nothing(swept, parent, features, monkeypatch):
+    before = {child.info.run_id: child.info.end_time for child in children_of(parent)}
+    monkeypatch.setattr(tune, "Tuner", None)  # Ray is not needed
+    assert tune.tune(features.folder.path, BASE, resume="first") == swept
+    assert {child.info.run_id: child.info.end_time for child in children_of(parent)} == before
 
 
-def test_a_trial_that_fails_is_recorded_and_the_sweep_goes_on(features, ray_session, tmp_path):
-    # five poolings of 33 frames: no network, so the trial raises
+def kill_a_trial(folder: Path) -> None:
+    """SIGKILL the process of a trial that is in its epochs."""
+    while not list(folder.glob("trials/*/state.safetensors")):
+        time.sleep(0.05)
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (process / "cmdline").read_bytes().startswith(b"ray::ImplicitFunc"):
+                return os.kill(int(process.name), signal.SIGKILL)
+        except OSError:
+            continue
+    return None
+
+
+def test_trials_that_raise_or_are_killed_are_recorded_and_the_sweep_goes_on(features, ray_session, tmp_path):
+    # five poolings of 33 frames: no network, so two trials raise; a third is killed
     space = tmp_path / "space.yaml"
     space.write_text("model.channels: [[4, 8], [2, 2, 2, 2, 2, 2]]\nmodel.norm: [false, true]")
-    base = replace(BASE, epochs=1)
-    result = tune.tune(features.folder.path, base, concurrent=2, space=space, search="grid", name="failing")
-    assert (result["trials"], result["failed"]) == (4, 2)
+    base, settings = replace(BASE, epochs=40), replace(JUST_SEARCH, concurrent=2, search="grid", asha=False)
+    killer = threading.Thread(target=kill_a_trial, args=[Path.cwd() / "mlflow_runs" / "sweeps" / "failing"])
+    killer.start()
+    result = tune.tune(features.folder.path, base, settings, space=space, name="failing")
+    killer.join()
+    assert (result["trials"], result["failed"]) == (4, 3)
     assert result["best_config"]["model"]["channels"] == [4, 8]
+    assert result["winner_run_id"] == result["best_run_id"]
+    parent = tracking.Run.find(store.existing_store(Path.cwd()), result["parent_run_id"])
+    failed = [run for run in children_of(parent) if run.data.tags[OUTCOME_TAG] == "failed"]
+    assert {run.info.status for run in failed} == {"FAILED"}
+    reasons = sorted(run.data.tags[REASON_TAG] for run in failed)
+    assert len(reasons) == 3
+    assert sum("poolings" in reason or "small" in reason for reason in reasons) == 2, reasons
 
 
-def test_a_space_that_cannot_be_is_refused_before_anything_starts(features, tmp_path, working_directory):
+def test_a_space_or_settings_that_cannot_be_are_refused_before_anything_starts(features, tmp_path, working_directory):
     space = tmp_path / "space.yaml"
     space.write_text("model.dropout: {uniform: [0, 1.5]}")
-    with pytest.raises(InputError, match=r"space.yaml: model.dropout=1.5 must be in \[0, 1\)"):
-        tune.tune(features.folder.path, BASE, space=space, name="impossible")
-    with pytest.raises(InputError, match=r"--search grid: «model\.dropout»"):
-        tune.tune(features.folder.path, BASE, search="grid", name="impossible")
+    for settings, file, message in [
+        (SweepConfig(), space, r"space.yaml: model.dropout=1.5 must be in \[0, 1\)"),
+        (SweepConfig(search="grid"), None, r"--search grid: «model\.dropout»"),
+        (SweepConfig(without=("model.drop",)), None, r"--without model.drop: config field «model.drop» does not exist"),
+        (SweepConfig(search="pbt"), tune.DEFAULT, r"--search pbt: «model.norm» makes another network"),
+        (SweepConfig(search="pbt", workers_per_trial=2), None, r"--workers-per-trial 2: not with --search pbt"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            tune.tune(features.folder.path, BASE, settings, space=file, name="impossible")
     assert not (working_directory / "mlflow_runs" / "sweeps" / "impossible").exists()
 
 
-SWEEP = """
+@pytest.mark.slow
+def test_a_population_trains_in_generations_and_its_winner_again(features, ray_session):
+    base = replace(BASE, epochs=2)
+    settings = SweepConfig(trials=4, search="pbt", top=1, seeds=2, without=())
+    result = tune.tune(features.folder.path, base, settings, name="population")
+    assert (result["trials"], result["pruned"], result["failed"]) == (4, 0, 0)
+    parent = tracking.Run.find(store.existing_store(Path.cwd()), result["parent_run_id"])
+    for run in children_of(parent):
+        assert steps_of(parent.uri, run.info.run_id) == [1, 2]
+    assert result["again"][0]["run_id"] == result["winner_run_id"]
+
+
+@pytest.mark.slow
+def test_a_trial_may_have_two_workers(features, ray_session, space):
+    settings = SweepConfig(trials=1, workers_per_trial=2, top=0)
+    result = tune.tune(features.folder.path, replace(BASE, epochs=2), settings, space=space, name="two workers")
+    assert (result["trials"], result["failed"]) == (1, 0)
+    uri = store.existing_store(Path.cwd())
+    assert steps_of(uri, result["best_run_id"]) == [1, 2]
+
+
+@pytest.fixture
+def tracking_server(tmp_path, monkeypatch):
+    """A real MLflow server with a store of its own."""
+    (port,) = free_ports(1)
+    line = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{tmp_path}/server.db"]
+    line += ["--artifacts-destination", str(tmp_path / "artifacts"), "--host", "127.0.0.1", "--port", str(port)]
+    with open(tmp_path / "server.log", "wb") as log:
+        server = subprocess.Popen([*line, "--workers", "1"], stdout=log, stderr=log, start_new_session=True)
+    uri = f"http://127.0.0.1:{port}"
+    deadline = time.monotonic() + 90
+    while True:
+        try:
+            urllib.request.urlopen(f"{uri}/health", timeout=2)
+            break
+        except OSError:
+            assert time.monotonic() < deadline, (tmp_path / "server.log").read_text()
+            time.sleep(0.3)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    yield uri
+    os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
+
+
+@pytest.mark.slow
+def test_a_tracking_server_keeps_a_sweep_that_its_time_budget_ends(features, ray_session, space, tracking_server):
+    settings = SweepConfig(trials=100, concurrent=2, time_budget=20, top=0, search="random")
+    result = tune.tune(features.folder.path, replace(BASE, epochs=2), settings, space=space, name="remote")
+    assert 1 < result["trials"] < 100
+    assert result["stopped"] <= 2
+    parent = tracking.Run.find(tracking_server, result["parent_run_id"])
+    assert mlflow.MlflowClient(tracking_server).get_run(parent.id).info.status == "FINISHED"
+    children = children_of(parent)
+    assert len(children) <= result["trials"]  # one that was stopped at its very start has no run yet
+    assert {run.data.tags[OUTCOME_TAG] for run in children} <= {"kept", "pruned", "stopped"}
+    for run in children:
+        steps = steps_of(tracking_server, run.info.run_id)
+        assert steps == list(range(1, len(steps) + 1))
+    best = tracking.Run(tracking_server, result["best_run_id"])
+    assert Predictions.kept(best, "validation").right.mean() == result["val_accuracy"]
+
+
+DRIVER = """
 import sys
 from dataclasses import replace
 from mgc import tune
-from mgc.config import ModelConfig, OptimConfig, TrainConfig
+from mgc.config import ModelConfig, OptimConfig, SweepConfig, TrainConfig
 from pathlib import Path
 base = TrainConfig(model=ModelConfig(channels=(4, 8)), optim=OptimConfig(batch_size=2), epochs=12)
 space = Path("rate.yaml")
 space.write_text("optim.lr: {log_uniform: [0.001, 0.01]}")
 resume = sys.argv[2] if sys.argv[3] == "resume" else None
 name = None if resume else sys.argv[2]
-print(tune.tune(sys.argv[1], base, trials=3, concurrent=2, space=space, name=name, resume=resume)["parent_run_id"])
+settings = SweepConfig(trials=3, concurrent=2, top=1, seeds=2, without=())
+print(tune.tune(sys.argv[1], base, settings, space=space, name=name, resume=resume)["parent_run_id"])
 """
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("moment", ["before_tunes_first_snapshot", "in_an_epoch", "interrupt"])
+@pytest.mark.parametrize("moment", ["before_tunes_first_snapshot", "in_an_epoch", "interrupt", "again"])
 def test_a_sweep_killed_at_any_moment_goes_on_where_it_was(features, working_directory, moment):
-    """Each trial once, each metric step once, one parent run, whatever the moment."""
-    line = [sys.executable, "-c", SWEEP, str(features.folder.path), moment]
+    """Each trial once, each metric step once, one parent run, and the sampler knows them all, whatever the moment."""
+    line = [sys.executable, "-c", DRIVER, str(features.folder.path), moment]
     folder = working_directory / "mlflow_runs" / "sweeps" / moment
     driver = subprocess.Popen([*line, "start"], start_new_session=True, stderr=subprocess.PIPE, text=True)
     wanted = {
-        "before_tunes_first_snapshot": lambda: (folder / tune.SWEEP).exists(),
-        "in_an_epoch": lambda: list(folder.glob("trials/*/state.safetensors")),
-        "interrupt": lambda: list(folder.glob("trials/*/state.safetensors")),
+        "before_tunes_first_snapshot": lambda: (folder / SWEEP).exists(),
+        "in_an_epoch": lambda: (folder / "trials" / "trial 3" / STATE).exists(),  # of two at a time one has ended
+        "interrupt": lambda: list(folder.glob(f"trials/*/{STATE}")),
+        "again": lambda: list(folder.glob(f"trials/again*/{STATE}")),
     }[moment]
     deadline = time.monotonic() + 120
     while not wanted():
@@ -145,23 +330,34 @@ def test_a_sweep_killed_at_any_moment_goes_on_where_it_was(features, working_dir
         time.sleep(0.02)
     if moment == "interrupt":
         os.kill(driver.pid, signal.SIGINT)
-        driver.communicate(timeout=120)
+        _, said = driver.communicate(timeout=120)
         assert driver.returncode != 0
+        assert "search: 0/3 trials, " in said  # the results so far
+        assert "--resume interrupt" in said
     else:
         os.killpg(driver.pid, signal.SIGKILL)
         driver.wait()
-    before = {note.parent.name: note.read_text() for note in folder.glob("trials/*/run_id")}
+    ended = {name: (folder / "trials" / name / RUN_ID).read_text() for name in ended_in(folder)}
     done = subprocess.run([*line, "resume"], capture_output=True, text=True, timeout=300, check=True)
     parent = tracking.Run.find(store.existing_store(working_directory), done.stdout.split()[-1])
     client = mlflow.MlflowClient(parent.uri)
     assert client.get_run(parent.id).info.status == "FINISHED"
-    children = children_of(parent)
-    assert len(children) == 3
-    assert {child.info.status for child in children} == {"FINISHED"}
-    assert not any("mgc.error" in child.data.tags for child in children)
-    for trial, run_id in before.items():
-        if (folder / "trials" / trial).exists() and moment != "before_tunes_first_snapshot":
-            assert run_id in {child.info.run_id for child in children}
-    for child in children:
-        steps = [metric.step for metric in client.get_metric_history(child.info.run_id, "val_accuracy")]
+    children, (group,) = children_of(parent), children_of(parent, "seeds")
+    assert sorted(child.info.run_name for child in children) == ["trial 1", "trial 2", "trial 3"]
+    again = children_of(tracking.Run(parent.uri, group.info.run_id))
+    assert len(again) == 2
+    assert {run.info.status for run in (*children, *again)} == {"FINISHED"}
+    assert not any("mgc.error" in run.data.tags for run in (*children, *again))
+    assert set(ended.values()) <= {run.info.run_id for run in (*children, *again)}
+    for run in (*children, *again):
+        steps = steps_of(parent.uri, run.info.run_id)
         assert steps == list(range(1, len(steps) + 1))
+    newest = max((folder / "tune" / "search").glob("searcher-state-*.pkl"))
+    study = cloudpickle.loads(newest.read_bytes())["_ot_study"]
+    assert sorted(trial.value for trial in study.trials) == sorted(
+        max(metric.value for metric in client.get_metric_history(run.info.run_id, "val_accuracy")) for run in children
+    )
+
+
+def ended_in(folder):
+    return [path.name for path in (folder / "trials").glob("*") if is_kept(path) or (path / "outcome").exists()]
