@@ -83,7 +83,7 @@ class Sweep:
         except OSError:
             known = ", ".join(sorted(path.parent.name for path in folder.parent.glob(f"*/{SWEEP}"))) or "none"
             raise InputError(f"--resume {folder.name}: no such sweep; there are: {known}") from None
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, InputError) as error:
             raise InputError(f"{folder / SWEEP}: damaged ({error}); start a new sweep") from None
 
     def write(self) -> None:
