@@ -35,14 +35,20 @@ NEXT = "next-{}.safetensors"
 
 
 def check(space: Space) -> None:
-    """Refuse a space with fields that a model cannot change.
+    """Refuse a space with fields that a model cannot change, and models that end before the others.
 
     Raises
     ------
     InputError
         Naming the first such field.
     """
+    if space.base.patience:
+        raise InputError(f"--search pbt: not with --patience {space.base.patience}; a population ends together")
     for each in space.dimensions:
+        if each.field in ("keep", "patience"):
+            raise InputError(
+                f"--search pbt: «{each.field}» is the same in all models, or what they take up is not theirs"
+            )
         if each.field in NETWORK:
             raise InputError(f"--search pbt: «{each.field}» makes another network; search what can change in training")
         if each.when:

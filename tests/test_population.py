@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 from sweeps import BASE, Killed, keep_little, made, told, trainer
 
 from mgc import checkpoint, population, tracking
+from mgc.config import PRESETS
 from mgc.errors import InputError, RunError
 from mgc.fit import fit
 from mgc.fit_state import STATE, Epoch, history
 from mgc.learning import learning_set
-from mgc.space import Space
+from mgc.space import DEFAULT, DEFAULT_PBT, Space, field_of
 from mgc.sweep import POPULATION, Task
 from mgc.tracking import Run
 
@@ -282,6 +283,8 @@ def test_a_member_that_failed_is_left_out(features, data, tmp_path, monkeypatch)
         ({"model.input_norm": [False, True]}, "«model.input_norm»"),
         ({"model.head": ["avg", "avgmax"]}, "«model.head»"),
         ({"model.window": [0, 16]}, "«model.window»"),
+        ({"keep": ["best", "last"]}, "«keep» is the same in all models"),
+        ({"patience": [0, 2]}, "«patience» is the same in all models"),
         ({"optim.ema_epochs": {"uniform": [0, 2]}}, "«optim.ema_epochs»"),
         (
             {"augment.time_masks": [0, 1], "augment.equalize": {"uniform": [0, 1], "when": {"augment.time_masks": 1}}},
@@ -296,8 +299,23 @@ def test_what_a_model_cannot_change_is_refused(tree, said):
     assert "\n" not in str(caught.value)
 
 
-def test_what_a_model_can_change_is_not():
+def test_what_a_model_can_change_is_not_refused():
     population.check(SPACE)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_default_space_is_a_populations(preset):
+    space = Space.read(DEFAULT_PBT, PRESETS[preset])
+    population.check(space)
+    everything = {each.field for each in Space.read(DEFAULT, PRESETS[preset]).dimensions}
+    assert {each.field for each in space.dimensions} == everything - set(population.NETWORK)
+    assert all(field_of(PRESETS[preset], field) is not None for field in population.NETWORK)
+
+
+def test_a_member_that_could_end_alone_is_refused():
+    """Others would take up what is done, and its course would be forgotten."""
+    with pytest.raises(InputError, match=r"--search pbt: not with --patience 2"):
+        population.check(Space.of(TREE, replace(BASE, patience=2)))
 
 
 # Killed

@@ -78,14 +78,13 @@ def test_a_share_that_does_not_divide_a_gpu_leaves_the_rest_of_each():
 
 
 @pytest.mark.parametrize("units", [1, 2, 3, 5, 16])
-@pytest.mark.parametrize("of", range(1, 50))
-def test_parts_are_rays_and_fit_together(units, of):
-    part = _part(units, of)
-    assert part > 0
-    assert round(10_000 * part) == pytest.approx(10_000 * part, abs=1e-9)
-    assert of * Fraction(part).limit_denominator(10_000) <= units
-    if of <= units:
-        assert part == units // of
+def test_parts_are_rays_and_fit_together(units):
+    for of in range(1, 100):
+        part = _part(units, of)
+        assert part > 0
+        assert 10_000 * part == pytest.approx(round(10_000 * part), abs=1e-9)  # Ray's precision
+        assert of * Fraction(round(10_000 * part), 10_000) <= units
+        assert part > units / of - 1e-4 if of > units else part == units // of
 
 
 @pytest.mark.parametrize(
