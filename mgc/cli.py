@@ -269,6 +269,11 @@ class Tune(Learning):
             allow_leaks=self.allow_leaks,
         )
 
+    def show(self, result: dict[str, Any]) -> str:
+        from mgc import tune
+
+        return tune.summary(result)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Output):
@@ -335,7 +340,7 @@ class Report(Output):
     """Make one self-contained HTML page of a run: the claim and what it rests on."""
 
     run_id: Annotated[str, Positional, arg(name="run")]
-    """MLflow run of a training or a trial, or a parent run."""
+    """MLflow run of a training or a trial, or a parent run: of seeds, of folds, or of a sweep."""
     out: Path = Path("report.html")
     """The page; it is kept with the run too."""
 

@@ -51,7 +51,7 @@ def _curves(members: Sequence[tuple[History, int]]) -> Figure:
             axes.axvline(best_epoch, color="0.6", lw=1, ls="--", alpha=faint)
         axes.set_ylabel(what)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        _plain(axes)
+        plain(axes)
     axes.set(xlabel="epoch", ylim=(0, 1.02))
     for split, colour in (("training", TRAINING), ("validation", VALIDATION)):
         axes.plot([], [], "o-", ms=3, color=colour, label=split)
@@ -107,7 +107,7 @@ def reliability(scores: Scores, split: str) -> Figure:
     lower.xaxis.set_major_formatter(PercentFormatter(1))
     upper.yaxis.set_major_formatter(PercentFormatter(1))
     for axes in (upper, lower):
-        _plain(axes)
+        plain(axes)
     return figure
 
 
@@ -167,7 +167,8 @@ def _spectrogram(axes: Axes, mel_FT: NDArray[np.float16], spec: LogMelSpec) -> A
     )
 
 
-def _plain(axes: Axes) -> None:
+def plain(axes: Axes) -> None:
+    """Give axes the look of all figures."""
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

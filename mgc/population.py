@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from mgc.errors import InputError
 from mgc.files import write_text
 from mgc.fit_state import STATE, adopt, history, signature_of
-from mgc.sweep import POPULATION, Task
+from mgc.sampling import Drawing
+from mgc.sweep import POPULATION, Task, trial_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,7 +76,7 @@ def evolve(sweep: Sweep, space: Space, data: LearningSet, train: Callable[[list[
         until = ends[generation] if ends[generation] < epochs else None
         train([replace(task, until=until) for task in tasks], f"generation {generation + 1} of {len(ends)}")
         if until is None:
-            return [_name(n) for n in range(1, sweep.config.trials + 1)]
+            return [trial_name(n) for n in range(1, sweep.config.trials + 1)]
         generation += 1
         tasks = _exploit(sweep, space, data, [task for task in tasks if _alive(sweep, task)], until, generation)
         _write(sweep, generation, tasks)
@@ -89,13 +90,10 @@ def course(sweep: Sweep, name: str) -> Course:
 
 
 def _begin(sweep: Sweep, space: Space) -> list[Task]:
-    drawn = space.draw(sweep.config.trials, int(sweep.base["seed"]))
     seed = int(sweep.base["seed"])
-    return [Task(_name(n), [(1, each)], seed, sweep.parent_run_id) for n, each in enumerate(drawn, 1)]
-
-
-def _name(number: int) -> str:
-    return f"trial {number}"
+    drawing = Drawing(space, "random", seed)
+    numbers = range(1, sweep.config.trials + 1)
+    return [Task(trial_name(number), [(1, drawing.draw(number))], seed, sweep.parent_run_id) for number in numbers]
 
 
 def _alive(sweep: Sweep, task: Task) -> bool:
@@ -107,7 +105,8 @@ def _exploit(
 ) -> list[Task]:
     """Let the worst take up the best; the states lie beside their own until the next generation is written down."""
     chance = random.Random(f"{sweep.base['seed']} {generation}")
-    scores = {task.name: history(sweep.trial(task.name).folder)[-1].val_accuracy for task in tasks}
+    lasts = {task.name: history(sweep.trial(task.name).folder)[-1] for task in tasks}
+    scores = {name: point.val_accuracy for name, point in lasts.items()}
     ranked = sorted(tasks, key=lambda task: scores[task.name])
     few = min(max(1, round(QUANTILE * len(ranked))), len(ranked) // 2)
     changed: dict[str, Task] = {}
@@ -115,13 +114,16 @@ def _exploit(
         better = chance.choice(ranked[len(ranked) - few :])
         if scores[better.name] <= scores[task.name]:
             continue
-        differences = space.perturb(better.course[-1][1], chance)
+        anew = Drawing(space, "random", chance.getrandbits(32)).draw(1)
+        differences = space.perturb(better.course[-1][1], anew, chance)
         signature = signature_of(sweep.train_config(differences, task.seed), data)
         trial = sweep.trial(task.name)
         adopt(sweep.trial(better.name).folder, trial.folder, signature, NEXT.format(generation))
         course = [*better.course, (until + 1, differences)]
         changed[task.name] = replace(task, course=course, own_from=until + 1)
         if run := trial.run:
+            last = lasts[task.name]  # its process may have died before it said so, and its state goes
+            run.metrics(last.metrics(), epoch=last.epoch, at=last.ended)
             run.tag({"mgc.course": json.dumps(course)[:5000]})
     return [changed.get(task.name, task) for task in tasks]
 

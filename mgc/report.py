@@ -5,37 +5,27 @@ The test split is shown if it was evaluated; otherwise the clips that the run wa
 
 from __future__ import annotations
 
-import base64
-import io
 from contextlib import suppress
-from datetime import UTC, datetime
-from importlib import resources
 from pathlib import Path
 from statistics import mean, stdev
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy as np
 
 from mgc import clips as clips_of
-from mgc import pictures
+from mgc import page, pictures, sweep_report
 from mgc.config import PRESETS, member_name
-from mgc.errors import InputError, MgcError
+from mgc.errors import MgcError
 from mgc.features import FeatureSet
-from mgc.files import write_text
 from mgc.folder import Folder
 from mgc.predictions import Predictions, on_validation, read_models
-from mgc.provenance import COMMIT_TAG, DIRTY_TAG, VERSION_TAG
 from mgc.store import existing_store
 from mgc.tracking import FEATURES_TAG, STEP_TAG, Run, flatten
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from mgc.predictions import Trained
     from mgc.tracking import Record
 
-PAGE = "report.html"
 TEMPLATE = "report.html.j2"
 MISTAKES = 6
 """Most confident mistakes that are shown."""
@@ -43,7 +33,7 @@ CURVES = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
 
 
 def report(run_id: str, *, out: Path | None = None) -> dict[str, Any]:
-    """Make the page of a training run, a trial, or a parent run of seeds or folds, and keep it as ``report.html``.
+    """Make the page of a training run, a trial, a parent run of seeds or folds, or a sweep; keep it as ``report.html``.
 
     Parameters
     ----------
@@ -66,21 +56,13 @@ def report(run_id: str, *, out: Path | None = None) -> dict[str, Any]:
 
 def make(run: Run, out: Path | None = None) -> dict[str, Any]:
     """As ``report``, of a run that is found already."""
-    models, record = read_models(run), run.record()
+    record = run.record()
+    if record.tags.get(STEP_TAG) == "tune":
+        return sweep_report.make(run, out) | {"split": "validation"}
+    models = read_models(run)
     predictions = Predictions.kept(run, "test") or Predictions.kept(run, "validation") or _validated(models, record)
-    page = _render(run, record, models, predictions)
-    run.text(page, PAGE)
-    if out is not None:
-        try:
-            write_text(page, out)
-        except OSError as error:
-            raise InputError(f"--out {out}: cannot be written ({error.strerror or error})") from None
-    return {
-        "run_id": run.id,
-        "split": predictions and predictions.source.split,
-        "report": run.artifact_uri(PAGE),
-        "out": out and str(out),
-    }
+    kept = page.keep(run, _render(run, record, models, predictions), out)
+    return kept | {"split": predictions and predictions.source.split}
 
 
 def _validated(models: list[Trained], record: Record) -> Predictions | None:
@@ -106,14 +88,13 @@ def _feature_set(place: str, fingerprint: str) -> FeatureSet | None:
 
 def _render(run: Run, record: Record, models: list[Trained], predictions: Predictions | None) -> str:
     facts: dict[str, Any] = {
-        "name": record.name,
+        **page.heading(record),
         "kind": f"{len(models)} models" if len(models) > 1 else "one model",
-        "step": record.tags.get(STEP_TAG, "run"),
-        "started": f"{datetime.fromtimestamp(record.started, UTC):%Y-%m-%d %H:%M} UTC",
         "notes": _notes(models, predictions),
         "curves": _curves(models),
         "settings": _settings(models),
-        "origin": _origin(run, record, models, predictions),
+        "settings_note": "Marked: what differs from the preset baseline.",
+        "origin": page.origin(run, record, _data(record, models, predictions)),
     }
     if predictions:
         source, scores = predictions.source, predictions.score()
@@ -122,15 +103,13 @@ def _render(run: Run, record: Record, models: list[Trained], predictions: Predic
             "scores": scores,
             "commonest": max(row["support"] for row in scores.per_genre.values()) / scores.n,
             "members": _members(models, predictions),
-            "reliability": _data_uri(pictures.reliability(scores, source.title)),
+            "reliability": page.data_uri(pictures.reliability(scores, source.title)),
             "mistakes": _mistakes(predictions),
         }
         if source.members:
             accuracies = [member.accuracy for member in source.members]
             facts |= {"mean": mean(accuracies), "sd": stdev(accuracies)}
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["percent"] = "{:.1%}".format
-    return environment.from_string(resources.files("mgc").joinpath(TEMPLATE).read_text()).render(facts)
+    return page.render(TEMPLATE, facts)
 
 
 def _notes(models: list[Trained], predictions: Predictions | None) -> list[str]:
@@ -171,7 +150,7 @@ def _curves(models: list[Trained]) -> str | None:
     drawn = [(history, best_epoch) for history, best_epoch in drawn if history]
     if not drawn:
         return None
-    return _data_uri(pictures.learning_curves(*drawn[0]) if len(drawn) == 1 else pictures.member_curves(drawn))
+    return page.data_uri(pictures.learning_curves(*drawn[0]) if len(drawn) == 1 else pictures.member_curves(drawn))
 
 
 def _mistakes(predictions: Predictions) -> dict[str, Any]:
@@ -195,7 +174,7 @@ def _mistakes(predictions: Predictions) -> dict[str, Any]:
             shown = clips.take(np.array([place[track_id] for track_id in predictions.track_ids_N[rows_B].tolist()]))
             spec = feature_set.manifest.spec
             figure = pictures.mistakes(shown, predictions.probabilities_NG[rows_B], source.genres, spec)
-            picture = _data_uri(figure, "webp")  # a tenth of what spectrograms take in an SVG
+            picture = page.data_uri(figure, "webp")  # a tenth of what spectrograms take in an SVG
     return {"listed": listed, "picture": picture, "wrong": int((~predictions.right).sum())}
 
 
@@ -205,31 +184,15 @@ def _settings(models: list[Trained]) -> list[dict[str, Any]]:
     rows = []
     for name, plain in flatten(PRESETS["baseline"].to_dict()).items():
         values = list(dict.fromkeys(str(each[name]) for each in leaves))
-        rows.append(
-            {"name": name, "value": "; ".join(values), "baseline": str(plain) if values != [str(plain)] else None}
-        )
+        note = f"baseline: {plain}" if values != [str(plain)] else None
+        rows.append({"name": name, "value": "; ".join(values), "note": note})
     return rows
 
 
-def _origin(run: Run, record: Record, models: list[Trained], predictions: Predictions | None) -> dict[str, str]:
-    """Data, code and libraries."""
-    tags = record.tags
-    facts = {
-        "run": run.id,
-        "started": f"{datetime.fromtimestamp(record.started, UTC):%Y-%m-%d %H:%M} UTC",
-        "trained on": f"{tags.get(FEATURES_TAG, '?')}, fingerprint {models[0].card.fingerprint}",
-    }
-    if predictions and predictions.source.fingerprint != models[0].card.fingerprint:
+def _data(record: Record, models: list[Trained], predictions: Predictions | None) -> dict[str, str]:
+    """What was trained and evaluated on."""
+    fingerprint = models[0].card.fingerprint
+    facts = {"trained on": f"{record.tags.get(FEATURES_TAG, '?')}, fingerprint {fingerprint}"}
+    if predictions and predictions.source.fingerprint != fingerprint:
         facts["evaluated on"] = f"{predictions.source.features}, fingerprint {predictions.source.fingerprint}"
-    changed = " (changed since)" if tags.get(DIRTY_TAG) == "true" else ""
-    facts["commit"] = f"{tags[COMMIT_TAG]}{changed}" if COMMIT_TAG in tags else "not known"
-    versions = sorted(name for name in tags if name.startswith(VERSION_TAG))
-    facts["versions"] = ", ".join(f"{name.removeprefix(VERSION_TAG)} {tags[name]}" for name in versions)
     return facts
-
-
-def _data_uri(figure: Figure, kind: Literal["svg", "webp"] = "svg") -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, dpi=180)
-    mime = {"svg": "svg+xml", "webp": "webp"}[kind]
-    return f"data:image/{mime};base64,{base64.b64encode(buffer.getvalue()).decode()}"

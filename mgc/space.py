@@ -13,6 +13,7 @@ configuration that the sweep starts from, and what they must be (one value, or o
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -34,7 +35,7 @@ FIXED = ("epochs", "seed", "split", "folds", "fold")
 """Fields that are the same in all trials, or their accuracies could not be compared."""
 RANGES = ("uniform", "log_uniform")
 RESAMPLE, FACTORS = 0.25, (0.8, 1.2)
-"""How ``perturb`` explores: the share of values drawn anew, and what others are multiplied by."""
+"""How ``perturb`` explores: the share of values that are drawn anew, and what others are multiplied by."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,15 @@ class Dimension:
         values = ", ".join(str(value) for value in self.values)
         words = f"[{values}]" if self.kind == "choice" else f"{self.kind} [{values}]"
         return words + "".join(f", when {name} in {list(values)}" for name, values in self.when)
+
+    def read(self, text: str) -> Any:
+        """The value that a run's parameter says; None if it is none of the choices, or no number."""
+        if self.kind == "choice":
+            return next((value for value in self.values if str(value) == text), None)
+        for kind in (int, float):
+            with suppress(ValueError):
+                return kind(text)
+        return None
 
 
 @dataclass(frozen=True)
@@ -124,22 +134,11 @@ class Space:
             else:
                 drawn[each.field] = trial.suggest_float(each.field, *each.values, log=each.kind == "log_uniform")
 
-    def draw(self, count: int, seed: int) -> list[dict[str, Any]]:
-        """Configurations' differences, drawn at random."""
-        import optuna  # here, because reading a space needs no Optuna
-
-        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
-        trials = [study.ask() for _ in range(count)]
-        for trial in trials:
-            self.suggest(trial)
-        return [dict(trial.params) for trial in trials]
-
-    def perturb(self, differences: Mapping[str, Any], chance: Random) -> dict[str, Any]:
+    def perturb(self, differences: Mapping[str, Any], anew: Mapping[str, Any], chance: Random) -> dict[str, Any]:
         """Differences near others, as population based training explores.
 
-        One in four is drawn anew; of the rest a number goes up or down by 20 %, a choice to the one beside it.
+        One in four is that of ``anew``; of the rest a number goes up or down by 20 %, a choice to the one beside it.
         """
-        anew = self.draw(1, chance.getrandbits(32))[0]
         changed: dict[str, Any] = {}
         for each in self.dimensions:
             value = differences[each.field]

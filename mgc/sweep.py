@@ -9,8 +9,8 @@ sweeps/NAME/trials/TRIAL/        one model: its fit's state or checkpoint, its M
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-import shutil
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -28,8 +28,8 @@ Outcome: TypeAlias = Literal["kept", "pruned", "failed", "stopped"]
 """A model that was trained to its end; stopped because it lagged, because it raised or died, or for lack of time."""
 STATUS = {"kept": "FINISHED", "pruned": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 SWEEP, SEARCHED, POPULATION, TRIALS = "sweep.json", "searched.json", "population.json", "trials"
-RUN_ID, DRAWN, OUTCOME = "run_id", "drawn.json", "outcome"
-"""Files in a trial's folder: its MLflow run, what differs from the base, and how it ended if not with a kept model."""
+TASK, RUN_ID, OUTCOME = "task.json", "run_id", "outcome"
+"""Files in a trial's folder: what it is to do, its MLflow run, and how it ended if not with a kept model."""
 
 Course: TypeAlias = list[tuple[int, dict[str, Any]]]
 """What a model is trained with: from which epoch, and what differs from the sweep's base, by dotted names. One entry,
@@ -106,9 +106,15 @@ class Sweep:
         """A trial by its name."""
         return Trial(self, name)
 
-    def trials(self) -> list[Trial]:
-        """All that have a folder."""
-        return [self.trial(path.name) for path in sorted((self.folder / TRIALS).iterdir())]
+    def searched(self) -> list[Trial]:
+        """The trials of the search that have begun, in their order."""
+        begun = (self.trial(trial_name(number)) for number in itertools.count(1))
+        return list(itertools.takewhile(lambda trial: (trial.folder / TASK).exists(), begun))
+
+
+def trial_name(number: int) -> str:
+    """What a trial of the search is called."""
+    return f"trial {number}"
 
 
 @dataclass(frozen=True)
@@ -137,19 +143,23 @@ class Trial:
         return note.read_text() if note.exists() else None  # type: ignore[return-value]
 
     @property
-    def differences(self) -> dict[str, Any]:
-        """What it began with that differs from the sweep's base, by dotted names."""
-        drawn: dict[str, Any] = json.loads((self.folder / DRAWN).read_text())
-        return drawn
+    def task(self) -> Task:
+        """What it was given to do."""
+        return Task(**json.loads((self.folder / TASK).read_text()))
+
+    def assign(self, task: Task) -> None:
+        """Give it something to do; from now on it has begun."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(json.dumps(asdict(task), indent=1) + "\n", self.folder / TASK)
 
     @property
     def figures(self) -> dict[str, Any]:
         """Of the kept model, as its card has them."""
         return checkpoint.read(self.folder)[1].figures
 
-    def begin(self, task: Task, leak: str) -> Run:
+    def begin(self, leak: str) -> Run:
         """Its MLflow run: the one that it has, taken up again, or a new one, whose parameters are what differs."""
-        run = self.run
+        run, task = self.run, self.task
         if run:
             run.reopen()
             return run
@@ -167,15 +177,12 @@ class Trial:
             key=key,
         )
         run.features(Folder.at(self.sweep.features), self.sweep.fingerprint, "training")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(json.dumps(task.course[0][1]) + "\n", self.folder / DRAWN)
         write_text(run.id, self.folder / RUN_ID)
         return run
 
     def end(self, outcome: Outcome, reason: str = "") -> None:
         """Say how it ended, here and in MLflow; once."""
         if outcome != "kept":
-            self.folder.mkdir(exist_ok=True)
             write_text(outcome, self.folder / OUTCOME)
         if run := self.run:
             record = run.record()
@@ -183,9 +190,3 @@ class Trial:
                 run.tag({OUTCOME_TAG: outcome} | ({REASON_TAG: reason[:5000]} if reason else {}))
             if record.status != STATUS[outcome]:
                 run.finish(STATUS[outcome])
-
-    def forget(self) -> None:
-        """Be as if it had not been."""
-        if run := self.run:
-            run.delete()
-        shutil.rmtree(self.folder)

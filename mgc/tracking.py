@@ -43,19 +43,27 @@ LEAKY_TAG = "mgc.leaky"
 FINGERPRINT_TAG = "mgc.features.fingerprint"
 FEATURES_TAG = "mgc.features.path"
 PARENT_TAG = "mlflow.parentRunId"
-OUTCOME_TAG, REASON_TAG = "mgc.outcome", "mgc.reason"
-"""How a trial of a sweep ended (kept, pruned, failed, stopped), and why it was not kept."""
-BEST_TAG, WINNER_TAG = "mgc.best_run_id", "mgc.winner_run_id"
-"""Of a sweep: its search's best trial; what won when the best were trained again."""
-STAGE_TAG, OF_TAG = "mgc.stage", "mgc.of"
-"""Of a configuration that a sweep trains with fresh seeds: «again» or «without», and the run that it repeats."""
-FIELD_TAG, VALUE_TAG, OFF_TAG = "mgc.field", "mgc.value", "mgc.off"
-"""Of one «without» a field: which, what it is in the run that it repeats, and what it was put to."""
+OUTCOME_TAG = "mgc.outcome"
+"""Of a trial: ``kept``, ``pruned``, ``failed`` or ``stopped``."""
+REASON_TAG = "mgc.reason"
+"""Why a trial's model was not kept, as a sentence."""
+STAGE_TAG = "mgc.stage"
+"""Of seeds trained after a search: ``again``, or ``without`` one field."""
+OF_TAG = "mgc.of"
+"""The run that these seeds repeat (``again``), or differ from by one field (``without``)."""
+FIELD_TAG = "mgc.field"
+VALUE_TAG = "mgc.value"
+OFF_TAG = "mgc.off"
+"""The field put off, what the winner has, and what it was put to."""
+WINNER_TAG = "mgc.winner_run_id"
+"""Of a sweep: the seeds of the best mean."""
+BEST_TAG = "mgc.best_run_id"
+"""Of a sweep: the best trial of the search."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """What the store says of a run, but for its parameters and artifacts."""
+    """What the store says of a run, but for its artifacts."""
 
     name: str
     status: str
@@ -67,6 +75,7 @@ class Record:
     """The last value of each."""
     deleted: bool
     """In MLflow's UI, which keeps it until it is told to collect its garbage."""
+    params: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -171,10 +180,6 @@ class Run:
         for key in {"mgc.error", OUTCOME_TAG, REASON_TAG} & self._client.get_run(self.id).data.tags.keys():
             self._client.delete_tag(self.id, key)
 
-    def delete(self) -> None:
-        """Take the run out of MLflow's sight."""
-        self._client.delete_run(self.id)
-
     def tag(self, tags: Mapping[str, str]) -> None:
         """Set tags."""
         self._client.log_batch(self.id, tags=[RunTag(key, value) for key, value in tags.items()], synchronous=True)
@@ -256,7 +261,8 @@ class Run:
         run = self._client.get_run(self.id)
         info, data = run.info, run.data
         started, deleted = info.start_time / 1000, info.lifecycle_stage == LifecycleStage.DELETED
-        return Record(info.run_name, info.status, started, dict(data.tags), dict(data.metrics), deleted)
+        tags, metrics, params = dict(data.tags), dict(data.metrics), dict(data.params)
+        return Record(info.run_name, info.status, started, tags, metrics, deleted, params)
 
     def history(self, names: Sequence[str]) -> list[dict[str, float]]:
         """Metrics over epochs: a dict with ``epoch`` for each epoch that has all of them."""

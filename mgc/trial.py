@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -14,7 +13,7 @@ from mgc import tracking
 from mgc.fit_run import keep
 from mgc.fit_state import Epoch, adopt, history, signature_of
 from mgc.places import Place
-from mgc.sweep import Sweep, Task, Trial
+from mgc.sweep import Sweep, Trial
 
 if TYPE_CHECKING:
     from mgc.fit import Fitted
@@ -31,24 +30,22 @@ class _PauseError(Exception):
 def run_trial(
     sample: dict[str, Any], *, sweep: Sweep, shared: dict[str, ray.ObjectRef[LearningSet]], resources: dict[str, float]
 ) -> None:
-    """Train what Tune's search drew, or the task that it was given; taken up again where it was interrupted.
+    """Do a trial's task; taken up again where it was interrupted.
 
     Tune hears of the best accuracy so far after each epoch, but of the last one only when the model is kept: stopping
     a trial there costs nothing.
 
     Parameters
     ----------
+    sample
+        ``trial``: its name.
     shared
         The learning set in Ray's object store, of which there is one copy a machine.
     resources
         ``cpu`` and ``gpu`` of this process.
     """
-    if "task" in sample:
-        task = Task(**sample["task"])
-    else:
-        name = Path(ray_tune.get_context().get_trial_dir()).name
-        task = Task(name, [(1, sample)], int(sweep.base["seed"]), sweep.parent_run_id)
-    trial = sweep.trial(task.name)
+    trial = sweep.trial(sample["trial"])
+    task = trial.task
     last = task.until or int(sweep.base["epochs"])
     best = 0.0
 
@@ -62,7 +59,7 @@ def run_trial(
         workers = sweep.config.workers_per_trial
         torch.set_num_threads(max(1, math.floor(resources["cpu"])))
         place = Place(workers, gpu=resources["gpu"] > 0)
-        learning = _Learning(sweep, trial, task, ray.get(shared["data"]), shared["data"], place)
+        learning = _Learning(sweep, trial, ray.get(shared["data"]), shared["data"], place)
         with learning.run.closing():
             learning.go(tell)
     train = trial.figures["train_accuracy"] if trial.outcome == "kept" else history(trial.folder)[-1].train_accuracy
@@ -77,24 +74,27 @@ class _Learning:
         self,
         sweep: Sweep,
         trial: Trial,
-        task: Task,
         data: LearningSet,
         shared: ray.ObjectRef[LearningSet],
         place: Place,
     ) -> None:
-        self.sweep, self.trial, self.task, self.data, self.shared, self.place = sweep, trial, task, data, shared, place
-        self.run = trial.begin(task, data.leak)
+        self.sweep, self.trial, self.task, self.data, self.shared, self.place = (
+            sweep,
+            trial,
+            trial.task,
+            data,
+            shared,
+            place,
+        )
+        self.run = trial.begin(data.leak)
 
     def go(self, tell: Any) -> None:
         """Train to the task's end and keep the model, or to the epoch to pause after."""
         course = self.task.course
         for (first, differences), ends in zip(course, [*(later - 1 for later, _ in course[1:]), None], strict=True):
             until = ends or self.task.until
-            points = history(self.trial.folder)
-            if until and len(points) >= until:  # done by an earlier process, which may have died before it said so
-                for point in points if until == self.task.until else ():
-                    self._heard(point, tell)
-                continue
+            if until and len(history(self.trial.folder)) >= until:
+                continue  # done before this process
             fitted = self._leg(differences, first, until, tell)
             if fitted:
                 keep(self.run, fitted, self.data)
@@ -107,7 +107,9 @@ class _Learning:
             adopt(self.trial.folder, self.trial.folder, signature_of(config, self.data))
 
         def heard(point: Epoch) -> None:
-            self._heard(point, tell)
+            if point.epoch >= self.task.own_from:
+                self.run.metrics(point.metrics(), epoch=point.epoch, at=point.ended)
+            tell(point)
             if point.epoch == until:
                 raise _PauseError
 
@@ -115,9 +117,3 @@ class _Learning:
             return self.place.fit(config, self.data, self.trial.folder, heard, self.shared)
         except _PauseError:
             return None
-
-    def _heard(self, point: Epoch, tell: Any) -> None:
-        """Give MLflow an epoch of its own, and Tune any."""
-        if point.epoch >= self.task.own_from:
-            self.run.metrics(point.metrics(), epoch=point.epoch, at=point.ended)
-        tell(point)

@@ -13,12 +13,12 @@ import json
 import math
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
-from mgc import population, store, tracking
+from mgc import population, store, sweep_report, sweep_view, tracking
 from mgc.config import PRESETS, SweepConfig, TrainConfig
 from mgc.console import say
 from mgc.errors import InputError, RunError
@@ -69,8 +69,9 @@ def tune(
         ``val_accuracy`` (of the search's best trial), ``winner_run_id`` (the run that holds the models of the best
         configuration; with ``top`` 0 that trial), ``again`` and ``without`` (a dict a configuration trained again:
         ``run_id``, ``name``, ``val_accuracy``, ``val_accuracy_sd``, ``train_accuracy``, of those again also
-        ``first_val_accuracy`` and ``shrinkage``), ``best_config`` (the winner's, a tree), ``config_file`` (the same,
-        for ``--config``).
+        ``first_val_accuracy`` and ``shrinkage``), ``bought`` (``sweep_view.Bought`` of each thing left out), ``said``
+        (the same in words), ``best_config`` (the winner's, a tree), ``config_file`` (the same, for ``--config``),
+        ``report`` (where the page is).
 
     Raises
     ------
@@ -89,6 +90,25 @@ def tune(
     say(f"tune: sweep {sweep.folder.name} (interrupted, it goes on with --resume {sweep.folder.name})")
     with sweep.parent.closing():
         return _Sweeping(sweep, feature_set).go()
+
+
+def summary(result: dict[str, Any]) -> str:
+    """What a sweep came to, for a terminal."""
+    ended = ", ".join(f"{result[what]} {what}" for what in ("pruned", "failed", "stopped") if result[what])
+    lines = [f"sweep {result['name']}: {result['trials']} trials{f' ({ended})' if ended else ''}"]
+    lines.append(f"best of the search: {result['val_accuracy']:.3f} in validation, run {result['best_run_id']}")
+    if result["again"]:
+        lines.append(f"{'trained again':<22}{'search':>8}{'mean ± sd':>16}{'shrank by':>11}{'training':>10}")
+    for each in result["again"]:
+        mark = "winner" if each["run_id"] == result["winner_run_id"] else ""
+        again = f"{each['val_accuracy']:.3f} ± {each['val_accuracy_sd']:.3f}"
+        figures = (
+            f"{each['first_val_accuracy']:>8.3f}{again:>16}{each['shrinkage']:>11.3f}{each['train_accuracy']:>10.3f}"
+        )
+        lines.append(f"{each['name'].removeprefix('again: '):<22}{figures}  {mark}".rstrip())
+    lines += result["said"]
+    lines.append(f"winner: run {result['winner_run_id']}; its configuration: {result['config_file']}")
+    return "\n".join([*lines, f"report: {result['report']}"])
 
 
 def _begun(
@@ -110,8 +130,8 @@ def _begun(
     settings = {**vars(sweep_config), "space": {each.field: str(each) for each in space.dimensions}, **config.to_dict()}
     parent = Run.start(uri, tracking.EXPERIMENT, name=folder.name, step="tune", config=settings)
     describe(parent, feature_set, config)
-    for name, tree in (("space", space.tree()), ("base", config.to_dict())):
-        parent.text(json.dumps(tree, indent=1) + "\n", f"{name}.json")
+    for artifact, tree in ((sweep_view.SPACE, space.tree()), (sweep_view.BASE, config.to_dict())):
+        parent.text(json.dumps(tree, indent=1) + "\n", artifact)
     place, fingerprint = str(feature_set.folder), feature_set.manifest.fingerprint
     sweep = Sweep(folder, place, fingerprint, config.to_dict(), space.tree(), sweep_config, uri, parent.id)
     sweep.write()
@@ -174,7 +194,13 @@ class _Sweeping:
         file = self.sweep.folder / BEST_CONFIG
         write_text(json.dumps(config, indent=1) + "\n", file)
         self.parent.file(file)
+        bought = sweep_view.read(self.parent).bought
+        result |= {
+            "bought": [asdict(each) for each in bought],
+            "said": [sweep_report.sentence(each) for each in bought],
+        }
         about = {"parent_run_id": self.parent.id, "name": self.sweep.folder.name, "winner_run_id": winner}
+        about["report"] = sweep_report.make(self.parent)["report"]
         return about | result | {"best_config": config, "config_file": str(file)}
 
     def _search(self) -> list[Trial]:
@@ -187,7 +213,11 @@ class _Sweeping:
             else:
                 names = self._tuner().search(space)
             write_text(json.dumps(names) + "\n", note)
-        return [self.sweep.trial(name) for name in json.loads(note.read_text())]
+        trials = [self.sweep.trial(name) for name in json.loads(note.read_text())]
+        for trial in trials:
+            if trial.outcome == "kept":
+                trial.end("kept")  # its process may have died before it said so
+        return trials
 
     def _again(self, best: list[Trial]) -> tuple[str, Course, list[dict[str, Any]]]:
         """Train the best again; return the run and the course of the one with the best mean, and what came of all."""
@@ -242,6 +272,8 @@ class _Sweeping:
                 run.finish("FAILED")
                 say(f"tune: {group.name}: not all of its models could be trained; see «mgc ui»")
                 continue
+            for model in models:
+                model.end("kept")
             figures = [model.figures for model in models]
             result = {
                 "val_accuracy": mean(each["val_accuracy"] for each in figures),
@@ -279,7 +311,7 @@ class _Sweeping:
         """What a trial of the search was trained with."""
         if self.config.search == "pbt":
             return population.course(self.sweep, trial.name)
-        return [(1, trial.differences)]
+        return trial.task.course
 
     def _tuner(self) -> Tuner:
         """Ray, which a sweep that is done does not start."""

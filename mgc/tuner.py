@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import os
+import shutil
 import time
-from dataclasses import asdict
-from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import optuna
 import ray
 from ray import tune as ray_tune
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search import Searcher
 
 from mgc.errors import InputError
 from mgc.fit_state import history
 from mgc.ray_session import connect
+from mgc.sampling import Drawing
 from mgc.scoreboard import Scoreboard
-from mgc.space import Space
-from mgc.sweep import TRIALS, Sweep, Task, Trial
+from mgc.sweep import Sweep, Task, Trial, trial_name
 from mgc.trial import METRIC, run_trial
 
 if TYPE_CHECKING:
     from mgc.learning import LearningSet
+    from mgc.space import Space
 
-SNAPSHOT_SECONDS = "1"
-"""How often Tune writes down what it knows; a killed driver loses no more of the sampler's history."""
-GRACE = 4
+SNAPSHOT_SECONDS = "3600"
+"""How often Tune writes down what it knows, of which nothing is read."""
+PART = 4
 """ASHA looks at a trial first after this part of its epochs, and lets the best of so many go on."""
 
 
@@ -65,98 +69,141 @@ class Tuner:
         KeyboardInterrupt
             The search was interrupted; it can be gone on with.
         """
-        from optuna.samplers import RandomSampler, TPESampler
-        from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
-        from ray.tune.search.optuna import OptunaSearch
-
-        config = self.sweep.config
-        over = _Budget(config.time_budget)
-        watch = _Watch(self.sweep, "search", config.trials)
-        path = self.folder / "search"
-        if ray_tune.Tuner.can_restore(str(path)):  # not before Tune's first snapshot
-            tuner = ray_tune.Tuner.restore(str(path), self.trainable, resume_unfinished=True, restart_errored=False)
-        else:
-            grid, searcher, seed = {}, None, int(self.sweep.base["seed"])
-            if config.search == "grid":
-                grid = {name: ray_tune.grid_search(choices) for name, choices in space.grid().items()}
-            else:
-                samplers = {"tpe": TPESampler, "random": RandomSampler}
-                searcher = OptunaSearch(space.suggest, METRIC, mode="max", sampler=samplers[config.search](seed=seed))
-            asha = ASHAScheduler(
-                time_attr="epoch",
-                max_t=self.epochs,
-                grace_period=max(1, self.epochs // GRACE),
-                reduction_factor=GRACE,
+        config, known = self.sweep.config, self.sweep.searched()
+        left = config.trials - sum(trial.outcome is not None for trial in known)
+        budget = _Budget(config.time_budget)
+        asha = ASHAScheduler(
+            time_attr="epoch", max_t=self.epochs, grace_period=max(1, self.epochs // PART), reduction_factor=PART
+        )
+        if config.asha:
+            _remember(asha, known)
+        if left:
+            proposer = _Proposer(self.sweep, space, known)
+            watch = _Watch(self.sweep, "search", config.trials, known)
+            self._fit(
+                watch,
+                {"search_alg": proposer, "num_samples": left, "scheduler": asha if config.asha else None},
+                {"stop": budget},
             )
-            tuner = ray_tune.Tuner(
-                self.trainable,
-                param_space=grid,
-                tune_config=ray_tune.TuneConfig(
-                    metric=METRIC,
-                    mode="max",
-                    num_samples=1 if grid else config.trials,
-                    max_concurrent_trials=self.concurrent,
-                    search_alg=searcher,
-                    scheduler=asha if config.asha else FIFOScheduler(),
-                    trial_dirname_creator=_Names(self.sweep.folder / TRIALS),
-                    reuse_actors=True,  # a new process takes seconds to import what it needs
-                ),
-                run_config=ray_tune.RunConfig(
-                    name=path.name, storage_path=str(path.parent), verbose=0, callbacks=[watch], stop=over
-                ),
-            )
-        names = self._fit(tuner, over)
-        for trial in self.sweep.trials():
-            if trial.name not in names:  # it began after what Tune last wrote down
-                trial.forget()
-        if len(names) < config.trials and not over.passed:
+        trials = self.sweep.searched()
+        for trial in trials:
+            if trial.outcome is None:
+                if not budget.passed:
+                    raise KeyboardInterrupt
+                trial.end("stopped", f"the time budget of {budget.seconds:g} s was over")
+        if len(trials) < config.trials and not budget.passed:
             raise KeyboardInterrupt
-        return names
+        return [trial.name for trial in trials]
 
     def train(self, tasks: list[Task], title: str) -> None:
-        """Train models, but for those that are kept or have failed.
+        """Do tasks, but for those that are done or have failed.
 
         Raises
         ------
         KeyboardInterrupt
             It was interrupted; it can be gone on with.
         """
-        waiting = [task for task in tasks if self.sweep.trial(task.name).outcome is None]
-        if not waiting:
-            return
-        watch = _Watch(self.sweep, title, len(waiting))
+        waiting = []
+        for task in tasks:
+            trial = self.sweep.trial(task.name)
+            if trial.outcome is None and not (task.until and len(history(trial.folder)) >= task.until):
+                trial.assign(task)
+                waiting.append(task.name)
+        if waiting:
+            watch = _Watch(self.sweep, title, len(waiting), [])
+            self._fit(watch, {}, {}, {"trial": ray_tune.grid_search(waiting)})
+
+    def _fit(
+        self, watch: _Watch, how: dict[str, Any], run: dict[str, Any], sample: dict[str, Any] | None = None
+    ) -> None:
+        """Run trials on Tune, of which nothing is needed once they have ended: what is to last is in their folders.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            It was interrupted.
+        """
         tuner = ray_tune.Tuner(
             self.trainable,
-            param_space={"task": ray_tune.grid_search([asdict(task) for task in waiting])},
+            param_space=sample or {},
             tune_config=ray_tune.TuneConfig(
                 metric=METRIC,
                 mode="max",
                 max_concurrent_trials=self.concurrent,
-                trial_dirname_creator=_task_name,
-                reuse_actors=True,
+                trial_dirname_creator=lambda trial: str(trial.config["trial"]),
+                reuse_actors=True,  # a new process takes seconds to import what it needs
+                **how,
             ),
             run_config=ray_tune.RunConfig(
-                name=f"{title} {time.time_ns()}", storage_path=str(self.folder), verbose=0, callbacks=[watch]
+                name=str(time.time_ns()), storage_path=str(self.folder), verbose=0, callbacks=[watch], **run
             ),
         )
-        self._fit(tuner, None)
-
-    def _fit(self, tuner: Any, budget: _Budget | None) -> list[str]:
-        """Run a tuner; say how trials ended that did not say so themselves; return the names of those that ended."""
         trials = tuner.fit()._experiment_analysis.trials
-        ended = {Path(trial.local_path).name: trial for trial in trials if trial.is_finished()}
-        for name, tune_trial in ended.items():
-            trial = self.sweep.trial(name)
-            outcome = trial.outcome
-            if outcome == "kept":
+        for each in trials:
+            trial = self.sweep.trial(each.config["trial"])
+            if trial.outcome == "kept":
                 trial.end("kept")
-            elif tune_trial.status == "ERROR":
-                trial.end("failed", _reason(tune_trial))
-            elif outcome is None and budget:
-                trial.end("stopped", f"the time budget of {budget.seconds:g} s was over")
-        if len(ended) < len(trials):  # Tune takes Ctrl-C for itself
+            elif each.status == "ERROR":
+                trial.end("failed", _reason(each))
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if not all(each.is_finished() for each in trials):  # Tune takes Ctrl-C for itself
             raise KeyboardInterrupt
-        return list(ended)
+
+
+class _Proposer(Searcher):  # type: ignore[misc]
+    """Hands out a search's trials: first those that an earlier process could not end, then new ones.
+
+    Tune's own ``OptunaSearch`` goes on from a snapshot that lags behind what the trials have come to, and that a kill
+    can spoil. Here the history is that of the trials' folders.
+    """
+
+    def __init__(self, sweep: Sweep, space: Space, known: list[Trial]) -> None:
+        super().__init__(metric=METRIC, mode="max")
+        self.sweep = sweep
+        self.drawing = Drawing(space, sweep.config.search, int(sweep.base["seed"]))
+        self.number = len(known)
+        self.waiting = [trial for trial in known if trial.outcome is None]
+        self.drawn: dict[str, int] = {}
+        for number, trial in enumerate(known, 1):
+            self.drawing.again(number, trial.task.course[0][1])
+            if trial.outcome:
+                self.drawing.learn(number, max(_accuracies(trial).values(), default=None))
+
+    def suggest(self, trial_id: str) -> dict[str, Any]:
+        if self.waiting:
+            trial = self.waiting.pop(0)
+        else:
+            self.number += 1
+            trial = self.sweep.trial(trial_name(self.number))
+            differences = self.drawing.draw(self.number)
+            parent = self.sweep.parent_run_id
+            trial.assign(Task(trial.name, [(1, differences)], int(self.sweep.base["seed"]), parent))
+        self.drawn[trial_id] = int(trial.name.rpartition(" ")[2])
+        return {"trial": trial.name}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        self.drawing.learn(self.drawn.pop(trial_id), result[METRIC] if result and METRIC in result else None)
+
+    def save(self, checkpoint_path: str) -> None:
+        """There is nothing to save."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """There is nothing to restore."""
+
+
+def _accuracies(trial: Trial) -> dict[int, float]:
+    """The best validation accuracy so far, by epoch, of a trial of an earlier process."""
+    points = trial.run.history(("val_accuracy",)) if trial.run else []
+    best = itertools.accumulate((point["val_accuracy"] for point in points), max)
+    return {int(point["epoch"]): value for point, value in zip(points, best, strict=True)}
+
+
+def _remember(asha: ASHAScheduler, known: list[Trial]) -> None:
+    """Tell ASHA what trials that have ended came to, which it compares others with."""
+    for trial in known:
+        if trial.outcome:
+            for epoch, accuracy in _accuracies(trial).items():
+                asha._brackets[0].on_result(SimpleNamespace(trial_id=trial.name), epoch, accuracy)
 
 
 def share(sweep: Sweep, cpus: int, gpus: float) -> tuple[int, dict[str, float]]:
@@ -193,27 +240,6 @@ def _part(units: float, of: int) -> float:
     return float(units // of) if units >= of else math.floor(10_000 * units / of) / 10_000
 
 
-class _Names:
-    """Names trials in the order in which they begin."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __call__(self, tune_trial: Any) -> str:
-        number = 1
-        while True:
-            try:
-                (self.folder / f"trial {number}").mkdir()
-            except FileExistsError:
-                number += 1
-            else:
-                return f"trial {number}"
-
-
-def _task_name(tune_trial: Any) -> str:
-    return str(tune_trial.config["task"]["name"])
-
-
 class _Budget(ray_tune.Stopper):  # type: ignore[misc]
     """Ends a search that has taken its time; a search that is gone on with has it anew."""
 
@@ -241,21 +267,26 @@ class _Budget(ray_tune.Stopper):  # type: ignore[misc]
 class _Watch(ray_tune.Callback):  # type: ignore[misc]
     """Shows how trials go, and says of those that ASHA stops that they are pruned."""
 
-    def __init__(self, sweep: Sweep, title: str, total: int) -> None:
-        self.sweep, self.title, self.total = sweep, title, total
+    def __init__(self, sweep: Sweep, title: str, total: int, known: list[Trial]) -> None:
+        self.sweep, self.title, self.total, self.known = sweep, title, total, known
         self.board: Scoreboard | None = None
 
     def setup(self, **_: Any) -> None:
         self.board = Scoreboard(self.title, self.total, int(self.sweep.base["epochs"]))
         self.board.start()
+        for trial in self.known:
+            if outcome := trial.outcome:
+                accuracies = _accuracies(trial)
+                epoch, best = max(accuracies, default=0), max(accuracies.values(), default=None)
+                self.board.resume(trial.name, trial.task.course[-1][1], outcome, epoch, best, None)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        mine, task = self._mine(trial), trial.config.get("task")
+        mine = self._mine(trial)
         if self.board:
             if points := history(mine.folder):  # of an earlier process
                 best, train = max(point.val_accuracy for point in points), points[-1].train_accuracy
                 self.board.resume(mine.name, {}, "running", points[-1].epoch, best, train)
-            self.board.began(mine.name, task["course"][-1][1] if task else trial.config)
+            self.board.began(mine.name, mine.task.course[-1][1])
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         if self.board:
@@ -263,7 +294,7 @@ class _Watch(ray_tune.Callback):  # type: ignore[misc]
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         mine, epoch = self._mine(trial), trial.last_result.get("epoch", 0)
-        if mine.outcome is None and "task" not in trial.config:
+        if mine.outcome is None and mine.task.until is None:
             mine.end("pruned", f"ASHA stopped it after epoch {epoch}: it was not among the best there")
         if self.board:
             self.board.ended(mine.name, mine.outcome or "paused")
@@ -277,7 +308,7 @@ class _Watch(ray_tune.Callback):  # type: ignore[misc]
             self.board.stop()
 
     def _mine(self, trial: Any) -> Trial:
-        return self.sweep.trial(Path(trial.local_path).name)
+        return self.sweep.trial(trial.config["trial"])
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"board": None}

@@ -16,17 +16,20 @@ import sys
 from typing import Any
 
 from mgc.cli import Tune, main
+from mgc.console import say
 
 
 def tune_and_crown(command: Tune) -> dict[str, Any]:
     """Search, score the winner on the test split, and make it champion if it is shown to be better."""
-    from mgc.champion import crown
-    from mgc.evaluate import evaluate_once
+    from mgc import champion, evaluate
 
     found = command.run()
     winner = found["winner_run_id"]
-    test = evaluate_once(winner, command.features)
-    return found | {"test": test, "champion": None if test["leaky"] else crown(winner, command.features)}
+    test = evaluate.evaluate_once(winner, command.features)
+    say(evaluate.summary(test))
+    crowned = None if test["leaky"] else champion.crown(winner, command.features)
+    say(champion.summary(crowned) if crowned else "what leaks is never registered")
+    return found | {"test": test, "champion": crowned}
 
 
 if __name__ == "__main__":

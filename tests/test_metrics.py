@@ -5,7 +5,8 @@ import pytest
 from scipy.stats import binom
 from sklearn.metrics import f1_score
 
-from mgc.metrics import BINS, RESAMPLES, bins, paired, score, wilson
+from mgc import metrics
+from mgc.metrics import BINS, RESAMPLES, Estimate, bins, over_seeds, paired, score, wilson
 
 
 def one_hot(predicted, genres):
@@ -131,3 +132,61 @@ def test_exchanging_the_models_turns_the_difference_round():
     assert back.p == there.p
     assert back.ci95 == pytest.approx((-there.ci95[1], -there.ci95[0]), abs=0.04)  # a clip is 0.03
     assert paired(a, a).ci95 == (0, 0)
+
+
+# Over seeds and clips
+
+
+def test_of_one_seed_the_interval_is_that_of_its_clips():
+    a, b = discordant(20, 45, 100, 35)
+    found, known = over_seeds((b.astype(int) - a)[None]), paired(a, b)
+    assert found.mean == pytest.approx(known.difference)
+    assert found.ci95 == pytest.approx(known.ci95, abs=0.006)  # a clip is 0.005
+
+
+@pytest.mark.parametrize(
+    ("values", "shifts"), [([[1] * 9, [0] * 9], None), ([[0] * 9, [0] * 9], [1.0, 0.0]), ([[1] * 9, [1] * 9], [0, -1])]
+)
+def test_of_two_seeds_that_differ_by_themselves_the_interval_is_known(values, shifts):
+    """Drawn are both, or one twice, each with a quarter: the quantiles are the two seeds, moved out by √2."""
+    found = over_seeds(np.array(values), None if shifts is None else np.array(shifts, float))
+    assert found.mean == 0.5
+    assert found.ci95 == pytest.approx((0.5 - 0.5 * 2**0.5, 0.5 + 0.5 * 2**0.5))
+    assert over_seeds(np.ones((2, 9), int)).ci95 == pytest.approx((1, 1))
+
+
+def test_the_interval_over_seeds_is_the_one_of_seeds_and_clips_drawn_again():
+    generator = np.random.default_rng(3)
+    values = generator.integers(-1, 2, (4, 1)) * generator.integers(0, 2, (4, 50)) + generator.integers(0, 2, 50)
+    drawn = []
+    for _ in range(20_000):
+        seeds, clips = generator.integers(0, 4, 4), generator.integers(0, 50, 50)
+        rows = values[:, clips].mean(1)
+        drawn.append(rows.mean() + (rows[seeds].mean() - rows.mean()) * (4 / 3) ** 0.5)
+    found = over_seeds(values)
+    assert found.ci95 == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.03)
+    assert over_seeds(values) == found
+
+
+@pytest.mark.parametrize(("between_seeds", "alone"), [(0.02, (0.0, 1.0)), (0.12, (0.0, 0.8))])
+def test_the_interval_over_seeds_holds_the_truth_about_as_often_as_it_says(monkeypatch, between_seeds, alone):
+    """Two models of 5 seeds and 300 clips; what one seed alone says (clips drawn anew) is too sure if seeds differ."""
+    monkeypatch.setattr(metrics, "RESAMPLES", 600)
+    generator = np.random.default_rng(5)
+    held, held_by_one = 0, 0
+    for _ in range(200):
+        chances = [0.6 + generator.normal(0, between_seeds, (5, 1)), 0.5 + generator.normal(0, between_seeds, (5, 1))]
+        clips = generator.normal(0, 0.1, 300)
+        a, b = (generator.random((5, 300)) < chance + clips for chance in chances)
+        low, high = over_seeds(a.astype(int) - b).ci95
+        held += low <= 0.1 <= high
+        low, high = over_seeds(a[:1].astype(int) - b[:1]).ci95
+        held_by_one += low <= 0.1 <= high
+    assert 0.9 <= held / 200 <= 0.995
+    assert alone[0] <= held_by_one / 200 <= alone[1]
+
+
+@pytest.mark.parametrize(("bounds", "chance"), [((-0.1, 0.2), True), ((0.0, 0.2), True), ((0.01, 0.2), False)])
+def test_what_an_interval_with_zero_holds_cannot_be_told_from_chance(bounds, chance):
+    assert Estimate(0.1, bounds).chance == chance
+    assert Estimate(-0.1, (-bounds[1], -bounds[0])).chance == chance

@@ -10,7 +10,7 @@ import optuna
 import pytest
 import torch
 from safetensors.torch import load_file
-from sweeps import BASE, Killed, keep_little, made, told, trainer
+from untuned import BASE, Killed, keep_little, made, told, trainer
 
 from mgc import checkpoint, population, tracking
 from mgc.config import PRESETS
@@ -18,8 +18,9 @@ from mgc.errors import InputError, RunError
 from mgc.fit import fit
 from mgc.fit_state import STATE, Epoch, history
 from mgc.learning import learning_set
+from mgc.sampling import Drawing
 from mgc.space import DEFAULT, DEFAULT_PBT, Space, field_of
-from mgc.sweep import POPULATION, Task
+from mgc.sweep import POPULATION, TASK, Task
 from mgc.tracking import Run
 
 TREE = {
@@ -126,10 +127,11 @@ def test_all_begin_with_what_is_drawn_and_end_kept(undisturbed):
     sweep = undisturbed.sweep
     assert undisturbed.names == MEMBERS
     assert [{task.until for task in tasks} for tasks in undisturbed.tasks] == [{1}, {2}, {None}]
-    drawn = SPACE.draw(3, BASE.seed)
-    for name, differences in zip(MEMBERS, drawn, strict=True):
+    drawing = Drawing(SPACE, "random", BASE.seed)
+    for number, name in enumerate(MEMBERS, 1):
         mine = sweep.trial(name)
-        assert mine.differences == differences
+        assert legs(undisturbed.tasks[0][number - 1].course) == [(1, drawing.draw(number))]
+        assert legs(mine.task.course) == undisturbed.courses[name]
         assert mine.outcome == "kept"
         assert {file.name for file in mine.folder.glob("*.safetensors")} == {checkpoint.WEIGHTS}
         record = mine.run.record()
@@ -395,6 +397,7 @@ def test_a_population_killed_before_every_write_ends_as_an_undisturbed_one(
     kinds = Counter((what, Path(target).name) for what, target, *_ in deaths.died)
     assert kinds["write", POPULATION] == 3
     assert kinds["write", STATE] == 9
+    assert kinds["write", TASK] == 9
     assert kinds["write", checkpoint.CARD] == kinds["discard", STATE] == 3
     assert kinds["rename", STATE] == 2
     as_undisturbed(sweep, undisturbed)

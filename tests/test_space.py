@@ -148,20 +148,24 @@ def test_a_grid_is_of_plain_choices_only(tmp_path):
         space_of(conditional, folder=tmp_path).grid()
 
 
-# Drawn by itself, and varied, as population based training does
+def test_a_runs_parameter_is_read_back_as_the_value_that_was_drawn(tmp_path):
+    space = {each.field: each for each in space_of(EVERYTHING, folder=tmp_path).dimensions}
+    for name, value in [
+        ("model.norm", True),
+        ("model.channels", [8, 16]),
+        ("model.dropout", 0.12345),
+        ("optim.batch_size", 17),
+        ("augment.time_masks", 0),
+    ]:
+        read = space[name].read(str(value))
+        assert (read, type(read)) == (value, type(value))
+    assert space["model.norm"].read("maybe") is None
+    assert space["model.dropout"].read("high") is None
+    whole_ends = space_of("augment.equalize: {uniform: [0, 1]}", folder=tmp_path).dimensions[0]
+    assert whole_ends.read("0.25") == 0.25
 
 
-def test_what_is_drawn_by_itself_is_what_a_search_draws_with_the_same_seed(tmp_path):
-    space = space_of(EVERYTHING.replace("model.channels: [[8, 16], [16, 32, 64]]", ""), folder=tmp_path)
-    drawn = space.draw(20, 0)
-    assert drawn == draws(space, 20)
-    assert drawn == space.draw(20, 0)
-    assert drawn[:5] == space.draw(5, 0)
-    assert not any(one in drawn for one in space.draw(20, 1))
-    for differences in drawn:
-        asked = differences["augment.time_masks"] > 0 and differences["model.norm"]
-        assert ("augment.time_mask_frames" in differences) == asked
-    assert {len(differences) for differences in drawn} == {5, 6}
+# Varied, as population based training does
 
 
 VARIED = """
@@ -183,9 +187,10 @@ def varied(tmp_path_factory):
     """A space, and two thousand steps from one configuration to the next."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     space = space_of(VARIED, folder=tmp_path_factory.mktemp("varied"))
-    chance, steps = Random(0), space.draw(1, 0)
-    for _ in range(2000):
-        steps.append(space.perturb(steps[-1], chance))
+    first, *others = draws(space, 2001)
+    chance, steps = Random(0), [first]
+    for anew in others:
+        steps.append(space.perturb(steps[-1], anew, chance))
     return space, steps
 
 
@@ -205,8 +210,8 @@ def test_what_is_varied_stays_a_configuration_within_its_bounds(varied):
 
 def test_what_is_varied_is_the_same_with_the_same_chance(varied):
     space, steps = varied
-    assert space.perturb(steps[3], Random(5)) == space.perturb(dict(steps[3]), Random(5))
-    assert space.perturb(steps[3], Random(5)) != space.perturb(steps[3], Random(6))
+    assert space.perturb(steps[3], steps[9], Random(5)) == space.perturb(dict(steps[3]), steps[9], Random(5))
+    assert space.perturb(steps[3], steps[9], Random(5)) != space.perturb(steps[3], steps[9], Random(6))
 
 
 @pytest.mark.parametrize("name", FLOATS)

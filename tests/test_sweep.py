@@ -5,16 +5,17 @@ from dataclasses import replace
 
 import mlflow
 import pytest
-from sweeps import BASE, made
+from untuned import BASE, made
 
-from mgc import checkpoint, sweep, tracking
+from mgc import checkpoint, sweep, tracking, tune
 from mgc.config import SweepConfig
 from mgc.errors import InputError
 from mgc.features import FeatureSet
+from mgc.files import write_text
 from mgc.fit_state import STATE
 from mgc.learning import learning_set
 from mgc.model import GenreCNN
-from mgc.sweep import OUTCOME, RUN_ID, STATUS, SWEEP, Sweep, Task
+from mgc.sweep import OUTCOME, RUN_ID, SEARCHED, STATUS, SWEEP, TASK, Sweep, Task, trial_name
 from mgc.tracking import Run
 
 DIFFERENCES = {"model.dropout": 0.25, "model.channels": [4, 8], "optim.lr": 1 / 3}
@@ -32,6 +33,13 @@ def trial(a_sweep):
 
 def task_of(a_sweep, name="trial 1", differences=DIFFERENCES, seed=0):
     return Task(name, [(1, differences)], seed, a_sweep.parent_run_id)
+
+
+def begin(a_sweep, task, leak=""):
+    """The run of a task, as the process of a trial begins with it."""
+    trial = a_sweep.trial(task.name)
+    trial.assign(task)
+    return trial.begin(leak)
 
 
 def keep(trial, features):
@@ -121,11 +129,11 @@ def test_a_models_configuration_is_the_base_with_its_differences(a_sweep):
 
 def test_a_trial_begun_twice_is_one_run(a_sweep, trial, features):
     assert trial.run is None
-    run = trial.begin(task_of(a_sweep, seed=5), "")
+    run = begin(a_sweep, task_of(a_sweep, seed=5))
     run.finish("KILLED")
     run.tag({"mgc.error": "KeyboardInterrupt: "})
-    assert trial.begin(task_of(a_sweep, seed=5), "") == run == trial.run
-    assert a_sweep.trials() == [trial]
+    assert begin(a_sweep, task_of(a_sweep, seed=5)) == run == trial.run
+    assert a_sweep.searched() == [trial]
     assert a_sweep.parent.children() == [run]
     kept = raw(run)
     assert kept.info.status == "RUNNING"
@@ -141,7 +149,7 @@ def test_a_trial_begun_twice_is_one_run(a_sweep, trial, features):
     assert tags[tracking.FINGERPRINT_TAG] == features.manifest.fingerprint
     assert not {"mgc.error", tracking.OUTCOME_TAG, tracking.LEAKY_TAG} & tags.keys()
     assert len(kept.inputs.dataset_inputs) == 1
-    assert trial.differences == DIFFERENCES
+    assert trial.task.course[0][1] == DIFFERENCES
     assert trial.outcome is None
 
 
@@ -150,15 +158,16 @@ def test_a_trial_killed_while_it_begins_finds_its_run_again(a_sweep, trial, mome
     def die(*_):
         raise SystemExit
 
+    trial.assign(task_of(a_sweep))
     with monkeypatch.context() as patch:
         patch.setattr(*((Run, "features") if moment == "features" else (sweep, "write_text")), die)
         with pytest.raises(SystemExit):
-            trial.begin(task_of(a_sweep), "")
+            trial.begin("")
     assert trial.run is None
-    run = trial.begin(task_of(a_sweep), "")
+    run = begin(a_sweep, task_of(a_sweep))
     assert a_sweep.parent.children() == [run]
     assert len(raw(run).inputs.dataset_inputs) == 1
-    other = a_sweep.trial("trial 2").begin(task_of(a_sweep, "trial 2"), "")
+    other = begin(a_sweep, task_of(a_sweep, "trial 2"))
     assert other != run
     assert set(a_sweep.parent.children()) == {run, other}
 
@@ -171,15 +180,16 @@ def test_a_run_is_not_found_by_another_draw_seed_or_sweep(a_sweep, features, tmp
         (a_sweep, task_of(a_sweep, differences={"model.dropout": 0.5})),
         (other_sweep, task_of(other_sweep)),
     ]
-    monkeypatch.setattr(sweep, "write_text", lambda text, file: None)  # none notes its run
-    runs = [mine.trial(task.name).begin(task, "") for mine, task in tasks]
+    written = sweep.write_text
+    monkeypatch.setattr(sweep, "write_text", lambda text, file: file.name != RUN_ID and written(text, file))
+    runs = [begin(mine, task) for mine, task in tasks]
     assert len({run.id for run in runs}) == 4
-    assert [mine.trial(task.name).begin(task, "") for mine, task in tasks] == runs
+    assert [begin(mine, task) for mine, task in tasks] == runs
 
 
 @pytest.mark.parametrize("leak", ["", "an artist in two splits"])
 def test_a_trial_of_a_leaking_set_says_so(a_sweep, trial, leak):
-    tags = trial.begin(task_of(a_sweep), leak).record().tags
+    tags = begin(a_sweep, task_of(a_sweep), leak).record().tags
     assert tags.get(tracking.LEAKY_TAG) == ("true" if leak else None)
 
 
@@ -187,7 +197,7 @@ def test_a_trial_of_a_leaking_set_says_so(a_sweep, trial, leak):
     ("outcome", "status"), [("pruned", "FINISHED"), ("failed", "FAILED"), ("stopped", "KILLED"), ("kept", "FINISHED")]
 )
 def test_an_end_is_told_once(a_sweep, trial, features, outcome, status):
-    run = trial.begin(task_of(a_sweep), "")
+    run = begin(a_sweep, task_of(a_sweep))
     if outcome == "kept":
         keep(trial, features)
     trial.end(outcome, "because" if outcome != "kept" else "")
@@ -203,7 +213,7 @@ def test_an_end_is_told_once(a_sweep, trial, features, outcome, status):
 
 def test_a_run_left_running_although_its_model_is_kept_is_finished(a_sweep, trial, features):
     """Its process died after the last of its work and before it said so."""
-    run = trial.begin(task_of(a_sweep), "")
+    run = begin(a_sweep, task_of(a_sweep))
     figures = keep(trial, features)
     assert trial.outcome == "kept"
     assert trial.figures == figures
@@ -222,37 +232,51 @@ def test_a_model_whose_state_is_still_there_is_not_kept(trial, features):
     assert trial.outcome == "kept"
 
 
-def test_a_trial_that_never_began_can_end(trial):
+def test_a_trial_that_has_no_run_yet_can_end(a_sweep, trial):
+    trial.assign(task_of(a_sweep))
     trial.end("stopped", "the time was over")
     assert trial.outcome == "stopped"
     assert trial.run is None
 
 
 def test_a_long_reason_is_cut(a_sweep, trial):
-    run = trial.begin(task_of(a_sweep), "")
+    run = begin(a_sweep, task_of(a_sweep))
     trial.end("failed", "x" * 9000)
     assert run.record().tags[tracking.REASON_TAG] == "x" * 5000
 
 
-def test_a_forgotten_trial_was_never_there(a_sweep, trial):
-    run = trial.begin(task_of(a_sweep), "")
-    other = a_sweep.trial("trial 2").begin(task_of(a_sweep, "trial 2"), "")
-    trial.forget()
-    assert a_sweep.parent.children() == [other]
-    assert [each.name for each in a_sweep.trials()] == ["trial 2"]
-    assert not trial.folder.exists()
+def test_the_trials_of_a_search_are_those_that_have_a_task_in_their_order(a_sweep):
+    assert a_sweep.searched() == []
+    names = [trial_name(number) for number in range(1, 12)]
+    assert names[:2] == ["trial 1", "trial 2"]
+    for name in [*names, "trial 13", "again trial 1, seed 2"]:
+        a_sweep.trial(name).assign(task_of(a_sweep, name))
+    a_sweep.trial("trial 12").folder.mkdir()  # of a process that was killed before it gave it anything to do
+    assert [each.name for each in a_sweep.searched()] == names
+
+
+def test_a_task_is_read_as_it_was_given(a_sweep, trial):
+    task = Task("trial 1", [(1, DIFFERENCES), (3, {"optim.lr": 0.1})], 7, "a run", until=4, own_from=3)
+    trial.assign(replace(task, until=None))
+    trial.assign(task)
+    read = trial.task
+    assert replace(read, course=[tuple(leg) for leg in read.course]) == task
+    assert (trial.folder / TASK).exists()
+    assert trial.run is None
     assert trial.outcome is None
-    again = trial.begin(task_of(a_sweep), "")
-    assert again != run
-    assert set(a_sweep.parent.children()) == {again, other}
-    empty = a_sweep.trial("trial 3")  # Tune made its folder, and no more
-    empty.folder.mkdir()
-    empty.forget()
-    assert len(a_sweep.trials()) == 2
+
+
+def test_a_search_that_is_over_finishes_the_runs_that_their_processes_could_not(a_sweep, features):
+    begin(a_sweep, task_of(a_sweep))
+    keep(a_sweep.trial("trial 1"), features)
+    write_text(json.dumps(["trial 1"]), a_sweep.folder / SEARCHED)
+    (mine,) = tune._Sweeping(a_sweep, features)._search()
+    assert mine.run.record().status == "FINISHED"
+    assert mine.run.record().tags[tracking.OUTCOME_TAG] == "kept"
 
 
 def test_the_run_of_a_trial_is_what_its_folder_says(a_sweep, trial):
-    run = trial.begin(task_of(a_sweep), "")
+    run = begin(a_sweep, task_of(a_sweep))
     assert (trial.folder / RUN_ID).read_text() == run.id
     assert Sweep.read(a_sweep.folder).trial("trial 1").run == run
 

@@ -1,4 +1,4 @@
-"""How a machine is shared out among trials, how they are named, and when a search's time is over. No Ray is started."""
+"""How a machine is shared out among trials, and when a search's time is over. No Ray is started."""
 
 import pickle
 import time
@@ -10,7 +10,7 @@ import pytest
 from mgc.config import SweepConfig
 from mgc.errors import InputError
 from mgc.sweep import Sweep
-from mgc.tuner import _Budget, _Names, _part, share
+from mgc.tuner import _Budget, _part, share
 
 
 def shared(cpus, gpus, **settings):
@@ -99,22 +99,6 @@ def test_more_than_there_is_is_refused_in_one_line(cpus, gpus, settings, said):
     with pytest.raises(InputError) as caught:
         shared(cpus, gpus, **settings)
     assert str(caught.value) == said
-
-
-def test_trials_are_numbered_as_they_begin(tmp_path):
-    name = _Names(tmp_path)
-    assert [name(None) for _ in range(11)] == [f"trial {n}" for n in range(1, 12)]
-    assert len(list(tmp_path.iterdir())) == 11
-
-
-def test_trials_of_a_resumed_search_are_numbered_on(tmp_path):
-    name = _Names(tmp_path)
-    for _ in range(3):
-        name(None)
-    resumed = pickle.loads(pickle.dumps(name))
-    assert resumed(None) == "trial 4"
-    (tmp_path / "trial 2").rmdir()  # forgotten: Tune knew nothing of it
-    assert [resumed(None), resumed(None)] == ["trial 2", "trial 5"]
 
 
 def test_a_search_has_its_time_and_has_it_anew_when_it_is_gone_on_with():

@@ -1,0 +1,295 @@
+"""A sweep as MLflow holds it: its trials, what was trained again with fresh seeds, and what each regulariser bought.
+
+Shape suffixes: N clips, S seeds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mgc.config import TrainConfig, overlay
+from mgc.errors import InputError
+from mgc.metrics import Estimate, over_seeds
+from mgc.predictions import Predictions
+from mgc.space import Space
+from mgc.tracking import (
+    BEST_TAG,
+    FIELD_TAG,
+    OF_TAG,
+    OFF_TAG,
+    OUTCOME_TAG,
+    REASON_TAG,
+    STAGE_TAG,
+    STEP_TAG,
+    VALUE_TAG,
+    WINNER_TAG,
+    Run,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from mgc.tracking import Record
+
+SPACE, BASE = "space.json", "base.json"
+"""Artifacts of a sweep: what it searched, and the configuration that its trials change."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One configuration of the search."""
+
+    run_id: str
+    name: str
+    outcome: str
+    """``kept``, ``pruned``, ``failed``, ``stopped``, or ``running``."""
+    reason: str
+    values: dict[str, Any]
+    """What was drawn, by field; a dimension that depends on another may not have been."""
+    epochs: tuple[int, ...]
+    curve: tuple[float, ...]
+    """Validation accuracy after each epoch."""
+    val_accuracy: float | None
+    """Of the kept model; else the best before it ended; None where there was no epoch."""
+    gap: float | None
+    """Training minus validation accuracy of the kept model."""
+
+    @property
+    def kept(self) -> bool:
+        """Whether it ran to its end."""
+        return self.outcome == "kept" and self.val_accuracy is not None
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """One of a configuration's models, with a fresh seed."""
+
+    run_id: str
+    seed: int
+    train_accuracy: float
+    track_ids_N: NDArray[np.int64]
+    """Of the validation clips, in rising order."""
+    right_N: NDArray[np.bool_]
+
+    @property
+    def val_accuracy(self) -> float:
+        """Share of the validation clips that are right."""
+        return float(self.right_N.mean())
+
+
+@dataclass(frozen=True)
+class Again:
+    """One of the search's best configurations, trained again with fresh seeds."""
+
+    run_id: str
+    name: str
+    trial: Trial | None
+    """What it repeats."""
+    models: tuple[Model, ...]
+    val_accuracy: float
+    """Mean over the seeds."""
+    sd: float
+    train_accuracy: float
+    """Mean over the seeds."""
+    first: float
+    """The search's figure."""
+    shrinkage: float
+    """How much of it was luck: the search's figure minus the mean."""
+
+    @property
+    def of(self) -> str:
+        """Name of the configuration."""
+        return self.trial.name if self.trial else self.name
+
+
+@dataclass(frozen=True)
+class Bought:
+    """What one field of the winner is worth: the winner against itself without it, seed by seed and clip by clip."""
+
+    field: str
+    value: str
+    """What the winner has."""
+    off: str
+    """What it was put to."""
+    bought: Estimate
+    """Validation accuracy with it minus without it."""
+    gap: Estimate
+    """Training minus validation accuracy with it, minus the same without it: below zero it closes the gap."""
+    seeds: int
+    clips: int
+
+
+@dataclass(frozen=True)
+class SweepView:
+    """What a sweep's parent run and the runs under it say."""
+
+    run: Run
+    record: Record
+    search: str
+    space: Space
+    trials: tuple[Trial, ...]
+    """The best first; those that did not run to their end behind those that did."""
+    best: Trial | None
+    """Of the search."""
+    again: tuple[Again, ...]
+    """The best mean first."""
+    winner: Again | None
+    bought: tuple[Bought, ...]
+    """What is worth most first."""
+    missing: tuple[str, ...]
+    """What could not be compared, and why."""
+
+    @property
+    def kept(self) -> tuple[Trial, ...]:
+        """Trials that ran to their end."""
+        return tuple(trial for trial in self.trials if trial.kept)
+
+
+def read(run: Run) -> SweepView:
+    """Read a sweep, finished or not.
+
+    Raises
+    ------
+    InputError
+        The run is no sweep, or does not say what it searched.
+    """
+    record = run.record()
+    if record.tags.get(STEP_TAG) != "tune":
+        raise InputError(f"run {run.id}: is no sweep but of step «{record.tags.get(STEP_TAG, '?')}»")
+    space = Space.of(_tree(run, SPACE), overlay(TrainConfig(), _tree(run, BASE)))
+    children = [(child, child.record()) for child in run.children()]
+    of_step = {step: [pair for pair in children if pair[1].tags.get(STEP_TAG) == step] for step in ("trial", "seeds")}
+    trials = sorted((_trial(child, its, space) for child, its in of_step["trial"]), key=_rank)
+    by_id = {trial.run_id: trial for trial in trials}
+    repeated = [_again(*pair, by_id) for pair in of_step["seeds"] if _is_of(pair[1], "again")]
+    again = sorted(repeated, key=lambda each: -each.val_accuracy)
+    winner = next((each for each in again if each.run_id == record.tags.get(WINNER_TAG)), None)
+    paid, missing = [], []
+    for child, its in of_step["seeds"]:
+        if winner and _is_of(its, "without") and its.tags.get(OF_TAG) == winner.run_id:
+            try:
+                paid.append(_compare(winner.models, _models(child), its, child))
+            except InputError as error:
+                missing.append(f"{its.tags.get(FIELD_TAG, its.name)}: {error}")
+    best = by_id.get(record.tags.get(BEST_TAG, "")) or next((trial for trial in trials if trial.kept), None)
+    return SweepView(
+        run,
+        record,
+        record.params.get("search", "?"),
+        space,
+        tuple(trials),
+        best,
+        tuple(again),
+        winner,
+        tuple(sorted(paid, key=lambda each: -each.bought.mean)),
+        tuple(missing),
+    )
+
+
+def bought(winner: Run, without: Run) -> Bought:
+    """What the field is worth that a run of seeds puts off, by the run of seeds that has it.
+
+    Raises
+    ------
+    InputError
+        The two have no seed in common, or were validated on different clips.
+    """
+    return _compare(_models(winner), _models(without), without.record(), without)
+
+
+def _compare(winner: tuple[Model, ...], without: tuple[Model, ...], record: Record, run: Run) -> Bought:
+    """The two paired by seed."""
+    by_seed = {model.seed: model for model in without}
+    pairs = [(model, by_seed[model.seed]) for model in winner if model.seed in by_seed]
+    if not pairs:
+        raise InputError(f"run {run.id}: no seed is finished here and in what it is compared with")
+    clips = pairs[0][0].track_ids_N
+    if not all(np.array_equal(clips, model.track_ids_N) for pair in pairs for model in pair):
+        raise InputError(f"run {run.id}: validated on other clips than what it is compared with")
+    with_SN, without_SN = (np.array([pair[side].right_N for pair in pairs], np.int64) for side in (0, 1))
+    training_S = np.array([a.train_accuracy - b.train_accuracy for a, b in pairs])
+    return Bought(
+        record.tags.get(FIELD_TAG, "?"),
+        record.tags.get(VALUE_TAG, "?"),
+        record.tags.get(OFF_TAG, "?"),
+        over_seeds(with_SN - without_SN),
+        over_seeds(without_SN - with_SN, training_S),
+        len(pairs),
+        len(clips),
+    )
+
+
+def _trial(run: Run, record: Record, space: Space) -> Trial:
+    values = {
+        each.field: value
+        for each in space.dimensions
+        if each.field in record.params and (value := each.read(record.params[each.field])) is not None
+    }
+    history = [point for point in run.history(("val_accuracy",)) if math.isfinite(point["val_accuracy"])]
+    curve = tuple(point["val_accuracy"] for point in history)
+    return Trial(
+        run.id,
+        record.name,
+        record.tags.get(OUTCOME_TAG, "running"),
+        record.tags.get(REASON_TAG, ""),
+        values,
+        tuple(int(point["epoch"]) for point in history),
+        curve,
+        record.metrics.get("best_val_accuracy", max(curve, default=None)),
+        record.metrics.get("best_gap"),
+    )
+
+
+def _rank(trial: Trial) -> tuple[bool, float]:
+    return not trial.kept, 0.0 if trial.val_accuracy is None else -trial.val_accuracy
+
+
+def _is_of(record: Record, stage: str) -> bool:
+    """Whether a run of seeds is of this stage, and finished."""
+    return record.tags.get(STAGE_TAG) == stage and record.status == "FINISHED" and "val_accuracy" in record.metrics
+
+
+def _again(run: Run, record: Record, trials: dict[str, Trial]) -> Again:
+    metrics = record.metrics
+    mean = metrics["val_accuracy"]
+    first = metrics.get("first_val_accuracy", math.nan)
+    return Again(
+        run.id,
+        record.name,
+        trials.get(record.tags.get(OF_TAG, "")),
+        _models(run),
+        mean,
+        metrics.get("val_accuracy_sd", math.nan),
+        metrics.get("train_accuracy", math.nan),
+        first,
+        metrics.get("shrinkage", first - mean),
+    )
+
+
+def _models(run: Run) -> tuple[Model, ...]:
+    """The models of a run of seeds that keep what they say of the validation clips, by their seed."""
+    models = []
+    for child in run.children():
+        record, kept = child.record(), Predictions.kept(child, "validation")
+        if kept is not None and {"seed"} <= record.params.keys() and "best_train_accuracy" in record.metrics:
+            order = np.argsort(kept.track_ids_N)
+            seed, train_accuracy = int(record.params["seed"]), record.metrics["best_train_accuracy"]
+            models.append(Model(child.id, seed, train_accuracy, kept.track_ids_N[order], kept.right[order]))
+    return tuple(sorted(models, key=lambda model: model.seed))
+
+
+def _tree(run: Run, artifact: str) -> dict[str, Any]:
+    """An artifact that is a JSON object."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = run.fetch(artifact, Path(folder))
+        if file is None:
+            raise InputError(f"run {run.id}: keeps no {artifact}, by which its trials are read (an older sweep?)")
+        tree: dict[str, Any] = json.loads(file.read_text())
+        return tree
