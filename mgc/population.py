@@ -36,14 +36,20 @@ NEXT = "next-{}.safetensors"
 
 
 def check(space: Space) -> None:
-    """Refuse a space with fields that a model cannot change.
+    """Refuse a space with fields that a model cannot change, and models that end before the others.
 
     Raises
     ------
     InputError
         Naming the first such field.
     """
+    if space.base.patience:
+        raise InputError(f"--search pbt: not with --patience {space.base.patience}; a population ends together")
     for each in space.dimensions:
+        if each.field in ("keep", "patience"):
+            raise InputError(
+                f"--search pbt: «{each.field}» is the same in all models, or what they take up is not theirs"
+            )
         if each.field in NETWORK:
             raise InputError(f"--search pbt: «{each.field}» makes another network; search what can change in training")
         if each.when:
@@ -99,7 +105,8 @@ def _exploit(
 ) -> list[Task]:
     """Let the worst take up the best; the states lie beside their own until the next generation is written down."""
     chance = random.Random(f"{sweep.base['seed']} {generation}")
-    scores = {task.name: history(sweep.trial(task.name).folder)[-1].val_accuracy for task in tasks}
+    lasts = {task.name: history(sweep.trial(task.name).folder)[-1] for task in tasks}
+    scores = {name: point.val_accuracy for name, point in lasts.items()}
     ranked = sorted(tasks, key=lambda task: scores[task.name])
     few = min(max(1, round(QUANTILE * len(ranked))), len(ranked) // 2)
     changed: dict[str, Task] = {}
@@ -115,6 +122,8 @@ def _exploit(
         course = [*better.course, (until + 1, differences)]
         changed[task.name] = replace(task, course=course, own_from=until + 1)
         if run := trial.run:
+            last = lasts[task.name]  # its process may have died before it said so, and its state goes
+            run.metrics(last.metrics(), epoch=last.epoch, at=last.ended)
             run.tag({"mgc.course": json.dumps(course)[:5000]})
     return [changed.get(task.name, task) for task in tasks]
 

@@ -57,5 +57,5 @@ class Drawing:
         return dict(trial.params)
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        seed = self.seed * 1_000_003 + number
+        seed = (self.seed * 1_000_003 + number) % 2**32  # NumPy takes no more
         return optuna.samplers.TPESampler(seed=seed) if self.search == "tpe" else optuna.samplers.RandomSampler(seed)

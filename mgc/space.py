@@ -148,9 +148,12 @@ class Space:
                 place = each.values.index(value) + chance.choice((-1, 1))
                 value = each.values[min(max(place, 0), len(each.values) - 1)]
             else:
-                low, high = each.values
-                scaled = value * chance.choice(FACTORS)
-                value = min(max(type(value)(round(scaled) if isinstance(value, int) else scaled), low), high)
+                (low, high), factor = each.values, chance.choice(FACTORS)
+                if isinstance(field_of(self.base, each.field), int):
+                    step = max(1, round(abs(factor - 1) * value))  # 20 % of a small number is less than one
+                    value = min(max(value + (step if factor > 1 else -step), low), high)
+                else:
+                    value = min(max(value * factor, float(low)), float(high))
             changed[each.field] = value
         return changed
 

@@ -8,6 +8,7 @@ sweeps/NAME/trials/TRIAL/        one model: its fit's state or checkpoint, its M
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from dataclasses import asdict, dataclass, field, replace
@@ -82,7 +83,7 @@ class Sweep:
         except OSError:
             known = ", ".join(sorted(path.parent.name for path in folder.parent.glob(f"*/{SWEEP}"))) or "none"
             raise InputError(f"--resume {folder.name}: no such sweep; there are: {known}") from None
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, InputError) as error:
             raise InputError(f"{folder / SWEEP}: damaged ({error}); start a new sweep") from None
 
     def write(self) -> None:
@@ -162,14 +163,18 @@ class Trial:
         if run:
             run.reopen()
             return run
-        run = Run.start(
+        config = {**task.course[0][1], "seed": task.seed}
+        facts = json.dumps([task.parent, self.name, config])  # its process may die before it has noted the run
+        key = hashlib.sha256(facts.encode()).hexdigest()
+        run = Run.take_up(self.sweep.uri, tracking.EXPERIMENT, key) or Run.start(
             self.sweep.uri,
             tracking.EXPERIMENT,
             name=self.name,
             step="trial",
-            config={**task.course[0][1], "seed": task.seed},
+            config=config,
             parent=task.parent,
             tags={LEAKY_TAG: "true"} if leak else {},
+            key=key,
         )
         run.features(Folder.at(self.sweep.features), self.sweep.fingerprint, "training")
         write_text(run.id, self.folder / RUN_ID)

@@ -213,7 +213,11 @@ class _Sweeping:
             else:
                 names = self._tuner().search(space)
             write_text(json.dumps(names) + "\n", note)
-        return [self.sweep.trial(name) for name in json.loads(note.read_text())]
+        trials = [self.sweep.trial(name) for name in json.loads(note.read_text())]
+        for trial in trials:
+            if trial.outcome == "kept":
+                trial.end("kept")  # its process may have died before it said so
+        return trials
 
     def _again(self, best: list[Trial]) -> tuple[str, Course, list[dict[str, Any]]]:
         """Train the best again; return the run and the course of the one with the best mean, and what came of all."""
@@ -268,6 +272,8 @@ class _Sweeping:
                 run.finish("FAILED")
                 say(f"tune: {group.name}: not all of its models could be trained; see «mgc ui»")
                 continue
+            for model in models:
+                model.end("kept")
             figures = [model.figures for model in models]
             result = {
                 "val_accuracy": mean(each["val_accuracy"] for each in figures),

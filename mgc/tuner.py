@@ -229,8 +229,9 @@ def share(sweep: Sweep, cpus: int, gpus: float) -> tuple[int, dict[str, float]]:
     if not gpus:
         concurrent = config.concurrent or cpus
         return concurrent, {"cpu": _part(cpus, concurrent), "gpu": 0.0}
-    each = config.gpus_per_trial or min(1.0, _part(gpus, config.concurrent or int(gpus)))
-    concurrent = config.concurrent or max(1, int(gpus / each))
+    on_one = math.ceil((config.concurrent or gpus) / gpus)  # Ray gives no trial parts of two
+    each = config.gpus_per_trial or _part(1, on_one)
+    concurrent = config.concurrent or max(1, int(gpus)) * int(1 / each)
     return concurrent, {"cpu": _part(cpus, concurrent), "gpu": each}
 
 

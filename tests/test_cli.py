@@ -2,19 +2,20 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from mgc import cli
-from mgc.config import PRESETS, ModelConfig, TrainConfig
+from mgc.config import PRESETS, ModelConfig, SweepConfig, TrainConfig
 
 HEAVY = ("torch", "ray", "mlflow", "librosa", "pandas", "matplotlib", "sklearn", "pyarrow", "numpy")
 
@@ -52,8 +53,7 @@ def test_every_command_and_flag_is_the_contracts():
         "train": {
             "features", "preset", "config_file", "allow_leaks", "seeds", "gpus", "workers", "feed", "run_name",
         },
-        "tune": {"features", "preset", "config_file", "allow_leaks", "trials", "concurrent"}
-        | {"space", "search", "name", "resume"},
+        "tune": {"features", "preset", "config_file", "allow_leaks", "sweep", "space", "name", "resume"},
         "evaluate": {"run_id", "features", "split"},
         "compare": {"run_a", "run_b", "split"},
         "crown": {"run_id"},
@@ -74,7 +74,21 @@ def test_every_command_and_flag_is_the_contracts():
     assert flags["toy"]["clips_per_genre"] == 12
     assert flags["preprocess"]["min_seconds"] == 5.0
     assert flags["preprocess"]["max_quarantined"] == 0.05
-    assert (flags["tune"]["trials"], flags["tune"]["concurrent"]) == (20, 2)
+    assert {each.name: each.default for each in fields(SweepConfig)} == {
+        "trials": 20,
+        "search": "tpe",
+        "asha": True,
+        "concurrent": None,
+        "gpus_per_trial": None,
+        "workers_per_trial": 1,
+        "time_budget": 0.0,
+        "top": 3,
+        "seeds": 3,
+        "without": ("model.norm", "model.dropout"),
+    }
+    for each in fields(SweepConfig):
+        flag = f"--{each.name.replace('_', '-')}"  # the help of tune is the last that was read
+        assert re.search(rf"{flag}[ ,]", help_text), flag
     assert flags["evaluate"]["split"] == "test"
     assert flags["ui"]["port"] == 5000
     assert {name: preset.epochs for name, preset in PRESETS.items()} == {
@@ -96,6 +110,8 @@ def test_every_command_and_flag_is_the_contracts():
         "preprocess --root R --out F --subset small --workers 1 --limit 9 --min-seconds 5.0 --max-quarantined 0.05",
         "train --features F --preset baseline --epochs 20 --gpus 0 --workers 1 --seed 0 --run-name N",
         "tune --features F --trials 20 --concurrent 2 --epochs 20 --resume N",
+        "tune --features F --search pbt --trials 8 --name N --space S.yaml --allow-leaks --preset short_chunk",
+        "tune --features F --search grid --no-asha --top 0 --without --time-budget 60",
         "evaluate --run ID --features F --split test",
         "crown ID",
         "predict --model M a.mp3 b.mp3",
@@ -114,6 +130,24 @@ def test_flags_change_the_file_and_the_file_changes_the_preset(tmp_path):
     config = cli.parse(line).config
     assert (config.epochs, config.model.dropout, config.model.head) == (3, 0.3, "flatten")
     assert cli.parse(["train", "--features", "F"]).config == PRESETS["regularized"]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("", SweepConfig()),
+        ("--trials 8 --search pbt --no-asha --concurrent 4", SweepConfig(8, "pbt", asha=False, concurrent=4)),
+        ("--search grid --gpus-per-trial 0.25", SweepConfig(search="grid", gpus_per_trial=0.25)),
+        ("--search random --workers-per-trial 2", SweepConfig(search="random", workers_per_trial=2)),
+        ("--time-budget 60 --top 0 --seeds 0", SweepConfig(time_budget=60.0, top=0, seeds=0)),
+        ("--without", SweepConfig(without=())),
+        ("--without optim.weight_decay model.norm", SweepConfig(without=("optim.weight_decay", "model.norm"))),
+    ],
+)
+def test_the_flags_of_tune_are_a_sweeps_settings(line, expected):
+    command = cli.parse(["tune", "--features", "F", *line.split(), "--seed", "5"])
+    assert command.sweep == expected
+    assert command.config == replace(PRESETS["regularized"], seed=5)
 
 
 def mgc(*arguments: object, capsys) -> tuple[int, str, str]:
@@ -142,7 +176,14 @@ def test_bad_input_is_one_line_that_names_it_exit_2_and_nothing_written(capsys, 
         (["train", "--features", tmp_path / "unfinished"], "unfinished"),
         (["train", "--features", tmp_path / "unfinished", "--config", "no.json"], "no.json"),
         (["train", "--features", tmp_path / "unfinished", "--dropout", "2"], "dropout=2.0"),
-        (["tune", "--features", tmp_path / "unfinished", "--trials", 0], "--trials 0"),
+        (["tune", "--features", tmp_path / "unfinished", "--trials", 0], "--trials=0 must be at least 1"),
+        (["tune", "--features", tmp_path / "unfinished", "--trials", -2], "--trials=-2"),
+        (["tune", "--features", tmp_path / "unfinished", "--concurrent", 0], "--concurrent=0"),
+        (["tune", "--features", tmp_path / "unfinished", "--gpus-per-trial", 2], "--gpus-per-trial=2.0"),
+        (["tune", "--features", tmp_path / "unfinished", "--workers-per-trial", 0], "--workers-per-trial=0"),
+        (["tune", "--features", tmp_path / "unfinished", "--time-budget", -1], "--time-budget=-1.0"),
+        (["tune", "--features", tmp_path / "unfinished", "--seeds", 1], "--seeds=1 must be at least 2"),
+        (["tune", "--features", tmp_path / "unfinished"], "unfinished"),
         (["evaluate", "--run", "abc", "--features", tmp_path / "unfinished"], "unfinished"),
         (["predict", "--model", "abc", tmp_path / "file"], "mlflow_runs"),
     ]:
@@ -204,7 +245,12 @@ def test_with_json_an_error_is_json_too(capsys, tmp_path):
 
 
 def test_a_wrong_flag_is_wrong_usage(capsys):
-    for line in (["train", "--features", "F", "--no-such-flag"], ["train", "--preset", "best"], ["no-such-command"]):
+    for line in (
+        ["train", "--features", "F", "--no-such-flag"],
+        ["train", "--preset", "best"],
+        ["tune", "--search", "bayes"],
+        ["no-such-command"],
+    ):
         with pytest.raises(SystemExit) as caught:
             cli.run(line)
         assert caught.value.code == 2

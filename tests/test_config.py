@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from mgc.config import PRESETS, ModelConfig, OptimConfig, TrainConfig, overlay, read_config
+from mgc.config import PRESETS, ModelConfig, OptimConfig, SweepConfig, TrainConfig, overlay, read_config
 from mgc.errors import InputError
 
 
@@ -66,3 +66,41 @@ def test_a_missing_file_is_named(tmp_path):
 def test_values_without_meaning_are_refused(make):
     with pytest.raises(InputError, match="must be"):
         make()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"trials": 0}, "--trials=0 must be at least 1"),
+        ({"trials": -3}, "--trials=-3 must be at least 1"),
+        ({"workers_per_trial": 0}, "--workers-per-trial=0 must be at least 1"),
+        ({"concurrent": 0}, "--concurrent=0 must be at least 1"),
+        ({"gpus_per_trial": 0.0}, "--gpus-per-trial=0.0 must be above 0 and at most 1"),
+        ({"gpus_per_trial": -0.5}, "--gpus-per-trial=-0.5 must be above 0"),
+        ({"gpus_per_trial": 2.0}, "for several GPUs a trial use --workers-per-trial"),
+        ({"time_budget": -1.0}, "--time-budget=-1.0 must be at least 0"),
+        ({"top": -1}, "--top=-1 must be at least 0"),
+        ({"seeds": 1}, "--seeds=1 must be at least 2; --top 0 trains nothing again"),
+        ({"seeds": 0, "top": 1}, "--seeds=0 must be at least 2"),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_refused_by_the_flags_name(settings, said):
+    with pytest.raises(InputError) as caught:
+        SweepConfig(**settings)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"trials": 1, "workers_per_trial": 1, "concurrent": 1},
+        {"gpus_per_trial": 0.25},
+        {"gpus_per_trial": 1.0},
+        {"top": 0, "seeds": 0},
+        {"top": 1, "seeds": 2, "without": ()},
+    ],
+)
+def test_the_least_and_the_most_of_a_sweep_are_allowed(settings):
+    assert SweepConfig(**settings)

@@ -20,6 +20,7 @@ from mgc.errors import InputError, RunError
 from mgc.evaluate import evaluate
 from mgc.fit_state import STATE
 from mgc.folder import Folder
+from mgc.predictions import Predictions
 from mgc.train import summary, train
 
 CONFIG = TrainConfig(
@@ -96,6 +97,20 @@ def test_mlflows_own_model_gives_the_checkpoints_logits_for_any_batch(trained, c
         expected = network(torch.from_numpy(mel)).numpy()
     assert np.allclose(model.predict(mel), expected, atol=1e-5)
     assert np.allclose(model.predict(mel[:1]), expected[:1], atol=1e-5)
+
+
+def test_what_a_run_keeps_of_its_validation_clips_is_what_evaluating_it_there_gives(trained, client, features):
+    run = tracking.Run(client.tracking_uri, trained["run_id"])
+    kept = Predictions.kept(run, "validation")
+    assert kept.score().accuracy == trained["val_accuracy"]
+    assert evaluate(run.id, features.folder.path, split="validation")["accuracy"] == trained["val_accuracy"]
+    again = Predictions.kept(run, "validation")
+    assert again.source == kept.source
+    assert again.source.looks == 0
+    assert again.paths == kept.paths
+    for name in ("track_ids_N", "labels_N", "probabilities_NG"):
+        assert np.array_equal(getattr(again, name), getattr(kept, name)), name
+    assert Predictions.kept(run, "test") is None
 
 
 def test_two_workers_reach_what_one_process_reaches(features, ray_session):

@@ -1,0 +1,285 @@
+"""A sweep's folder and its runs: what is asked for is read back, and each trial is one run that ends once."""
+
+import json
+from dataclasses import replace
+
+import mlflow
+import pytest
+from untuned import BASE, made
+
+from mgc import checkpoint, sweep, tracking, tune
+from mgc.config import SweepConfig
+from mgc.errors import InputError
+from mgc.features import FeatureSet
+from mgc.files import write_text
+from mgc.fit_state import STATE
+from mgc.learning import learning_set
+from mgc.model import GenreCNN
+from mgc.sweep import OUTCOME, RUN_ID, SEARCHED, STATUS, SWEEP, TASK, Sweep, Task, trial_name
+from mgc.tracking import Run
+
+DIFFERENCES = {"model.dropout": 0.25, "model.channels": [4, 8], "optim.lr": 1 / 3}
+
+
+@pytest.fixture
+def a_sweep(features, tmp_path):
+    return made(features, tmp_path / "sweeps" / "a sweep", space={"optim.lr": {"uniform": [0.1, 0.2]}})
+
+
+@pytest.fixture
+def trial(a_sweep):
+    return a_sweep.trial("trial 1")
+
+
+def task_of(a_sweep, name="trial 1", differences=DIFFERENCES, seed=0):
+    return Task(name, [(1, differences)], seed, a_sweep.parent_run_id)
+
+
+def begin(a_sweep, task, leak=""):
+    """The run of a task, as the process of a trial begins with it."""
+    trial = a_sweep.trial(task.name)
+    trial.assign(task)
+    return trial.begin(leak)
+
+
+def keep(trial, features):
+    """What a finished fit leaves."""
+    trial.folder.mkdir(exist_ok=True)
+    data = learning_set(features, BASE)
+    figures = {"epochs": 3, "best_epoch": 2, "train_accuracy": 0.5, "val_accuracy": 0.25, "val_loss": 1.0}
+    card = checkpoint.Card(BASE, data.genres, data.spec, data.fingerprint, figures)
+    model = GenreCNN(BASE.model, len(data.genres), data.spec.shape)
+    checkpoint.write(trial.folder, model.state_dict(), card)
+    return figures
+
+
+def raw(run):
+    return mlflow.MlflowClient(run.uri).get_run(run.id)
+
+
+# The sweep
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        SweepConfig(),
+        SweepConfig(trials=7, search="pbt", asha=False, concurrent=3, workers_per_trial=2, time_budget=0.5),
+        SweepConfig(gpus_per_trial=0.25, top=0, seeds=0, without=()),
+        SweepConfig(without=("augment.mixup_alpha", "model.norm", "optim.weight_decay")),
+    ],
+)
+def test_a_sweep_is_read_as_it_was_written(a_sweep, settings):
+    written = replace(a_sweep, folder=a_sweep.folder.with_name("other"), config=settings)
+    written.write()
+    read = Sweep.read(written.folder)
+    assert read == written
+    assert type(read.config.without) is tuple
+    assert read.train_config({}) == BASE
+    assert read.parent == Run(a_sweep.uri, a_sweep.parent_run_id)
+
+
+def test_a_sweep_is_written_once(a_sweep):
+    with pytest.raises(FileExistsError):
+        a_sweep.write()
+
+
+def test_an_unknown_sweep_is_answered_with_those_there_are(a_sweep):
+    with pytest.raises(InputError) as caught:
+        Sweep.read(a_sweep.folder.with_name("nothing"))
+    assert str(caught.value) == "--resume nothing: no such sweep; there are: a sweep"
+    replace(a_sweep, folder=a_sweep.folder.with_name("Zwei")).write()
+    (a_sweep.folder.parent / "no sweep").mkdir()
+    with pytest.raises(InputError, match=r"there are: Zwei, a sweep$"):
+        Sweep.read(a_sweep.folder.with_name("no sweep"))
+    with pytest.raises(InputError, match=r"no such sweep; there are: none$"):
+        Sweep.read(a_sweep.folder / "x")
+
+
+def test_a_damaged_sweep_is_one_line_that_names_the_file(a_sweep):
+    file = a_sweep.folder / SWEEP
+    whole = file.read_text()
+    facts = json.loads(whole)
+    damaged = ["", whole[:-9], "null", "[]", "3", '"text"', "{}", "\udcff", json.dumps({**facts, "more": 1})]
+    damaged += [json.dumps({name: value for name, value in facts.items() if name != left}) for left in facts]
+    damaged += [json.dumps({**facts, "config": config}) for config in ({}, None, 3, {**facts["config"], "more": 1})]
+    damaged += [json.dumps({**facts, "config": {**facts["config"], "without": None}})]
+    damaged += [json.dumps({**facts, "config": {**facts["config"], "trials": 0}})]
+    for text in damaged:
+        file.write_bytes(text.encode(errors="surrogateescape"))
+        with pytest.raises(InputError) as caught:
+            Sweep.read(a_sweep.folder)
+        assert str(caught.value).startswith(f"{file}: damaged ("), text
+        assert len(str(caught.value).splitlines()) == 1
+    file.write_text(whole)
+    assert Sweep.read(a_sweep.folder) == a_sweep
+
+
+def test_a_models_configuration_is_the_base_with_its_differences(a_sweep):
+    config = a_sweep.train_config(DIFFERENCES, seed=9)
+    assert (config.model.dropout, config.model.channels, config.optim.lr) == (0.25, (4, 8), 1 / 3)
+    assert (config.seed, config.epochs, config.model.head) == (9, BASE.epochs, BASE.model.head)
+    assert a_sweep.train_config({}).seed == BASE.seed
+    with pytest.raises(InputError, match="does not exist"):
+        a_sweep.train_config({"model.drop": 1})
+
+
+# Its trials
+
+
+def test_a_trial_begun_twice_is_one_run(a_sweep, trial, features):
+    assert trial.run is None
+    run = begin(a_sweep, task_of(a_sweep, seed=5))
+    run.finish("KILLED")
+    run.tag({"mgc.error": "KeyboardInterrupt: "})
+    assert begin(a_sweep, task_of(a_sweep, seed=5)) == run == trial.run
+    assert a_sweep.searched() == [trial]
+    assert a_sweep.parent.children() == [run]
+    kept = raw(run)
+    assert kept.info.status == "RUNNING"
+    assert kept.info.run_name == "trial 1"
+    assert kept.data.params == {
+        "model.dropout": "0.25",
+        "model.channels": "[4, 8]",
+        "optim.lr": str(1 / 3),
+        "seed": "5",
+    }
+    tags = kept.data.tags
+    assert tags["mgc.step"] == "trial"
+    assert tags[tracking.FINGERPRINT_TAG] == features.manifest.fingerprint
+    assert not {"mgc.error", tracking.OUTCOME_TAG, tracking.LEAKY_TAG} & tags.keys()
+    assert len(kept.inputs.dataset_inputs) == 1
+    assert trial.task.course[0][1] == DIFFERENCES
+    assert trial.outcome is None
+
+
+@pytest.mark.parametrize("moment", ["features", "notes"])
+def test_a_trial_killed_while_it_begins_finds_its_run_again(a_sweep, trial, moment, monkeypatch):
+    def die(*_):
+        raise SystemExit
+
+    trial.assign(task_of(a_sweep))
+    with monkeypatch.context() as patch:
+        patch.setattr(*((Run, "features") if moment == "features" else (sweep, "write_text")), die)
+        with pytest.raises(SystemExit):
+            trial.begin("")
+    assert trial.run is None
+    run = begin(a_sweep, task_of(a_sweep))
+    assert a_sweep.parent.children() == [run]
+    assert len(raw(run).inputs.dataset_inputs) == 1
+    other = begin(a_sweep, task_of(a_sweep, "trial 2"))
+    assert other != run
+    assert set(a_sweep.parent.children()) == {run, other}
+
+
+def test_a_run_is_not_found_by_another_draw_seed_or_sweep(a_sweep, features, tmp_path, monkeypatch):
+    other_sweep = made(features, tmp_path / "sweeps" / "other")
+    tasks = [
+        (a_sweep, task_of(a_sweep)),
+        (a_sweep, task_of(a_sweep, seed=1)),
+        (a_sweep, task_of(a_sweep, differences={"model.dropout": 0.5})),
+        (other_sweep, task_of(other_sweep)),
+    ]
+    written = sweep.write_text
+    monkeypatch.setattr(sweep, "write_text", lambda text, file: file.name != RUN_ID and written(text, file))
+    runs = [begin(mine, task) for mine, task in tasks]
+    assert len({run.id for run in runs}) == 4
+    assert [begin(mine, task) for mine, task in tasks] == runs
+
+
+@pytest.mark.parametrize("leak", ["", "an artist in two splits"])
+def test_a_trial_of_a_leaking_set_says_so(a_sweep, trial, leak):
+    tags = begin(a_sweep, task_of(a_sweep), leak).record().tags
+    assert tags.get(tracking.LEAKY_TAG) == ("true" if leak else None)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status"), [("pruned", "FINISHED"), ("failed", "FAILED"), ("stopped", "KILLED"), ("kept", "FINISHED")]
+)
+def test_an_end_is_told_once(a_sweep, trial, features, outcome, status):
+    run = begin(a_sweep, task_of(a_sweep))
+    if outcome == "kept":
+        keep(trial, features)
+    trial.end(outcome, "because" if outcome != "kept" else "")
+    first = raw(run)
+    assert first.info.status == STATUS[outcome] == status
+    assert first.data.tags[tracking.OUTCOME_TAG] == outcome == trial.outcome
+    assert first.data.tags.get(tracking.REASON_TAG) == ("because" if outcome != "kept" else None)
+    trial.end(outcome, "for another reason")
+    assert raw(run).info.end_time == first.info.end_time
+    assert raw(run).data.tags == first.data.tags
+    assert (trial.folder / OUTCOME).exists() == (outcome != "kept")
+
+
+def test_a_run_left_running_although_its_model_is_kept_is_finished(a_sweep, trial, features):
+    """Its process died after the last of its work and before it said so."""
+    run = begin(a_sweep, task_of(a_sweep))
+    figures = keep(trial, features)
+    assert trial.outcome == "kept"
+    assert trial.figures == figures
+    assert run.record().status == "RUNNING"
+    trial.end("kept")
+    assert run.record().status == "FINISHED"
+    assert run.record().tags[tracking.OUTCOME_TAG] == "kept"
+
+
+def test_a_model_whose_state_is_still_there_is_not_kept(trial, features):
+    (trial.sweep.folder / "trials" / "trial 1").mkdir()
+    keep(trial, features)
+    (trial.folder / STATE).write_text("")
+    assert trial.outcome is None
+    (trial.folder / STATE).unlink()
+    assert trial.outcome == "kept"
+
+
+def test_a_trial_that_has_no_run_yet_can_end(a_sweep, trial):
+    trial.assign(task_of(a_sweep))
+    trial.end("stopped", "the time was over")
+    assert trial.outcome == "stopped"
+    assert trial.run is None
+
+
+def test_a_long_reason_is_cut(a_sweep, trial):
+    run = begin(a_sweep, task_of(a_sweep))
+    trial.end("failed", "x" * 9000)
+    assert run.record().tags[tracking.REASON_TAG] == "x" * 5000
+
+
+def test_the_trials_of_a_search_are_those_that_have_a_task_in_their_order(a_sweep):
+    assert a_sweep.searched() == []
+    names = [trial_name(number) for number in range(1, 12)]
+    assert names[:2] == ["trial 1", "trial 2"]
+    for name in [*names, "trial 13", "again trial 1, seed 2"]:
+        a_sweep.trial(name).assign(task_of(a_sweep, name))
+    a_sweep.trial("trial 12").folder.mkdir()  # of a process that was killed before it gave it anything to do
+    assert [each.name for each in a_sweep.searched()] == names
+
+
+def test_a_task_is_read_as_it_was_given(a_sweep, trial):
+    task = Task("trial 1", [(1, DIFFERENCES), (3, {"optim.lr": 0.1})], 7, "a run", until=4, own_from=3)
+    trial.assign(replace(task, until=None))
+    trial.assign(task)
+    read = trial.task
+    assert replace(read, course=[tuple(leg) for leg in read.course]) == task
+    assert (trial.folder / TASK).exists()
+    assert trial.run is None
+    assert trial.outcome is None
+
+
+def test_a_search_that_is_over_finishes_the_runs_that_their_processes_could_not(a_sweep, features):
+    begin(a_sweep, task_of(a_sweep))
+    keep(a_sweep.trial("trial 1"), features)
+    write_text(json.dumps(["trial 1"]), a_sweep.folder / SEARCHED)
+    (mine,) = tune._Sweeping(a_sweep, features)._search()
+    assert mine.run.record().status == "FINISHED"
+    assert mine.run.record().tags[tracking.OUTCOME_TAG] == "kept"
+
+
+def test_the_run_of_a_trial_is_what_its_folder_says(a_sweep, trial):
+    run = begin(a_sweep, task_of(a_sweep))
+    assert (trial.folder / RUN_ID).read_text() == run.id
+    assert Sweep.read(a_sweep.folder).trial("trial 1").run == run
+
+
+def test_features_of_the_sweep_can_be_opened(a_sweep, features):
+    assert FeatureSet.open(a_sweep.features).manifest == features.manifest
