@@ -181,6 +181,12 @@ class SweepConfig:
             self.gpus_per_trial,
             "above 0 and at most 1; for several GPUs a trial use --workers-per-trial",
         )
+        _require(
+            self.gpus_per_trial is None or self.workers_per_trial == 1,
+            "--gpus-per-trial",
+            self.gpus_per_trial,
+            "left out with --workers-per-trial, whose workers have a GPU each",
+        )
         _require(self.time_budget >= 0, "--time-budget", self.time_budget, "at least 0")
         _require(self.top >= 0, "--top", self.top, "at least 0")
         _require(self.seeds >= 2 or not self.top, "--seeds", self.seeds, "at least 2; --top 0 trains nothing again")

@@ -139,11 +139,21 @@ def signature_of(config: TrainConfig, data: LearningSet) -> str:
 
 
 def history(folder: Path) -> list[Epoch]:
-    """The epochs that the fit of a folder has behind it; none where none was begun, or where it is done."""
-    if not (folder / STATE).exists():
+    """The epochs that the fit of a folder has behind it; none where none was begun, or where it is done.
+
+    Raises
+    ------
+    InputError
+        The state is damaged.
+    """
+    file = folder / STATE
+    if not file.exists():
         return []
-    with safe_open(folder / STATE, "pt") as state:
-        return [Epoch(**point) for point in json.loads(state.metadata()["history"])]
+    try:
+        with safe_open(file, "pt") as state:
+            return [Epoch(**point) for point in json.loads(state.metadata()["history"])]
+    except (SafetensorError, OSError, TypeError, KeyError) as error:
+        raise InputError(f"{file}: damaged ({first_line(error)}); delete it to begin anew") from None
 
 
 def adopt(source: Path, folder: Path, signature: str, name: str = STATE) -> None:

@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import time
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,8 @@ class Tuner:
         trainable = ray_tune.with_parameters(
             run_trial, sweep=sweep, shared={"data": ray.put(data)}, resources=self.resources
         )
-        own = {"cpu": 0.0, "gpu": 0.0} if sweep.config.workers_per_trial > 1 else self.resources
+        # a trial with workers leaves the CPUs to them; Tune wants it to take something
+        own = {"memory": 2.0**20} if sweep.config.workers_per_trial > 1 else self.resources
         self.trainable = ray_tune.with_resources(trainable, own)
         self.epochs = int(sweep.base["epochs"])
         os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # whose banner ignores verbose=0
@@ -283,9 +285,10 @@ class _Watch(ray_tune.Callback):  # type: ignore[misc]
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         mine = self._mine(trial)
         if self.board:
-            if points := history(mine.folder):  # of an earlier process
-                best, train = max(point.val_accuracy for point in points), points[-1].train_accuracy
-                self.board.resume(mine.name, {}, "running", points[-1].epoch, best, train)
+            with suppress(InputError):  # a damaged state, which the trial itself will fail on
+                if points := history(mine.folder):  # of an earlier process
+                    best, train = max(point.val_accuracy for point in points), points[-1].train_accuracy
+                    self.board.resume(mine.name, {}, "running", points[-1].epoch, best, train)
             self.board.began(mine.name, mine.task.course[-1][1])
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:

@@ -231,15 +231,14 @@ def test_a_space_or_settings_that_cannot_be_are_refused_before_anything_starts(f
 
 
 @pytest.mark.slow
-def test_a_population_trains_in_generations_and_its_winner_again(features, ray_session):
-    base = replace(BASE, epochs=2)
-    settings = SweepConfig(trials=4, search="pbt", top=1, seeds=2, without=())
-    result = tune.tune(features.folder.path, base, settings, name="population")
-    assert (result["trials"], result["pruned"], result["failed"]) == (4, 0, 0)
+def test_a_population_trains_in_generations(features, ray_session):
+    settings = SweepConfig(trials=2, search="pbt", top=0)
+    result = tune.tune(features.folder.path, replace(BASE, epochs=2), settings, name="population")
+    assert (result["trials"], result["pruned"], result["failed"]) == (2, 0, 0)
     parent = tracking.Run.find(store.existing_store(Path.cwd()), result["parent_run_id"])
     for run in children_of(parent):
         assert steps_of(parent.uri, run.info.run_id) == [1, 2]
-    assert result["again"][0]["run_id"] == result["winner_run_id"]
+        assert run.data.tags[OUTCOME_TAG] == "kept"
 
 
 @pytest.mark.slow
@@ -294,68 +293,73 @@ def test_a_tracking_server_keeps_a_sweep_that_its_time_budget_ends(features, ray
 
 DRIVER = """
 import sys
-from dataclasses import replace
-from mgc import tune
-from mgc.config import ModelConfig, OptimConfig, SweepConfig, TrainConfig
 from pathlib import Path
-base = TrainConfig(model=ModelConfig(channels=(4, 8)), optim=OptimConfig(batch_size=2), epochs=12)
-space = Path("rate.yaml")
-space.write_text("optim.lr: {log_uniform: [0.001, 0.01]}")
-resume = sys.argv[2] if sys.argv[3] == "resume" else None
-name = None if resume else sys.argv[2]
-top = 1 if sys.argv[2] == "again" else 0
-settings = SweepConfig(trials=3, concurrent=2, asha=False, top=top, seeds=2, without=())
-print(tune.tune(sys.argv[1], base, settings, space=space, name=name, resume=resume)["parent_run_id"])
+sys.path.insert(0, sys.argv[1])
+from test_tune import tune_twin
+from mgc.ray_session import disconnect
+print(tune_twin(*sys.argv[2:])["parent_run_id"])
+disconnect()
 """
+TWIN = SweepConfig(trials=3, concurrent=2, asha=False, top=1, seeds=2, without=())
+
+
+def tune_twin(features, name, *resume):
+    """The sweep that is interrupted again and again, and its undisturbed twin."""
+    base = TrainConfig(model=ModelConfig(channels=(4, 8)), optim=OptimConfig(batch_size=2), epochs=12)
+    Path("rate.yaml").write_text("optim.lr: {log_uniform: [0.001, 0.01]}")
+    if resume:
+        return tune.tune(features, base, resume=name)
+    return tune.tune(features, base, TWIN, space=Path("rate.yaml"), name=name)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
-@pytest.mark.parametrize("moment", ["before_its_first_trial", "in_an_epoch", "interrupt", "again"])
-def test_a_sweep_killed_at_any_moment_goes_on_where_it_was(features, working_directory, moment):
-    """Each trial once, each metric step once, one parent run, and the same figures, whatever the moment."""
-    line = [sys.executable, "-c", DRIVER, str(features.folder.path), moment]
-    folder = working_directory / "mlflow_runs" / "sweeps" / moment
-    driver = subprocess.Popen([*line, "start"], start_new_session=True, stderr=subprocess.PIPE, text=True)
-    wanted = {
-        "before_its_first_trial": lambda: (folder / SWEEP).exists(),
-        "in_an_epoch": lambda: (folder / "trials" / "trial 3" / STATE).exists(),  # of two at a time one has ended
-        "interrupt": lambda: list(folder.glob(f"trials/*/{STATE}")),
-        "again": lambda: list(folder.glob(f"trials/again*/{STATE}")),
-    }[moment]
-    deadline = time.monotonic() + 120
-    while not wanted():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    if moment == "interrupt":
-        os.kill(driver.pid, signal.SIGINT)
-        _, said = driver.communicate(timeout=120)
-        assert driver.returncode != 0
-        assert "search: 0/3 trials, " in said  # the results so far
-        assert "--resume interrupt" in said
-    else:
-        os.killpg(driver.pid, signal.SIGKILL)
-        driver.wait()
-    begun = {note.parent.name: note.read_text() for note in folder.glob(f"trials/*/{RUN_ID}")}
-    done = subprocess.run([*line, "resume"], capture_output=True, text=True, timeout=300, check=True)
+@pytest.mark.timeout(600)
+def test_a_sweep_killed_again_and_again_ends_as_its_undisturbed_twin(features, ray_session, working_directory):
+    """Each trial once, each metric step once, one parent run, and every figure the same to the last bit."""
+    whole = tune_twin(features.folder.path, "undisturbed")
+    folder = working_directory / "mlflow_runs" / "sweeps" / "disturbed"
+    line = [sys.executable, "-c", DRIVER, str(Path(__file__).parent), str(features.folder.path), "disturbed"]
+    trials = folder / "trials"
+    for moment, signal_number, reached in [
+        ("before its first trial", signal.SIGKILL, lambda: (folder / SWEEP).exists()),
+        ("in an epoch", signal.SIGINT, lambda: list(trials.glob(f"*/{STATE}"))),
+        ("one ended, two on the way", signal.SIGKILL, lambda: (trials / "trial 3" / STATE).exists()),
+        ("the best again", signal.SIGKILL, lambda: list(trials.glob(f"again*/{STATE}"))),
+    ]:
+        driver = subprocess.Popen(line, start_new_session=True, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 200
+        while not reached():
+            assert time.monotonic() < deadline, moment
+            assert driver.poll() is None, driver.stderr.read()
+            time.sleep(0.02)
+        if signal_number == signal.SIGINT:
+            os.kill(driver.pid, signal.SIGINT)
+            _, said = driver.communicate(timeout=120)
+            assert driver.returncode != 0
+            assert "search: 0/3 trials, " in said  # the results so far
+            assert "--resume disturbed" in said
+        else:
+            os.killpg(driver.pid, signal.SIGKILL)
+            driver.wait()
+        line = [*line[:6], "resume"]
+    begun = {note.parent.name: note.read_text() for note in trials.glob(f"*/{RUN_ID}")}
+    done = subprocess.run(line, capture_output=True, text=True, timeout=300, check=True)
     parent = tracking.Run.find(store.existing_store(working_directory), done.stdout.split()[-1])
-    client = mlflow.MlflowClient(parent.uri)
-    assert client.get_run(parent.id).info.status == "FINISHED"
-    children, groups = children_of(parent), children_of(parent, "seeds")
-    assert sorted(child.info.run_name for child in children) == ["trial 1", "trial 2", "trial 3"]
-    again = [run for group in groups for run in children_of(tracking.Run(parent.uri, group.info.run_id))]
-    assert len(again) == (2 if moment == "again" else 0)
-    assert {run.info.status for run in (*children, *again)} == {"FINISHED"}
-    assert not any("mgc.error" in run.data.tags for run in (*children, *again))
-    assert set(begun.values()) <= {run.info.run_id for run in (*children, *again)}
-    for run in (*children, *again):
+    assert parent.record().status == "FINISHED"
+    mine, twins = runs_of(parent), runs_of(tracking.Run(parent.uri, whole["parent_run_id"]))
+    assert mine.keys() == twins.keys()
+    assert len(mine) == 5
+    assert {name: mine[name].info.run_id for name in begun} == begun
+    for name, run in mine.items():
+        assert run.info.status == "FINISHED"
+        assert "mgc.error" not in run.data.tags
+        assert run.data.params == twins[name].data.params
         assert steps_of(parent.uri, run.info.run_id) == list(range(1, 13))
-    for run in children:
-        twin = TWINS.setdefault(run.info.run_name, run)
-        assert run.data.params == twin.data.params
-        for name in ("train_loss", "val_loss", "best_val_accuracy"):
-            assert run.data.metrics[name] == twin.data.metrics[name]
+        for metric in ("train_loss", "val_loss", "best_val_accuracy"):
+            assert run.data.metrics[metric] == twins[name].data.metrics[metric], (name, metric)
 
 
-TWINS = {}
-"""Trials by name, of sweeps that were killed at other moments."""
+def runs_of(parent):
+    """The runs of a sweep's models, by name."""
+    groups = [tracking.Run(parent.uri, group.info.run_id) for group in children_of(parent, "seeds")]
+    return {run.info.run_name: run for each in (parent, *groups) for run in children_of(each)}
