@@ -78,6 +78,7 @@ def test_values_without_meaning_are_refused(make):
         ({"gpus_per_trial": 0.0}, "--gpus-per-trial=0.0 must be above 0 and at most 1"),
         ({"gpus_per_trial": -0.5}, "--gpus-per-trial=-0.5 must be above 0"),
         ({"gpus_per_trial": 2.0}, "for several GPUs a trial use --workers-per-trial"),
+        ({"gpus_per_trial": 0.5, "workers_per_trial": 2}, "--gpus-per-trial=0.5 must be left out with --workers-per"),
         ({"time_budget": -1.0}, "--time-budget=-1.0 must be at least 0"),
         ({"top": -1}, "--top=-1 must be at least 0"),
         ({"seeds": 1}, "--seeds=1 must be at least 2; --top 0 trains nothing again"),

@@ -514,3 +514,9 @@ def test_three_ranks_reach_what_one_process_reaches_with_clips_varied_and_weight
     assert {**other.figures, "seconds": 0} == pytest.approx({**card.figures, "seconds": 0}, abs=1e-4)
     for name, value in together.state_dict().items():
         assert torch.allclose(value, alone.state_dict()[name], atol=1e-4), name
+
+
+def test_the_history_of_a_damaged_state_is_refused_in_one_line(tmp_path):
+    (tmp_path / STATE).write_bytes(b"not a state")
+    with pytest.raises(InputError, match=r"state\.safetensors: damaged .*; delete it to begin anew"):
+        history(tmp_path)
