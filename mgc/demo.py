@@ -75,10 +75,12 @@ def summary(results: dict[str, Any]) -> str:
         lines.append(f"{name:<14}{run['train_accuracy']:>10.2f}{run['val_accuracy']:>12.2f}{gap:>7.2f}{interval:>26}")
     tuned, made, said = results["tune"], results["preprocess"], results["predict"]
     finished = tuned["trials"] - tuned["failed"] - tuned["pruned"]
+    again = max(each["val_accuracy"] for each in tuned["again"])
     lines += [
         "",
         f"sweep: best validation accuracy {tuned['val_accuracy']:.2f} of {finished} finished trials "
-        f"({tuned['pruned']} stopped early, {tuned['failed']} failed); configuration in {tuned['config_file']}",
+        f"({tuned['pruned']} stopped early, {tuned['failed']} failed), {again:.2f} with fresh seeds; "
+        f"configuration in {tuned['config_file']}",
         f"features: {made['written']} clips, {made['quarantined']} in quarantine: "
         + ", ".join(f"{count} {reason}" for reason, count in made["reasons"].items()),
         f"prediction: {Path(said['path']).name} is {said['genre']} "
@@ -87,6 +89,7 @@ def summary(results: dict[str, Any]) -> str:
         "Look at:",
         f"  every run, its curves, pictures and model:  {_program()} ui, then http://127.0.0.1:5000",
         f"  the report of «regularized»:                {results['runs']['regularized']['test']['report']}",
+        f"  the page of the sweep:                      {tuned['report']}",
         f"  the feature set and its card:               {results['out']}/features/README.md",
     ]
     return "\n".join(lines)

@@ -209,7 +209,8 @@ class _Sweeping:
         if not note.exists():
             space = Space.of(self.sweep.space, self.base)
             if self.config.search == "pbt":
-                names = population.evolve(self.sweep, space, self._learning(), self._tuner().train)
+                train = self._tuner().train
+                names = population.evolve(self.sweep, space, self._learning(), train)
             else:
                 names = self._tuner().search(space)
             write_text(json.dumps(names) + "\n", note)
@@ -318,6 +319,7 @@ class _Sweeping:
         if self.tuner is None:
             say("tune: starting Ray …")
             self.tuner = Tuner(self.sweep, self._learning())
+            self.data = self.tuner.data
         return self.tuner
 
     def _learning(self) -> LearningSet:

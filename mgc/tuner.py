@@ -51,9 +51,10 @@ class Tuner:
         cpus = connect()
         gpus = float(ray.cluster_resources().get("GPU", 0))
         self.concurrent, self.resources = share(sweep, cpus, gpus)
-        trainable = ray_tune.with_parameters(
-            run_trial, sweep=sweep, shared={"data": ray.put(data)}, resources=self.resources
-        )
+        shared = ray.put(data)
+        self.data: LearningSet = ray.get(shared)
+        """As it lies in Ray's object store, once a machine; who drops what was given has it in memory once."""
+        trainable = ray_tune.with_parameters(run_trial, sweep=sweep, shared={"data": shared}, resources=self.resources)
         # a trial with workers leaves the CPUs to them; Tune wants it to take something
         own = {"memory": 2.0**20} if sweep.config.workers_per_trial > 1 else self.resources
         self.trainable = ray_tune.with_resources(trainable, own)
