@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -59,7 +60,7 @@ def run_trial(
         workers = sweep.config.workers_per_trial
         torch.set_num_threads(max(1, math.floor(resources["cpu"])))
         place = Place(workers, gpu=resources["gpu"] > 0)
-        learning = _Learning(sweep, trial, ray.get(shared["data"]), shared["data"], place)
+        learning = _Learning(trial, ray.get(shared["data"]), shared["data"], place)
         with learning.run.closing():
             learning.go(tell)
     train = trial.figures["train_accuracy"] if trial.outcome == "kept" else history(trial.folder)[-1].train_accuracy
@@ -67,26 +68,19 @@ def run_trial(
     ray_tune.report({METRIC: best, "epoch": last, "train_accuracy": train})
 
 
+@dataclass
 class _Learning:
     """A task under way."""
 
-    def __init__(
-        self,
-        sweep: Sweep,
-        trial: Trial,
-        data: LearningSet,
-        shared: ray.ObjectRef[LearningSet],
-        place: Place,
-    ) -> None:
-        self.sweep, self.trial, self.task, self.data, self.shared, self.place = (
-            sweep,
-            trial,
-            trial.task,
-            data,
-            shared,
-            place,
-        )
-        self.run = trial.begin(data.leak)
+    trial: Trial
+    data: LearningSet
+    shared: ray.ObjectRef[LearningSet] | None
+    """Where the data lies in Ray's object store."""
+    place: Place
+
+    def __post_init__(self) -> None:
+        self.task = self.trial.task
+        self.run = self.trial.begin(self.data.leak)
 
     def go(self, tell: Any) -> None:
         """Train to the task's end and keep the model, or to the epoch to pause after."""
@@ -102,7 +96,7 @@ class _Learning:
 
     def _leg(self, differences: dict[str, Any], first: int, until: int | None, tell: Any) -> Fitted | None:
         """Train with one configuration, up to an epoch; None if that is not the last."""
-        config = self.sweep.train_config(differences, self.task.seed)
+        config = self.trial.sweep.train_config(differences, self.task.seed)
         if first > 1:
             adopt(self.trial.folder, self.trial.folder, signature_of(config, self.data))
 

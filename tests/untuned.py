@@ -41,7 +41,7 @@ def trainer(sweep, data, tell=lambda task, point: None):
             mine = sweep.trial(task.name)
             if mine.outcome is None and not (task.until and len(history(mine.folder)) >= task.until):
                 mine.assign(task)
-                learning = trial._Learning(sweep, mine, data, None, Place(1, gpu=False))
+                learning = trial._Learning(mine, data, None, Place(1, gpu=False))
                 try:
                     with learning.run.closing():
                         learning.go(lambda point, task=task: tell(task, point))
