@@ -46,7 +46,9 @@ class Feed:
 
     def __init__(self, clips: Clips, device: torch.device | str, *, resident: bool | None = None) -> None:
         self.device = torch.device(device)
-        self.labels_N = torch.from_numpy(clips.labels_N.copy()).to(device)
+        if self.device.type == "cuda":  # by number: to the thread that sends batches, «cuda» is the first GPU
+            self.device = torch.device("cuda", torch.cuda.current_device())
+        self.labels_N = torch.from_numpy(clips.labels_N.copy()).to(self.device)
         self.shape = clips.mel_NFT.shape
         resident = not isinstance(clips.mel_NFT, ShardedMel) if resident is None else resident
         self._host = clips.mel_NFT if isinstance(clips.mel_NFT, ShardedMel) else _as_tensor(clips.mel_NFT)
@@ -77,9 +79,9 @@ class Feed:
         if copies is None:
             mel_BFT = self._read(rows)
             return lambda: mel_BFT
-        pinned_BFT = self._read(rows, torch.empty((len(rows), *self.shape[1:]), dtype=torch.float16, pin_memory=True))
         with torch.cuda.stream(copies):
-            sent_BFT = pinned_BFT.to(self.device, non_blocking=True)
+            pinned_BFT = torch.empty((len(rows), *self.shape[1:]), dtype=torch.float16, pin_memory=True)
+            sent_BFT = self._read(rows, pinned_BFT).to(self.device, non_blocking=True)
             sent = copies.record_event()
 
         def arrive() -> Tensor:

@@ -16,7 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
@@ -45,6 +47,18 @@ class Learner:
     def judged(self) -> nn.Module:
         """What is validated and kept: the model, or its moving average."""
         return self.averaged.module if self.averaged else self.model
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an epoch is to do."""
+
+    epoch: int
+    rows_N: NDArray[np.int64]
+    """Its order."""
+    draws: augment.Draws
+    rates: list[float]
+    """The learning rate of each step."""
 
 
 class Graphs:
@@ -110,11 +124,14 @@ class Step:
             group["lr"] = self._rate
         self._average_begins = learner.averaged is not None and int(learner.averaged.n_averaged) == 0
         self._rows_N: Tensor | None = None
+        self.ahead: Plan | None = None
+        """The next epoch's plan, made while the device was busy with the last one."""
 
-    def begin(self, rows_N: Tensor, draws: augment.Draws, rates: list[float]) -> None:
-        """Bring an epoch to the device: its order, draws, and the learning rate of each step."""
+    def begin(self, plan: Plan) -> None:
+        """Bring an epoch's plan to the device."""
         device = self.feed.device
-        self._rates, rates_S = rates, torch.tensor(rates)
+        rows_N, draws, rates_S = torch.from_numpy(plan.rows_N), plan.draws, torch.tensor(plan.rates)
+        self._rates = plan.rates
         if self._rows_N is None:
             self._rows_N, self._draws, self._rates_S = rows_N.to(device), draws.to(device), rates_S.to(device)
             self._place, self._count = (torch.zeros(1, dtype=torch.int64, device=device) for _ in range(2))

@@ -19,7 +19,7 @@ from mgc.errors import RunError
 from mgc.feed import Feed, batches, order
 from mgc.learning import learning_set
 from mgc.passes import begin, evaluate, train_epoch
-from mgc.step import WARM_UP, Graphs, Step, _average
+from mgc.step import WARM_UP, Graphs, Plan, Step, _average
 
 CPU = torch.device("cpu")
 
@@ -138,7 +138,7 @@ def test_a_resumed_optimiser_takes_its_rate_from_the_step_again(data):
     learner.optimizer.load_state_dict({"state": {}, "param_groups": groups})  # as resuming does: copies
     step = Step(learner, Feed(data.clips, CPU), PLAIN)
     rows = order(data.clips, data.training, 0, 1)
-    step.begin(torch.from_numpy(rows), draw(PLAIN, data.spec.shape, len(rows), 1), [0.5] * 6)
+    step.begin(Plan(1, rows, draw(PLAIN, data.spec.shape, len(rows), 1), [0.5] * 6))
     step(8)
     assert learner.optimizer.param_groups[0]["lr"].item() == 0.5
 
@@ -160,13 +160,25 @@ def test_the_sums_are_of_the_epoch_and_one_pass_over_it(data):
     rows = order(data.clips, data.training, 0, 1)
     losses = []
     for epoch in (1, 2):
-        step.begin(torch.from_numpy(rows), draw(PLAIN, data.spec.shape, len(rows), epoch), [1e-30] * 6)
+        step.begin(Plan(epoch, rows, draw(PLAIN, data.spec.shape, len(rows), epoch), [1e-30] * 6))
         for part in batches(rows, 8):
             step(len(part))
         loss, right = step.sums.tolist()
         assert right == int(right) <= len(rows)
         losses.append(loss)
     assert losses[1] == pytest.approx(losses[0])
+
+
+def test_the_next_epoch_is_planned_before_this_one_is_waited_for(data):
+    """And a plan of another epoch is not taken."""
+    step = Step(begin(PLAIN, data, CPU), Feed(data.clips, CPU), PLAIN)
+    ahead = []
+    for epoch in (1, 2, 1, 3):
+        train_epoch(step, data, epoch)
+        ahead.append(step.ahead and step.ahead.epoch)
+    assert ahead == [2, 3, 2, 2]  # the last epoch plans none
+    expected = order(data.clips, data.training, PLAIN.seed, 3)
+    assert torch.equal(step._rows_N, torch.from_numpy(expected))
 
 
 # What it computes with
