@@ -1,6 +1,6 @@
 """Training on one GPU: against the floor that is counted first, and against the seed's way, in one run.
 
-    python benchmarks/gpu_train.py [--clips 6400] [--epochs 20] [--presets baseline regularized short_chunk]
+    python benchmarks/gpu_train.py [--clips 6400] [--epochs 20] [--presets baseline regularized …]
     python benchmarks/gpu_train.py --count      # the floor's operations and bytes alone; needs no GPU
     python benchmarks/gpu_train.py --dry-run    # all of it in small on the CPU: no figure of it means anything
 
@@ -51,6 +51,8 @@ from mgc.passes import begin, evaluate, train_epoch
 from mgc.step import Graphs, Step
 
 GENRES, SHAPE = 8, (128, 1288)
+REGULARIZED = PRESETS["regularized"]
+CASES = {**PRESETS, "regularized_crops": replace(REGULARIZED, model=replace(REGULARIZED.model, window=128))}
 SWITCHES = ("recorded step", "clips on the device", "channels_last", "fused AdamW", "cuDNN picks by the clock", "TF32")
 
 
@@ -131,13 +133,13 @@ def say_counts(presets: list[str], clips: int, shape: tuple[int, int]) -> None:
     """The table of what is counted."""
     print(f"\nan epoch of {clips} clips of {shape[0]} × {shape[1]}, training alone")
     heads = f"{'GB, layers: float32':>21}{'bfloat16':>10}{'GB, fused: float32':>20}{'bfloat16':>10}"
-    print(f"{'preset':<14}{'TFLOP':>9}{heads}")
+    print(f"{'preset':<18}{'TFLOP':>9}{heads}")
     for preset in presets:
-        four, two = (count(PRESETS[preset], clips, shape, width) for width in (4, 2))
+        four, two = (count(CASES[preset], clips, shape, width) for width in (4, 2))
         columns = (
             f"{four.layers / 1e9:>21.1f}{two.layers / 1e9:>10.1f}{four.fused / 1e9:>20.1f}{two.fused / 1e9:>10.1f}"
         )
-        print(f"{preset:<14}{four.flops / 1e12:>9.2f}{columns}")
+        print(f"{preset:<18}{four.flops / 1e12:>9.2f}{columns}")
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
@@ -220,7 +222,7 @@ class Way:
 
     def config(self, preset: str, epochs: int) -> TrainConfig:
         """The preset by this precision."""
-        config = replace(PRESETS[preset], epochs=epochs)
+        config = replace(CASES[preset], epochs=epochs)
         return replace(config, optim=replace(config.optim, precision=self.precision))
 
 
@@ -316,7 +318,7 @@ def plain(config: ModelConfig, shape: tuple[int, int]) -> nn.Sequential:
 
 def seed_epochs(preset: str, folder: Path, workers: int, scale: Scale) -> float:
     """Seconds a training clip of the seed's epoch and the validation after it, the second of two."""
-    config, device = PRESETS[preset], scale.device
+    config, device = CASES[preset], scale.device
     torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = False, True  # as torch comes
     model = plain(config.model, scale.shape).to(device)
     adam = torch.optim.Adam(model.parameters(), config.optim.lr)
@@ -356,7 +358,7 @@ def race(preset: str, data: LearningSet, folder: Path, scale: Scale, bandwidth: 
         scaled = f"  scaled from {scale.seed_clips}"
         print(f"{name:<28}{each:>8.3f}{clips / each:>10.0f}{'':>35}{best_seed / each:>8.1f}{scaled}")
     for name, each in sorted(seconds.items(), key=lambda pair: -pair[1]):
-        counted = count(PRESETS[preset], clips, scale.shape, 4 if ways[name].precision == "float32" else 2)
+        counted = count(CASES[preset], clips, scale.shape, 4 if ways[name].precision == "float32" else 2)
         rate = rates[ways[name].precision]
         layers, fused = (counted.seconds(rate, bandwidth, fused=fused) / each for fused in (False, True))
         print(f"{name:<28}{each:>8.3f}{clips / each:>10.0f}{layers:>18.2f}{fused:>17.2f}{best_seed / each:>8.1f}")
@@ -444,7 +446,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=6400)
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--presets", nargs="+", default=list(PRESETS), choices=list(PRESETS))
+    parser.add_argument("--presets", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--count", action="store_true")
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--trial", action="store_true", help=argparse.SUPPRESS)
@@ -456,7 +458,8 @@ def main() -> None:
     scale = Scale.dry() if flags.dry_run else Scale(torch.device("cuda"), flags.clips, flags.epochs)
     if scale.device.type == "cpu":
         torch.set_num_threads(1)
-        PRESETS["short_chunk"] = replace(PRESETS["short_chunk"], model=replace(PRESETS["short_chunk"].model, window=32))
+        for name, config in CASES.items():
+            CASES[name] = replace(config, model=replace(config.model, window=min(32, config.model.window)))
     if flags.trial:
         return trial(scale)
     begun, name = time.monotonic(), "CPU, a DRY RUN: its figures mean nothing"
@@ -473,7 +476,7 @@ def main() -> None:
         for preset in flags.presets:
             race(preset, data, Path(folder), scale, bandwidth, rates)
     for preset in flags.presets:
-        if preset != "regularized":
+        if not preset.startswith("regularized"):
             switches(preset, data, scale)
     quality(scale)
     trials(scale, flags.dry_run)

@@ -4,12 +4,14 @@ import os
 import warnings
 from dataclasses import replace
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from test_clips import make_sharded
 from test_fit_state import EVERYTHING, PLAIN, changed, one_thread  # noqa: F401 (a fixture)
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mgc import passes
@@ -129,6 +131,28 @@ def test_a_learning_rate_in_a_tensor_is_that_of_the_schedule(data, config):
     constant, _ = trained(data, changed(config, warmup_epochs=0, schedule="constant"), fused=True)
     pairs = zip(constant, expected, strict=True)
     assert any(not torch.allclose(one.double(), other.double(), atol=2e-3) for one, other in pairs)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("config", [PLAIN, changed(EVERYTHING, ema_epochs=0)])
+def test_a_step_asks_its_device_nothing(data, monkeypatch, config, precision):
+    """Done with tensors that have no values, which whoever asks for one is refused: so nothing waits for a GPU."""
+    config = changed(config, precision=precision)
+    plan = passes._plan(config, data, 1)
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *_, **__: self)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        learner = begin(config, data, CPU)
+        learner.optimizer = torch.optim.AdamW(learner.model.parameters(), fused=True)
+        learner.optimizer.param_groups[0]["lr"] = torch.tensor(0.0)
+        # the average's count is on the CPU, wherever the weights are
+        module, move = begin(config, data, CPU).model, get_ema_multi_avg_fn(0.7)
+        learner.averaged = SimpleNamespace(module=module, multi_avg_fn=move, n_averaged=0)
+        step = Step(learner, Feed(data.clips, CPU), config)
+        step.begin(plan)
+        for size in (8, 7, 7):
+            step(size)
+        with pytest.raises(DataDependentOutputException):
+            step.sums.tolist()
 
 
 def test_a_resumed_optimiser_takes_its_rate_from_the_step_again(data):
