@@ -41,8 +41,9 @@ def prepare(device: torch.device, *, deterministic: bool = False) -> None:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a GPU."""
-    return torch.cuda.mem_get_info(device)[0]
+    """Bytes that this process may still take on a GPU; what it holds there of an earlier fit, unused, is free."""
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + held
 
 
 def keep_freed_memory() -> None:

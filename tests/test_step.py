@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mgc import passes
 from mgc.augment import draw
-from mgc.device import prepare
+from mgc.device import free_memory, prepare
 from mgc.errors import RunError
 from mgc.feed import Feed, batches, order
 from mgc.learning import learning_set
@@ -269,6 +269,12 @@ def test_a_pass_on_the_cpu_leaves_all_that_as_it_is():
     prepare(CPU, deterministic=True)
     assert (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark) == before
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_what_an_earlier_fit_has_left_counts_as_free(monkeypatch):
+    for name, size in (("mem_get_info", (30, 100)), ("memory_reserved", 50), ("memory_allocated", 8)):
+        monkeypatch.setattr(torch.cuda, name, lambda _, size=size: size)
+    assert free_memory(torch.device("cuda")) == 72
 
 
 def test_what_cannot_be_recorded_is_one_line_with_the_way_out(monkeypatch):
