@@ -43,8 +43,8 @@ class Draws:
     """What the equaliser adds to each band, in units of the z-score."""
 
     def to(self, device: torch.device) -> Draws:
-        """The same on a device, so that no step of the epoch sends any."""
-        return Draws(*(getattr(self, each.name).to(device) for each in fields(self)))
+        """A copy on a device, so that no step of the epoch sends any."""
+        return Draws(*(getattr(self, each.name).to(device, copy=True) for each in fields(self)))
 
     def take_over(self, other: Draws) -> None:
         """Hold what another epoch's draws hold, in the same memory."""

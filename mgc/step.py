@@ -133,7 +133,8 @@ class Step:
         rows_N, draws, rates_S = torch.from_numpy(plan.rows_N), plan.draws, torch.tensor(plan.rates)
         self._rates = plan.rates
         if self._rows_N is None:
-            self._rows_N, self._draws, self._rates_S = rows_N.to(device), draws.to(device), rates_S.to(device)
+            self._rows_N = rows_N.to(device, copy=True)
+            self._draws, self._rates_S = draws.to(device), rates_S.to(device)
             self._place, self._count = (torch.zeros(1, dtype=torch.int64, device=device) for _ in range(2))
             self._sums = torch.zeros(2, dtype=torch.float64, device=device)
         else:  # in the same memory, where a recorded step looks for them
@@ -175,7 +176,9 @@ class Step:
     def _recorded(self, graphs: Graphs, size: int, mel_BFT: Tensor | None) -> None:
         """Do the step as it was recorded; the first ones of each size are done one by one, and then recorded."""
         if mel_BFT is not None:
-            mel_BFT = self._held.setdefault(size, torch.empty_like(mel_BFT)).copy_(mel_BFT)
+            if size not in self._held:
+                self._held[size] = torch.empty_like(mel_BFT)
+            mel_BFT = self._held[size].copy_(mel_BFT)
         if size not in self._replays:
             body = partial(self._learn, size, mel_BFT)
             self._seen[size] += 1

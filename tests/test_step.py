@@ -205,6 +205,18 @@ def test_the_next_epoch_is_planned_before_this_one_is_waited_for(data):
     assert torch.equal(step._rows_N, torch.from_numpy(expected))
 
 
+def test_a_plan_stays_as_it_is_when_the_next_one_takes_its_place(data):
+    step = Step(begin(EVERYTHING, data, CPU), Feed(data.clips, CPU), EVERYTHING)
+    plans, again = ([passes._plan(EVERYTHING, data, epoch) for epoch in (1, 2)] for _ in range(2))
+    for plan in plans:
+        step.begin(plan)
+    for one, other in zip(plans, again, strict=True):
+        assert one.rows_N.tolist() == other.rows_N.tolist()
+        assert all(
+            torch.equal(*pair) for pair in zip(vars(one.draws).values(), vars(other.draws).values(), strict=True)
+        )
+
+
 # What it computes with
 
 
