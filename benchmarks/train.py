@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from mgc import fit, shards
+from mgc import device, fit, shards
 from mgc.config import PRESETS, AugmentConfig, ModelConfig, TrainConfig
 from mgc.features import FORMAT, MANIFEST, SCHEMA, SHARDS, FeatureSet, Manifest, parquet_bytes
 from mgc.folder import Folder
@@ -126,7 +126,7 @@ def one_step(preset: str, switches: list[str], threads: int) -> dict[str, float]
     """Median seconds of a training step after the first, which is told by itself."""
     torch.set_num_threads(threads)
     if OURS[0] in switches:
-        fit._keep_freed_memory()
+        device.keep_freed_memory()
     config = comparable(preset)
     model = GenreCNN(config.model, GENRES) if "GenreCNN" in switches else plain(config.model, switches)
     model = model.to(memory_format=torch.channels_last) if OURS[1] in switches else model

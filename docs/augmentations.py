@@ -36,7 +36,7 @@ def main(features: Path, out: Path) -> None:
         draws = augment.draw(config, spec.shape, 2, epoch=1)
         if "mixup_alpha" in settings:  # a share and a partner that show something
             draws = replace(draws, partners_N=torch.tensor([1, 0]), shares_N=torch.tensor([0.6, 0.6]))
-        return augment.training_batch(mel_BFT, config, draws, np.arange(2), slice(None))[0][0].numpy()
+        return augment.training_batch(mel_BFT, config, draws, torch.arange(2), slice(None))[0][0].numpy()
 
     plain, other = varied(), varied_partner(mel_BFT, spec.shape)
     pictures = {

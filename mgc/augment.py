@@ -8,7 +8,7 @@ Shape suffixes: N clips in an epoch's order, B clips in a batch, M masks, F mel 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +17,6 @@ import torch
 from mgc.feed import batches
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from torch import Tensor
 
     from mgc.config import TrainConfig
@@ -42,6 +41,15 @@ class Draws:
     """Mel bands to blank out, from and up to."""
     gains_NF: Tensor
     """What the equaliser adds to each band, in units of the z-score."""
+
+    def to(self, device: torch.device) -> Draws:
+        """A copy on a device, so that no step of the epoch sends any."""
+        return Draws(*(getattr(self, each.name).to(device, copy=True) for each in fields(self)))
+
+    def take_over(self, other: Draws) -> None:
+        """Hold what another epoch's draws hold, in the same memory."""
+        for each in fields(self):
+            getattr(self, each.name).copy_(getattr(other, each.name))
 
 
 def draw(config: TrainConfig, shape: tuple[int, int], n: int, epoch: int) -> Draws:
@@ -74,24 +82,24 @@ def crops(mel_BFT: Tensor, starts_B: Tensor, window: int) -> Tensor:
     if mel_BFT.shape[2] == window:
         return mel_BFT
     each_B = torch.arange(len(mel_BFT), device=mel_BFT.device)
-    return mel_BFT.unfold(2, window, 1)[each_B, :, starts_B.to(mel_BFT.device)]
+    return mel_BFT.unfold(2, window, 1)[each_B, :, starts_B]
 
 
 def mixup(mel_BFW: Tensor, partners_BFW: Tensor, shares_B: Tensor) -> Tensor:
     """Each spectrogram and its partner's, in their shares (Zhang et al., «mixup», ICLR 2018)."""
-    return torch.lerp(partners_BFW, mel_BFW, shares_B.to(mel_BFW.device)[:, None, None])
+    return torch.lerp(partners_BFW, mel_BFW, shares_B[:, None, None])
 
 
 def blank(mel_BFW: Tensor, times_BM2: Tensor, bands_BM2: Tensor) -> Tensor:
     """SpecAugment's masks (Park et al., Interspeech 2019): zero, the z-score's mean, in stretches of time and bands."""
-    hidden_BFW = _inside(times_BM2, mel_BFW.shape[2], mel_BFW.device)[:, None, :]
-    hidden_BFW = hidden_BFW | _inside(bands_BM2, mel_BFW.shape[1], mel_BFW.device)[:, :, None]
+    hidden_BFW = _inside(times_BM2, mel_BFW.shape[2])[:, None, :]
+    hidden_BFW = hidden_BFW | _inside(bands_BM2, mel_BFW.shape[1])[:, :, None]
     return mel_BFW.masked_fill(hidden_BFW, 0.0)
 
 
 def equalize(mel_BFW: Tensor, gains_BF: Tensor) -> Tensor:
     """Another recording's frequency response: a smooth curve added over the bands (after Nam et al., FilterAugment)."""
-    return mel_BFW + gains_BF.to(mel_BFW.device)[:, :, None]
+    return mel_BFW + gains_BF[:, :, None]
 
 
 def _spans(random: np.random.Generator, n: int, masks: int, longest: int, size: int) -> Tensor:
@@ -101,24 +109,23 @@ def _spans(random: np.random.Generator, n: int, masks: int, longest: int, size: 
     return torch.from_numpy(np.stack([start_NM, start_NM + length_NM], axis=2))
 
 
-def _inside(spans_BM2: Tensor, size: int, device: torch.device) -> Tensor:
+def _inside(spans_BM2: Tensor, size: int) -> Tensor:
     """Whether each place of ``size`` is in one of the spans [shape=(B, size)]."""
-    place = torch.arange(size, device=device)
-    spans_BM2 = spans_BM2.to(device)
+    place = torch.arange(size, device=spans_BM2.device)
     return ((place >= spans_BM2[:, :, :1]) & (place < spans_BM2[:, :, 1:])).any(dim=1)
 
 
 def training_batch(
-    mel_BFT: Tensor, config: TrainConfig, draws: Draws, places_B: NDArray[np.int64], mine: slice
+    mel_BFT: Tensor, config: TrainConfig, draws: Draws, places_B: Tensor, mine: slice
 ) -> tuple[Tensor, Tensor]:
-    """One worker's share of a batch, varied.
+    """One worker's share of a batch, varied; places and draws are on the device of the clips.
 
     Parameters
     ----------
     mel_BFT
         The whole batch where clips are mixed, which needs the others'; else the share alone.
     places_B
-        Places of the whole batch's clips in the epoch's order.
+        Places of the whole batch's clips in the epoch's order, one after the other.
     mine
         Which of them are this worker's.
 
@@ -128,14 +135,14 @@ def training_batch(
         Spectrograms as float32, and each clip's share in its own.
     """
     mixing = config.augment.mixup_alpha > 0
-    own = torch.from_numpy(places_B[mine])
+    own_B = places_B[mine]
     window = config.model.window or mel_BFT.shape[2]
-    mel_BFW = crops(mel_BFT, draws.starts_N[torch.from_numpy(places_B) if mixing else own], window).float()
-    shares_B = draws.shares_N[own]
+    mel_BFW = crops(mel_BFT, draws.starts_N[places_B if mixing else own_B], window).float()
+    shares_B = draws.shares_N[own_B]
     if mixing:
-        mel_BFW = mixup(mel_BFW[mine], mel_BFW[draws.partners_N[own] - int(places_B[0])], shares_B)
+        mel_BFW = mixup(mel_BFW[mine], mel_BFW[draws.partners_N[own_B] - places_B[0]], shares_B)
     if config.augment.equalize:
-        mel_BFW = equalize(mel_BFW, draws.gains_NF[own])
+        mel_BFW = equalize(mel_BFW, draws.gains_NF[own_B])
     if config.augment.time_masks or config.augment.band_masks:
-        mel_BFW = blank(mel_BFW, draws.times_NM2[own], draws.bands_NM2[own])
+        mel_BFW = blank(mel_BFW, draws.times_NM2[own_B], draws.bands_NM2[own_B])
     return mel_BFW, shares_B

@@ -219,8 +219,12 @@ class Train(Learning):
     """GPUs; one if there is one by default, 2 or more train through Ray Train."""
     workers: int = 1
     """CPU workers; 2 or more train through Ray Train."""
-    feed: Literal["memory", "stream"] | None = None
-    """Keep the clips in memory or read them from their shards as they are wanted; by default as they fit."""
+    feed: Literal["device", "memory", "stream"] | None = None
+    """Keep the clips on the GPU, in memory, or read them from their shards as they are wanted; else as they fit."""
+    graphs: bool = True
+    """On one GPU: record a training step as a CUDA graph and launch it as one."""
+    deterministic: bool = False
+    """On a GPU: the same figures each time, bit for bit, in more time; on the CPU they are so anyway."""
     run_name: str | None = None
     """Name of the MLflow run."""
 
@@ -234,6 +238,8 @@ class Train(Learning):
             gpus=self.gpus,
             workers=self.workers,
             feed=self.feed,
+            graphs=self.graphs,
+            deterministic=self.deterministic,
             run_name=self.run_name,
             allow_leaks=self.allow_leaks,
         )

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mgc.errors import InputError
-from mgc.features import logmels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -133,6 +132,8 @@ def load(feature_set: FeatureSet, *splits: str, lazily: bool = False) -> Clips:
 
 def _matrices(feature_set: FeatureSet, entry: ShardEntry) -> NDArray[np.float16]:
     """The spectrograms of one shard [shape=(rows, F, T)]."""
+    from mgc.features import logmels  # here: where clips are arrays already, learning needs no pyarrow
+
     try:
         return logmels(feature_set.table(entry, ["logmel"]), feature_set.manifest.spec.shape)
     except (ValueError, TypeError) as error:

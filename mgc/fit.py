@@ -2,37 +2,30 @@
 
 A fit draws everything random from (seed, epoch, rank), so a resumed fit goes on exactly where a killed one stopped
 without any generator's state. When it is done its state becomes a checkpoint.
-
-Shape suffixes: N clips in an epoch, B clips in a batch, F mel bands, W frames of a window, G genres.
 """
 
 from __future__ import annotations
 
-import ctypes
-import math
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from mgc import augment, checkpoint
+from mgc import checkpoint
+from mgc.clips import ShardedMel
 from mgc.config import TrainConfig
+from mgc.device import free_memory, prepare
 from mgc.errors import RunError
-from mgc.feed import Feed, batches, order
+from mgc.feed import Feed, fits_device
 from mgc.fit_state import STATE, Epoch, FitState, signature_of
 from mgc.learning import LearningSet
-from mgc.model import AT_ONCE, GenreCNN, predict_logits
-from mgc.ranks import rank_and_world, share_buffers, summed
-from mgc.synced_norm import SyncedBatchNorm
+from mgc.passes import begin, evaluate, train_epoch
+from mgc.ranks import rank_and_world, share_buffers
+from mgc.step import Graphs, Step
 
 
 @dataclass(frozen=True)
@@ -55,6 +48,9 @@ def fit(
     *,
     on_epoch: Callable[[Epoch], None] = lambda _: None,
     device: torch.device | str = "cpu",
+    resident: bool | None = None,
+    graphs: bool = True,
+    deterministic: bool = False,
 ) -> Fitted:
     """Train a model and write its checkpoint into ``folder``.
 
@@ -67,31 +63,53 @@ def fit(
     on_epoch
         Called on every rank after each epoch; what it raises ends the fit. A resumed fit begins with its former epochs
         (told by their times), because the interruption may have come before they were heard of.
+    resident
+        All clips live on the device; by default where they fit, beside what a step takes.
+    graphs
+        On one GPU: record a step and launch it as one.
+    deterministic
+        On a GPU: the same figures each time, bit for bit, in more time.
 
     Raises
     ------
     RunError
-        The loss is no longer finite.
+        The loss is no longer finite, or the device's memory is too small.
     InputError
         The folder holds the state of another fit.
     """
-    rank, world = rank_and_world()
-    _keep_freed_memory()
-    signature, feed = signature_of(config, data), Feed(data.clips, device)
-    state = _begin(config, data, device)
+    device = torch.device(device)
+    prepare(device, deterministic=deterministic)
+    if resident is None:
+        resident = _fits(config, data, device)
+    with _enough_memory(config, resident=resident and device.type != "cpu"):
+        return _fit(config, data, folder, on_epoch, Feed(data.clips, device, resident=resident), graphs)
+
+
+def _fit(
+    config: TrainConfig,
+    data: LearningSet,
+    folder: Path,
+    on_epoch: Callable[[Epoch], None],
+    feed: Feed,
+    graphs: bool,
+) -> Fitted:
+    """What ``fit`` says, once it is clear where the clips are."""
+    rank, _ = rank_and_world()
+    signature, learner = signature_of(config, data), begin(config, data, feed.device)
+    state = FitState(learner.model, learner.optimizer, learner.averaged)
     state.resume(folder, signature)
     for point in state.history:
         on_epoch(point)
 
-    learner = DistributedDataParallel(state.model) if world > 1 else state.model
+    step = Step(state, feed, config, Graphs(feed.device) if graphs and feed.device.type == "cuda" else None)
     for epoch in range(len(state.history) + 1, config.epochs + 1):
         if config.patience and _stale(state.history) >= config.patience:
             break
         start = time.monotonic()
         torch.manual_seed(int(np.random.SeedSequence([config.seed, epoch, rank]).generate_state(1)[0]))
-        train_loss, train_accuracy, lr = _train_epoch(learner, state, feed, data, config, epoch)
+        train_loss, train_accuracy, lr = train_epoch(step, data, epoch)
         share_buffers(state.judged)
-        val_loss, val_accuracy = _evaluate(state.judged, feed, data.validation)
+        val_loss, val_accuracy = evaluate(state.judged, feed, data.validation)
         seconds = time.monotonic() - start
         point = Epoch(epoch, train_loss, train_accuracy, val_loss, val_accuracy, lr, seconds, time.time())
         state.history.append(point)
@@ -103,7 +121,7 @@ def fit(
 
     kept = _kept(config, state.history)
     state.model.load_state_dict(state.kept)
-    _, train_accuracy = _evaluate(state.model, feed, data.training)
+    _, train_accuracy = evaluate(state.model, feed, data.training)
     if rank == 0:
         figures = {
             "epochs": len(state.history),
@@ -124,18 +142,22 @@ def is_kept(folder: Path) -> bool:
     return (folder / checkpoint.CARD).exists() and not (folder / STATE).exists()
 
 
-def _begin(config: TrainConfig, data: LearningSet, device: torch.device | str) -> FitState:
-    """A model with its first weights, and what moves them."""
-    torch.manual_seed(config.seed)
-    model = GenreCNN(config.model, len(data.genres), data.spec.shape)
-    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    SyncedBatchNorm.convert(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.optim.lr, weight_decay=config.optim.weight_decay)
-    averaged = None
-    if config.optim.ema_epochs:
-        decay = math.exp(-1 / (config.optim.ema_epochs * _steps(config, len(data.training))))
-        averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-    return FitState(model, optimizer, averaged, [], {})
+def _fits(config: TrainConfig, data: LearningSet, device: torch.device) -> bool:
+    """Whether all clips are to live on the device: on the CPU those in memory do, on a GPU what has room there."""
+    if device.type == "cpu":
+        return not isinstance(data.clips.mel_NFT, ShardedMel)
+    return fits_device(data.clips.mel_NFT.shape, config, free_memory(device))
+
+
+@contextmanager
+def _enough_memory(config: TrainConfig, *, resident: bool) -> Iterator[None]:
+    """Say in one line what to do where the device's memory is not enough."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        ways = f"{'--feed memory or ' if resident else ''}a --batch-size below {config.optim.batch_size}"
+        where = " with all clips on it" if resident else ""
+        raise RunError(f"out of memory on the device{where}; try {ways}") from None
 
 
 def _kept(config: TrainConfig, history: list[Epoch]) -> Epoch:
@@ -149,97 +171,3 @@ def _stale(history: list[Epoch]) -> int:
     """Epochs since the validation accuracy was last bettered."""
     accuracies = [point.val_accuracy for point in history]
     return len(history) - 1 - accuracies.index(max(accuracies)) if history else 0
-
-
-def _train_epoch(
-    learner: nn.Module, state: FitState, feed: Feed, data: LearningSet, config: TrainConfig, epoch: int
-) -> tuple[float, float, float]:
-    """One pass over the training clips: (mean loss, accuracy, last learning rate) over all ranks."""
-    rank, world = rank_and_world()
-    mine = slice(rank, None, world)
-    learner.train()
-    rows_N = order(data.clips, data.training, config.seed, epoch)
-    draws = augment.draw(config, data.spec.shape, len(rows_N), epoch)
-    places = batches(np.arange(len(rows_N)), config.optim.batch_size)
-    wanted = slice(None) if config.augment.mixup_alpha else mine
-    sums = torch.zeros(2, dtype=torch.float64, device=feed.device)  # loss, right
-    lr = config.optim.lr
-    for step, (places_B, mel_BFT) in enumerate(zip(places, feed.read(rows_N[b[wanted]] for b in places), strict=True)):
-        lr = _learning_rate(config, (epoch - 1) * len(places) + step, len(places))
-        for group in state.optimizer.param_groups:
-            group["lr"] = lr
-        mel_BFW, shares_B = augment.training_batch(mel_BFT, config, draws, places_B, mine)
-        target_B, partner_B = _labels(feed, rows_N, places_B[mine], draws)
-        with torch.autocast(feed.device.type, torch.bfloat16, enabled=config.optim.precision == "bfloat16"):
-            logits_BG = learner(mel_BFW.unsqueeze(1)).float()
-        loss_B = _cross_entropy(logits_BG, target_B, config)
-        if config.augment.mixup_alpha:
-            loss_B = torch.lerp(_cross_entropy(logits_BG, partner_B, config), loss_B, shares_B.to(feed.device))
-        local = loss_B.sum()
-        state.optimizer.zero_grad(set_to_none=True)
-        # DDP means over ranks; with this factor the sum is the mean over the whole batch, however it is shared
-        (local * (world / len(places_B))).backward()
-        if config.optim.clip_norm:
-            nn.utils.clip_grad_norm_(state.model.parameters(), config.optim.clip_norm)
-        state.optimizer.step()
-        if state.averaged:
-            state.averaged.update_parameters(state.model)
-        sums += torch.stack([local.detach(), (logits_BG.detach().argmax(1) == target_B).sum()])
-    loss, right = (summed(sums) / len(rows_N)).tolist()
-    if not math.isfinite(loss):  # on all ranks alike, so that none waits for another
-        raise RunError(f"loss is {loss} in epoch {epoch}; try a lower --lr than {config.optim.lr:g}")
-    return loss, right, lr
-
-
-def _labels(
-    feed: Feed, rows_N: NDArray[np.int64], own_B: NDArray[np.int64], draws: augment.Draws
-) -> tuple[Tensor, Tensor]:
-    """Labels of a share's clips, and of those that are mixed in."""
-    partners_B = draws.partners_N[torch.from_numpy(own_B)].numpy()
-    own, partners = (torch.from_numpy(rows_N[places]).to(feed.device) for places in (own_B, partners_B))
-    return feed.labels_N[own], feed.labels_N[partners]
-
-
-def _cross_entropy(logits_BG: Tensor, target_B: Tensor, config: TrainConfig) -> Tensor:
-    return functional.cross_entropy(logits_BG, target_B, label_smoothing=config.optim.label_smoothing, reduction="none")
-
-
-def _evaluate(model: nn.Module, feed: Feed, rows_N: NDArray[np.int64]) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy, each clip counted once, by one of the ranks."""
-    rank, world = rank_and_world()
-    sums = torch.zeros(2, dtype=torch.float64)  # loss, right
-    parts = batches(rows_N[rank::world], AT_ONCE)
-    for rows_B, mel_BFT in zip(parts, feed.read(parts), strict=True):
-        labels_B = feed.labels_N[torch.from_numpy(rows_B).to(feed.device)].cpu()
-        logits_BG = predict_logits(model, mel_BFT)
-        loss = functional.cross_entropy(logits_BG, labels_B, reduction="sum").item()
-        sums += torch.tensor([loss, (logits_BG.argmax(1) == labels_B).sum().item()], dtype=torch.float64)
-    loss, right = (summed(sums) / len(rows_N)).tolist()
-    return loss, right
-
-
-def _steps(config: TrainConfig, clips: int) -> int:
-    """Steps of an epoch."""
-    return math.ceil(clips / config.optim.batch_size)
-
-
-def _learning_rate(config: TrainConfig, step: int, steps: int) -> float:
-    """The learning rate of a step, counted over all epochs of ``steps``: up from zero, then as scheduled."""
-    warmup, total = config.optim.warmup_epochs * steps, config.epochs * steps
-    if step < warmup:
-        return config.optim.lr * (step + 1) / (warmup + 1)
-    if config.optim.schedule == "cosine":
-        return config.optim.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
-    return config.optim.lr
-
-
-def _keep_freed_memory() -> None:
-    """Have glibc keep what is freed: a step's activations, hundreds of MB, are else mapped and zeroed anew each time.
-
-    With channels_last this makes a step of 32 clips on two cores 2.6 times as fast (docs/log.md).
-    """
-    m_mmap_max, m_trim_threshold = -4, -1
-    with suppress(OSError, AttributeError):  # another C library
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(m_mmap_max, 0)
-        libc.mallopt(m_trim_threshold, -1)

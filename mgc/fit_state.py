@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
@@ -16,13 +16,12 @@ from safetensors.torch import save, save_file
 
 from mgc.errors import InputError, first_line
 from mgc.files import replacing
+from mgc.step import Learner
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import torch
-    from torch import Tensor, nn
-    from torch.optim.swa_utils import AveragedModel
+    from torch import Tensor
 
     from mgc.config import TrainConfig
     from mgc.learning import LearningSet
@@ -55,21 +54,12 @@ class Epoch:
 
 
 @dataclass
-class FitState:
+class FitState(Learner):
     """How far a fit has come."""
 
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    averaged: AveragedModel | None
-    """The moving average of the weights, where there is one."""
-    history: list[Epoch]
-    kept: dict[str, Tensor]
+    history: list[Epoch] = field(default_factory=list)
+    kept: dict[str, Tensor] = field(default_factory=dict)
     """Weights of the epoch to keep."""
-
-    @property
-    def judged(self) -> nn.Module:
-        """What is validated and kept: the model, or its moving average."""
-        return self.averaged.module if self.averaged else self.model
 
     def keep(self) -> None:
         """Keep the weights as they are now."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,14 +15,16 @@ import torch
 
 from mgc.config import TrainConfig
 from mgc.console import say
+from mgc.device import free_memory
 from mgc.errors import InputError, MgcError, RunError
 from mgc.features import FeatureSet
+from mgc.feed import fits_device
 from mgc.fit import Fitted, fit
 from mgc.fit_state import Epoch
-from mgc.learning import LearningSet
+from mgc.learning import LearningSet, splits_of
 from mgc.ray_session import connect
 
-FeedName: TypeAlias = Literal["memory", "stream"]
+FeedName: TypeAlias = Literal["device", "memory", "stream"]
 SHARE_OF_MEMORY = 0.6
 """Of what is free: the most that clips in memory may take."""
 CGROUPS = (
@@ -39,6 +42,12 @@ class Place:
 
     workers: int
     gpu: bool
+    feed: FeedName | None = None
+    """Where clips live while they are learnt from; None leaves it to the fit, by what is free there."""
+    graphs: bool = True
+    """One GPU records a training step and launches it as one."""
+    deterministic: bool = False
+    """A GPU gives the same figures each time; the CPU does so anyway."""
 
     @classmethod
     def choose(cls, gpus: int | None, workers: int) -> Place:
@@ -76,6 +85,16 @@ class Place:
         """The device of each worker."""
         return "cuda" if self.gpu else "cpu"
 
+    @property
+    def _how(self) -> dict[str, Any]:
+        """What ``fit`` is told of the place."""
+        return {
+            "device": self.device,
+            "resident": self.feed == "device" if self.gpu and self.feed else None,
+            "graphs": self.graphs,
+            "deterministic": self.deterministic,
+        }
+
     def fit(
         self,
         config: TrainConfig,
@@ -94,10 +113,10 @@ class Place:
         Raises
         ------
         RunError
-            The loss is no longer finite, or workers died again and again.
+            The loss is no longer finite, the device's memory is too small, or workers died again and again.
         """
         if self.workers == 1:
-            return fit(config, data, folder, on_epoch=on_epoch, device=self.device)
+            return fit(config, data, folder, on_epoch=on_epoch, **self._how)
         return self._fit_on_ray(config, data, folder, on_epoch, shared)
 
     def _fit_on_ray(
@@ -112,7 +131,7 @@ class Place:
 
         logging.getLogger("ray.train").setLevel(logging.ERROR)
         epochs = Queue(actor_options={"num_cpus": 0})
-        job = {"config": config, "folder": folder, "epochs": epochs, "device": self.device}
+        job = {"config": config, "folder": folder, "epochs": epochs, "how": self._how}
         trainer = TorchTrainer(
             _worker,
             train_loop_config=job | {"data": shared or ray.put(data)},  # one copy a machine, which its workers share
@@ -153,24 +172,45 @@ def _worker(job: dict[str, Any]) -> Fitted | MgcError:
 
     tell = job["epochs"].put if torch.distributed.get_rank() == 0 else lambda _: None
     try:
-        return fit(job["config"], ray.get(job["data"]), job["folder"], on_epoch=tell, device=job["device"])
+        return fit(job["config"], ray.get(job["data"]), job["folder"], on_epoch=tell, **job["how"])
     except MgcError as error:
         return error
 
 
-def lazily(feed: FeedName | None, feature_set: FeatureSet, splits: tuple[str, ...], place: Place) -> bool:
-    """Whether clips stay in their shards: as ``--feed`` says, or where they do not fit into memory; says so.
+def choose_feed(
+    feed: FeedName | None, feature_set: FeatureSet, config: TrainConfig, place: Place
+) -> tuple[FeedName | None, bool]:
+    """Where clips live during a fit, and whether this process leaves them in their shards; says so.
 
-    With several workers there is a copy in Ray's object store besides this process's own.
+    As ``--feed`` says, else as they fit: on the GPU, in memory, in their shards. With several workers there is a copy
+    in Ray's object store besides this process's own, and each looks at its own GPU: the feed is then None.
+
+    Raises
+    ------
+    InputError
+        They are to live on a GPU, and there is none.
     """
-    manifest = feature_set.manifest
-    clips = sum(entry.rows for entry in manifest.shards if entry.split in splits)
-    need = 2 * clips * manifest.spec.shape[0] * manifest.spec.shape[1] * (2 if place.workers > 1 else 1)
+    if feed == "device" and not place.gpu:
+        raise InputError("--feed device: this fit has no GPU; leave it out, or take --feed memory")
+    spec, splits = feature_set.manifest.spec, splits_of(config)
+    shape = (sum(entry.rows for entry in feature_set.manifest.shards if entry.split in splits), *spec.shape)
+    size = 2 * math.prod(shape)
     free = available_memory()
-    stream = feed == "stream" if feed else need > SHARE_OF_MEMORY * free
-    where = "read from their shards" if stream else "in memory"
-    say(f"features: {clips} clips {where} ({need / 1e9:.2f} GB; {free / 1e9:.1f} GB of memory are free)")
-    return stream
+    fits_here = (2 if place.workers > 1 else 1) * size <= SHARE_OF_MEMORY * free
+    told = f"{free / 1e9:.1f} GB of memory are free"
+    if place.gpu and place.workers == 1:
+        there = free_memory(torch.device(place.device))
+        told = f"{there / 1e9:.1f} GB are free on the GPU, {free / 1e9:.1f} GB beside it"
+        feed = feed or ("device" if fits_device(shape, config, there) else None)
+    lazily = feed == "stream" or (feed != "memory" and not fits_here)
+    if place.gpu and place.workers > 1 and feed is None:
+        where = f"{'in their shards' if lazily else 'in memory'}, and on each GPU with room for them"
+    else:
+        feed = feed or ("stream" if lazily else "memory")
+        where = {"device": "on the GPU", "memory": "in memory", "stream": "read from their shards"}[feed]
+    need = size * (2 if place.workers > 1 else 1)
+    say(f"features: {shape[0]} clips {where} ({need / 1e9:.2f} GB; {told})")
+    return feed, lazily
 
 
 def available_memory() -> int:

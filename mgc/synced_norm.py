@@ -52,20 +52,21 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
             return super().forward(values)
         axes = [axis for axis in range(values.ndim) if axis != 1]
         count = torch.full([1], values.numel() / values.shape[1], dtype=torch.float64, device=values.device)
+        exact = values.float()  # under autocast they are bfloat16, which no statistic may be
         if len(values):
-            spread, centre = (each.double() for each in torch.var_mean(values, axes, correction=0))
+            spread, centre = (each.double() for each in torch.var_mean(exact, axes, correction=0))
         else:
-            spread = centre = values.sum(axes).double()
+            spread = centre = exact.sum(axes).double()
         sums = _sum_over_ranks(torch.cat([centre * count, (spread + centre.square()) * count, count]))
         total, squares, counts = sums.split([values.shape[1], values.shape[1], 1])
         mean = total / counts
         variance = squares / counts - mean.square()
         self._remember(mean.detach(), (variance * counts / (counts - 1)).detach())
         shape = [1, -1] + [1] * (values.ndim - 2)
-        scale = (self.weight * torch.rsqrt(variance + self.eps)).to(values.dtype)
-        shift = (self.bias - mean * scale).to(values.dtype)
-        normed: Tensor = values * scale.view(shape) + shift.view(shape)
-        return normed
+        scale = (self.weight * torch.rsqrt(variance + self.eps)).float()
+        shift = (self.bias - mean * scale).float()
+        normed: Tensor = exact * scale.view(shape) + shift.view(shape)
+        return normed.to(values.dtype)
 
     def _remember(self, mean: Tensor, variance: Tensor) -> None:
         """Move the running statistics, as BatchNorm does: towards the unbiased variance."""

@@ -24,9 +24,9 @@ from mgc.errors import InputError
 from mgc.fit import is_kept
 from mgc.fit_run import Watch, describe, keep, open_for_learning
 from mgc.folder import Folder
-from mgc.learning import LEAKY, learning_set, splits_of
+from mgc.learning import LEAKY, learning_set
 from mgc.metrics import wilson
-from mgc.places import FeedName, Place, lazily
+from mgc.places import FeedName, Place, choose_feed
 from mgc.tracking import EXPERIMENT, Run
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ def train(
     gpus: int | None = None,
     workers: int = 1,
     feed: FeedName | None = None,
+    graphs: bool = True,
+    deterministic: bool = False,
     run_name: str | None = None,
     allow_leaks: bool = False,
 ) -> dict[str, Any]:
@@ -63,7 +65,11 @@ def train(
     workers
         2 or more train through Ray Train on CPUs, sharing each batch.
     feed
-        Keep the clips in memory or read them from their shards; by default as they fit.
+        Keep the clips on the GPU, in memory, or in their shards; by default as they fit.
+    graphs
+        On one GPU: record a training step and launch it as one.
+    deterministic
+        On a GPU: the same figures each time, in more time.
     allow_leaks
         Train on a set with artists in more than one split; the run is tagged ``mgc.leaky``.
 
@@ -86,8 +92,9 @@ def train(
         raise InputError(f"--seeds {seeds}: must be at least 1")
     feature_set = open_for_learning(features, allow_leaks=allow_leaks)
     place = Place.choose(gpus, workers)
-    stream = lazily(feed, feature_set, splits_of(config), place)
-    clips = learning_set(feature_set, config, lazily=stream).clips
+    chosen, lazily = choose_feed(feed, feature_set, config, place)
+    place = replace(place, feed=chosen, graphs=graphs, deterministic=deterministic)
+    clips = learning_set(feature_set, config, lazily=lazily).clips
     job = _Job(feature_set, clips, place, store.open_store(feature_set.folder))
     if config.split == "random":
         say(f"train: {LEAKY}")

@@ -49,15 +49,17 @@ def clips_of_an_epoch():
 
 def an_epoch(config, mel_NFT, *, world=1):
     """Each clip of the epoch as it comes out, though ``world`` workers share each batch: spectrograms and shares."""
-    draws = draw(config, (BANDS, FRAMES), N, epoch=1)
+    draws = draw(config, (BANDS, FRAMES), N, epoch=1).to(mel_NFT.device)
     window = config.model.window or FRAMES
     out_NFW, shares_N = torch.full((N, BANDS, window), torch.nan), torch.full((N,), torch.nan)
     for places_B in batches(np.arange(N), config.optim.batch_size):
         for rank in range(world):
             mine = slice(rank, None, world)
             given_BFT = mel_NFT[places_B] if config.augment.mixup_alpha else mel_NFT[places_B[mine]]
-            mel_BFW, shares_B = training_batch(given_BFT, config, draws, places_B, mine)
-            out_NFW[places_B[mine]], shares_N[places_B[mine]] = mel_BFW.cpu(), shares_B
+            mel_BFW, shares_B = training_batch(
+                given_BFT, config, draws, torch.from_numpy(places_B).to(mel_NFT.device), mine
+            )
+            out_NFW[places_B[mine]], shares_N[places_B[mine]] = mel_BFW.cpu(), shares_B.cpu()
     return out_NFW, shares_N
 
 

@@ -1,4 +1,4 @@
-"""Clips in memory and clips in their shards: the same batches and the same model; the latter in less memory."""
+"""Clips on the device, in memory and in their shards: the same batches and the same model; the last in less memory."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ from mgc import checkpoint
 from mgc.clips import load
 from mgc.config import AugmentConfig, ModelConfig, OptimConfig, TrainConfig
 from mgc.errors import InputError
-from mgc.feed import Feed, batches, order
+from mgc.feed import Feed, batches, fits_device, order
 from mgc.fit import fit
 from mgc.learning import learning_set
 from mgc.logmel import LogMelSpec
@@ -53,39 +53,42 @@ def one_thread():
 
 # The same batches
 
+EACH = ((False, True), (False, False), (True, False), (True, True))
+"""Lazily loaded or not, resident or not: on the device, sent from memory, from shards, from shards to the device."""
+
 
 @pytest.mark.parametrize(("rank", "world"), [(0, 1), (0, 3), (2, 3), (8, 9)])  # the last: empty shares too
-def test_memory_and_shards_give_the_same_batches_bit_for_bit(small, groups_of_three, rank, world):
+def test_all_feeds_give_the_same_batches_bit_for_bit(small, groups_of_three, rank, world):
     given = []
-    for lazily in (False, True):
+    for lazily, resident in EACH:
         learning = learning_set(small, CONFIG, lazily=lazily)
-        feed = Feed(learning.clips, "cpu")
+        feed = Feed(learning.clips, "cpu", resident=resident)
+        assert (feed.mel_NFT is not None) == resident
         assert feed.labels_N.tolist() == learning.clips.labels_N.tolist()
         given.append([])
         for epoch in (1, 2, 3):
             rows = order(learning.clips, learning.training, seed=5, epoch=epoch)
             given[-1] += [rows, *feed.read(batch[rank::world] for batch in batches(rows, 8))]
             given[-1] += feed.read(batches(learning.validation[rank::world], 4))  # as a validation reads
-    assert len(given[0]) == len(given[1])
-    for one, other in zip(*given, strict=True):
-        assert one.dtype == other.dtype
-        assert one.shape == other.shape
-        assert bytes(one.tobytes() if isinstance(one, np.ndarray) else one.numpy().tobytes()) == bytes(
-            other.tobytes() if isinstance(other, np.ndarray) else other.numpy().tobytes()
-        )
+    for one, *others in zip(*given, strict=True):
+        for other in others:
+            assert one.dtype == other.dtype
+            assert one.shape == other.shape
+            assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
 
 
-@pytest.mark.parametrize("lazily", [False, True])
-def test_batches_hold_the_rows_asked_for_in_their_order(small, lazily):
+@pytest.mark.parametrize(("lazily", "resident"), EACH)
+def test_batches_hold_the_rows_asked_for_in_their_order(small, monkeypatch, lazily, resident):
+    monkeypatch.setattr("mgc.feed.PIECE", 5)
     clips = load(small, "training", lazily=lazily)
     mel_NFT = load(small, "training").mel_NFT
     wanted = [np.array([3, 3, 40]), np.array([], np.int64), np.array([41, 0]), np.arange(42), np.array([7])]
-    read = list(Feed(clips, "cpu").read(wanted))
+    read = list(Feed(clips, "cpu", resident=resident).read(wanted))
     assert len(read) == len(wanted)
     for rows, mel_BFT in zip(wanted, read, strict=True):
         assert mel_BFT.dtype == torch.float16
         np.testing.assert_array_equal(mel_BFT.numpy(), mel_NFT[rows])
-    assert list(Feed(clips, "cpu").read([])) == []
+    assert list(Feed(clips, "cpu", resident=resident).read([])) == []
 
 
 def test_an_array_that_may_not_be_written_is_read_too_and_labels_are_the_feeds_own(small):
@@ -168,15 +171,17 @@ def test_the_order_of_a_set_of_one_group_is_a_plain_shuffle(small):
 
 @pytest.mark.usefixtures("one_thread", "groups_of_three")
 @pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, augment=AugmentConfig(), folds=2, fold=1)])
-def test_a_fit_from_shards_ends_as_one_from_memory_bit_for_bit(small, tmp_path, config):
+def test_a_fit_ends_the_same_from_any_feed_bit_for_bit(small, tmp_path, config):
     fitted = []
-    for lazily in (False, True):
-        fit(config, learning_set(small, config, lazily=lazily), tmp_path / str(lazily))
-        fitted.append(checkpoint.read(tmp_path / str(lazily)))
-    (memory, card), (stream, other) = fitted
-    assert {**card.figures, "seconds": 0} == {**other.figures, "seconds": 0}
-    weights = memory.state_dict()
-    assert all(torch.equal(weights[name], value) for name, value in stream.state_dict().items())
+    for lazily, resident in EACH:
+        folder = tmp_path / f"{lazily} {resident}"
+        fit(config, learning_set(small, config, lazily=lazily), folder, resident=resident)
+        fitted.append(checkpoint.read(folder))
+    (model, card), *others = fitted
+    weights = model.state_dict()
+    for other, its_card in others:
+        assert {**card.figures, "seconds": 0} == {**its_card.figures, "seconds": 0}
+        assert all(torch.equal(weights[name], value) for name, value in other.state_dict().items())
 
 
 def test_a_shard_that_goes_during_a_fit_ends_it_by_name_and_the_fit_goes_on_when_it_is_back(tmp_path, groups_of_three):
@@ -190,6 +195,21 @@ def test_a_shard_that_goes_during_a_fit_ends_it_by_name_and_the_fit_goes_on_when
     assert len(str(error.value).splitlines()) == 1
     gone.write_bytes(shard)
     assert [point.epoch for point in fit(CONFIG, learning, tmp_path / "fit").history] == [1, 2]
+
+
+# What fits a GPU
+
+
+def test_clips_fit_a_gpu_beside_what_a_step_takes():
+    small_set = (6400, 128, 1288)  # 2.1 GB
+    gigabytes = {size: int(size * 1e9) for size in (4, 8, 16, 80)}
+    baseline, halved = TrainConfig(), TrainConfig(optim=OptimConfig(batch_size=16))
+    crops = TrainConfig(model=ModelConfig(window=128))
+    assert [fits_device(small_set, baseline, free) for free in gigabytes.values()] == [False, False, True, True]
+    assert [fits_device(small_set, halved, free) for free in gigabytes.values()] == [False, True, True, True]
+    assert fits_device(small_set, crops, gigabytes[8])  # a crop's step is a tenth; validation takes whole clips
+    assert not fits_device((106_574, 128, 1288), crops, gigabytes[16])
+    assert fits_device((106_574, 128, 1288), crops, gigabytes[80])
 
 
 # Memory

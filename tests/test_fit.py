@@ -137,6 +137,32 @@ def test_a_loss_that_is_not_finite_ends_the_fit_and_says_where(data, tmp_path):
         fit(SMALL, replace(data, clips=broken), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("resident", "line"),
+    [
+        (True, "out of memory on the device with all clips on it; try --feed memory or a --batch-size below 8"),
+        (False, "out of memory on the device; try a --batch-size below 8"),
+    ],
+)
+def test_too_little_memory_on_a_device_is_one_line_with_the_ways_out(data, tmp_path, monkeypatch, resident, line):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has …\nSee documentation")
+
+    monkeypatch.setattr("mgc.fit.Feed", full)  # the first that asks a device for memory
+    with pytest.raises(RunError) as error:
+        fit(SMALL, data, tmp_path, device="meta", resident=resident)
+    assert str(error.value) == line
+
+
+def test_memory_that_runs_out_in_a_step_is_told_too(data, tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("mgc.step.Step._learn", full)
+    with pytest.raises(RunError, match="try a --batch-size below 8"):
+        fit(SMALL, data, tmp_path)
+
+
 def test_weight_decay_zero_is_adam(data, tmp_path):
     config = TrainConfig(model=ModelConfig(channels=(4,), dropout=0.0), optim=OptimConfig(batch_size=44), epochs=1)
     fit(config, data, tmp_path)

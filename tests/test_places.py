@@ -1,6 +1,7 @@
 """Where a fit runs and where its clips are kept: as the flags say, else as it fits; and nothing impossible."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,7 @@ from mgc import places
 from mgc.errors import InputError
 from mgc.fit import fit
 from mgc.learning import learning_set
-from mgc.places import Place, available_memory, lazily
-from mgc.splits import SPLITS
+from mgc.places import Place, available_memory, choose_feed
 
 CPU = Place(1, gpu=False)
 CLIP = 2 * SPEC.shape[0] * SPEC.shape[1]
@@ -35,35 +35,97 @@ def memory(monkeypatch):
 # Clips in memory or in their shards
 
 
-@pytest.mark.parametrize(("splits", "clips"), [(("training", "validation"), 80), (SPLITS, 93), (("test",), 13)])
+@pytest.mark.parametrize(("config", "clips"), [(PLAIN, 80), (replace(PLAIN, split="random"), 93)])
 @pytest.mark.parametrize("workers", [1, 3])
-def test_clips_that_fit_go_into_memory_and_others_stay_in_their_shards(small, memory, capsys, splits, clips, workers):
+def test_clips_that_fit_go_into_memory_and_others_stay_in_their_shards(small, memory, capsys, config, clips, workers):
     place = Place(workers, gpu=False)
     need = clips * CLIP * (1 if workers == 1 else 2)  # beside this process's own, a copy for the workers
     memory(round(need / places.SHARE_OF_MEMORY) + 10)
-    assert not lazily(None, small, splits, place)
+    assert choose_feed(None, small, config, place) == ("memory", False)
     assert f"features: {clips} clips in memory" in capsys.readouterr().err
     memory(round(need / places.SHARE_OF_MEMORY) - 10)
-    assert lazily(None, small, splits, place)
+    assert choose_feed(None, small, config, place) == ("stream", True)
     assert f"features: {clips} clips read from their shards" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("free", [0, 10**12])
 def test_the_flag_wins_whatever_is_free(small, memory, free):
     memory(free)
-    assert lazily("stream", small, ("training",), CPU) is True
-    assert lazily("memory", small, ("training",), CPU) is False
+    assert choose_feed("stream", small, PLAIN, CPU) == ("stream", True)
+    assert choose_feed("memory", small, PLAIN, CPU) == ("memory", False)
 
 
 def test_what_was_decided_is_one_line_with_its_reason_on_standard_error(small, memory, capsys):
     memory(2_345_000_000)
-    lazily(None, small, ("training",), CPU)
+    choose_feed(None, small, PLAIN, CPU)
     out, err = capsys.readouterr()
     assert out == ""
-    assert err == "features: 60 clips in memory (0.00 GB; 2.3 GB of memory are free)\n"
+    assert err == "features: 80 clips in memory (0.00 GB; 2.3 GB of memory are free)\n"
     memory(0)
-    lazily("memory", small, ("training",), CPU)
-    assert "60 clips in memory (0.00 GB; 0.0 GB of memory are free)" in capsys.readouterr().err
+    choose_feed("memory", small, PLAIN, CPU)
+    assert "80 clips in memory (0.00 GB; 0.0 GB of memory are free)" in capsys.readouterr().err
+
+
+GPU = Place(1, gpu=True)
+ROOMY, SHORT = 10**12, 10**3
+"""Bytes that are free."""
+
+
+@pytest.mark.parametrize(
+    ("asked", "on_gpu", "beside", "chosen", "said"),
+    [
+        (None, ROOMY, ROOMY, ("device", False), "on the GPU"),
+        (None, ROOMY, SHORT, ("device", True), "on the GPU"),  # from the shards to the GPU
+        (None, SHORT, ROOMY, ("memory", False), "in memory"),
+        (None, SHORT, SHORT, ("stream", True), "read from their shards"),
+        ("device", SHORT, ROOMY, ("device", False), "on the GPU"),
+        ("memory", ROOMY, SHORT, ("memory", False), "in memory"),
+        ("stream", ROOMY, ROOMY, ("stream", True), "read from their shards"),
+    ],
+)
+def test_clips_live_on_a_gpu_with_room_for_them_and_a_step(
+    small, memory, monkeypatch, capsys, asked, on_gpu, beside, chosen, said
+):
+    memory(beside)
+    monkeypatch.setattr(places, "free_memory", lambda _: on_gpu)
+    assert choose_feed(asked, small, PLAIN, GPU) == chosen
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"features: 80 clips {said} (0.00 GB; {on_gpu / 1e9:.1f} GB are free on the GPU, ")
+
+
+def test_several_gpus_are_looked_at_by_their_workers(small, memory, monkeypatch, capsys):
+    monkeypatch.setattr(places, "free_memory", None)  # the driver may have no GPU
+    for free, lazily, where in ((ROOMY, False, "in memory"), (SHORT, True, "in their shards")):
+        memory(free)
+        assert choose_feed(None, small, PLAIN, Place(2, gpu=True)) == (None, lazily)
+        assert f"80 clips {where}, and on each GPU with room for them (" in capsys.readouterr().err
+    assert choose_feed("device", small, PLAIN, Place(2, gpu=True)) == ("device", True)
+
+
+def test_clips_cannot_live_on_a_gpu_that_is_not_there(small):
+    with pytest.raises(InputError, match=r"^--feed device: this fit has no GPU; .*--feed memory$"):
+        choose_feed("device", small, PLAIN, CPU)
+
+
+@pytest.mark.parametrize(
+    ("place", "resident"),
+    [
+        (CPU, None),
+        (replace(CPU, feed="memory"), None),
+        (replace(CPU, feed="stream"), None),
+        (GPU, None),
+        (replace(GPU, feed="device"), True),
+        (replace(GPU, feed="memory"), False),
+        (replace(GPU, feed="stream"), False),
+    ],
+)
+def test_a_fit_is_told_where_the_clips_are(monkeypatch, place, resident):
+    told = {}
+    monkeypatch.setattr(places, "fit", lambda *_, **how: told.update(how))
+    replace(place, graphs=False, deterministic=True).fit(PLAIN, None, None, None)
+    del told["on_epoch"]
+    assert told == {"device": place.device, "resident": resident, "graphs": False, "deterministic": True}
+    assert str(replace(place, graphs=False, deterministic=True)) == str(place)  # a part of what a run is known by
 
 
 # What is free

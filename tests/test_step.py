@@ -1,0 +1,356 @@
+"""A step: recorded and replayed it is what it is piece by piece; on a GPU it computes as is said."""
+
+import os
+import warnings
+from dataclasses import replace
+from itertools import product
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from test_clips import make_sharded
+from test_fit_state import EVERYTHING, PLAIN, changed, one_thread  # noqa: F401 (a fixture)
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from mgc import passes
+from mgc.augment import draw
+from mgc.device import free_memory, prepare
+from mgc.errors import RunError
+from mgc.feed import Feed, batches, order
+from mgc.learning import learning_set
+from mgc.passes import begin, evaluate, train_epoch
+from mgc.step import WARM_UP, Graphs, Plan, Step, _average
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """43 clips: batches of 8, 7, 7, 7, 7 and 7."""
+    made = make_sharded(tmp_path_factory.mktemp("step") / "set", training=(20, 23), validation=(11,))
+    return learning_set(made, PLAIN)
+
+
+class Replays:
+    """Stands in for CUDA graphs: what is recorded is done again with the memory it was recorded with, and counted."""
+
+    def __init__(self):
+        self.log = []
+
+    def warm_up(self, body):
+        self.log.append("warm-up")
+        body()
+
+    def record(self, body):
+        self.log.append("record")
+        assert body.args[1] is None or isinstance(body.args[1], torch.Tensor)
+
+        def replay():
+            self.log.append("replay")
+            body()
+
+        return replay
+
+
+def trained(data, config, *, graphs=None, resident=True, epochs=3, fused=False):
+    """Weights, average, moments and figures after some epochs."""
+    learner = begin(config, data, CPU)
+    if fused:  # the optimiser that a GPU has, whose learning rate is a tensor
+        rate = torch.tensor(config.optim.lr)
+        decay = config.optim.weight_decay
+        learner.optimizer = torch.optim.AdamW(learner.model.parameters(), lr=rate, weight_decay=decay, fused=True)
+    step = Step(learner, Feed(data.clips, CPU, resident=resident), config, graphs)
+    figures = []
+    for epoch in range(1, epochs + 1):
+        torch.manual_seed(epoch)
+        figures.append(train_epoch(step, data, epoch))
+        figures.append(evaluate(learner.judged, step.feed, data.validation))
+    tensors = [*learner.model.state_dict().values(), *learner.judged.state_dict().values()]
+    for moments in learner.optimizer.state_dict()["state"].values():
+        tensors += moments.values()
+    return tensors, figures
+
+
+# Recorded
+
+
+@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize(
+    "config", [PLAIN, changed(PLAIN, ema_epochs=0.5), EVERYTHING, changed(EVERYTHING, precision="bfloat16")]
+)
+def test_a_recorded_step_learns_what_the_plain_one_learns_bit_for_bit(data, config, resident):
+    graphs = Replays()
+    expected, figures = trained(data, config)
+    tensors, told = trained(data, config, graphs=graphs, resident=resident)
+    assert told == figures
+    assert len(tensors) == len(expected)
+    assert all(torch.equal(one, other) for one, other in zip(tensors, expected, strict=True))
+    # of the batch of 8 there is one an epoch, of those of 7 five
+    assert graphs.log.count("record") == 1
+    assert graphs.log.count("warm-up") == 3 + WARM_UP
+    assert graphs.log.count("replay") == 3 * 5 - WARM_UP
+
+
+def test_what_is_recorded_reads_nothing_from_the_host_that_changes(data):
+    """The function that is replayed is given a size and memory that stays; order, draws and rates stay too."""
+    seen = []
+
+    class Watching(Replays):
+        def record(self, body):
+            step, (size, mel_BFT) = body.func.__self__, body.args
+
+            def memory():
+                tensors = [mel_BFT, step._rows_N, step._rates_S, step._place, step._count, step._sums]
+                tensors += vars(step._draws).values()
+                return [size, *(each.data_ptr() for each in tensors)]
+
+            seen.append(memory())
+
+            def replay():
+                seen.append(memory())
+                step._rates = None  # the host's
+                body()
+
+            return replay
+
+    trained(data, EVERYTHING, graphs=Watching(), resident=False, fused=True)
+    assert len(seen) > 10
+    assert all(each == seen[0] for each in seen)
+
+
+@pytest.mark.parametrize("config", [changed(PLAIN, warmup_epochs=1.5, schedule="cosine"), EVERYTHING])
+def test_a_learning_rate_in_a_tensor_is_that_of_the_schedule(data, config):
+    """Fused AdamW, whose rate a recorded step takes from the device, against the one that is told it step by step."""
+    expected, figures = trained(data, config)
+    tensors, told = trained(data, config, graphs=Replays(), fused=True)
+    assert [each[-1] for each in told[::2]] == [each[-1] for each in figures[::2]]  # the rates
+    for one, other in zip(tensors, expected, strict=True):
+        assert torch.allclose(one.double(), other.double(), atol=2e-4)
+    constant, _ = trained(data, changed(config, warmup_epochs=0, schedule="constant"), fused=True)
+    pairs = zip(constant, expected, strict=True)
+    assert any(not torch.allclose(one.double(), other.double(), atol=2e-3) for one, other in pairs)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("config", [PLAIN, changed(EVERYTHING, ema_epochs=0)])
+def test_a_step_asks_its_device_nothing(data, monkeypatch, config, precision):
+    """Done with tensors that have no values, which whoever asks for one is refused: so nothing waits for a GPU."""
+    config = changed(config, precision=precision)
+    plan = passes._plan(config, data, 1)
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *_, **__: self)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        learner = begin(config, data, CPU)
+        learner.optimizer = torch.optim.AdamW(learner.model.parameters(), fused=True)
+        learner.optimizer.param_groups[0]["lr"] = torch.tensor(0.0)
+        # the average's count is on the CPU, wherever the weights are
+        module, move = begin(config, data, CPU).model, get_ema_multi_avg_fn(0.7)
+        learner.averaged = SimpleNamespace(module=module, multi_avg_fn=move, n_averaged=0)
+        step = Step(learner, Feed(data.clips, CPU), config)
+        step.begin(plan)
+        for size in (8, 7, 7):
+            step(size)
+        with pytest.raises(DataDependentOutputException):
+            step.sums.tolist()
+
+
+def test_a_resumed_optimiser_takes_its_rate_from_the_step_again(data):
+    learner = begin(PLAIN, data, CPU)
+    learner.optimizer = torch.optim.AdamW(learner.model.parameters(), lr=torch.tensor(1e-3), fused=True)
+    groups = learner.optimizer.state_dict()["param_groups"]
+    learner.optimizer.load_state_dict({"state": {}, "param_groups": groups})  # as resuming does: copies
+    step = Step(learner, Feed(data.clips, CPU), PLAIN)
+    rows = order(data.clips, data.training, 0, 1)
+    step.begin(Plan(1, rows, draw(PLAIN, data.spec.shape, len(rows), 1), [0.5] * 6))
+    step(8)
+    assert learner.optimizer.param_groups[0]["lr"].item() == 0.5
+
+
+def test_an_average_moves_as_torchs_own(data):
+    model = begin(replace(PLAIN, model=EVERYTHING.model), data, CPU).model
+    ours, theirs = (AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.7), use_buffers=True) for _ in range(2))
+    for step in range(5):
+        for each in (*model.parameters(), *model.buffers()):
+            each.data += torch.ones_like(each) * (step + 1)
+        _average(ours, model, begins=step == 0)
+        theirs.update_parameters(model)
+        for one, other in zip(ours.module.state_dict().values(), theirs.module.state_dict().values(), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_the_sums_are_of_the_epoch_and_one_pass_over_it(data):
+    step = Step(begin(PLAIN, data, CPU), Feed(data.clips, CPU), PLAIN)
+    rows = order(data.clips, data.training, 0, 1)
+    losses = []
+    for epoch in (1, 2):
+        step.begin(Plan(epoch, rows, draw(PLAIN, data.spec.shape, len(rows), epoch), [1e-30] * 6))
+        for part in batches(rows, 8):
+            step(len(part))
+        loss, right = step.sums.tolist()
+        assert right == int(right) <= len(rows)
+        losses.append(loss)
+    assert losses[1] == pytest.approx(losses[0])
+
+
+def test_the_next_epoch_is_planned_before_this_one_is_waited_for(data):
+    """And a plan of another epoch is not taken."""
+    step = Step(begin(PLAIN, data, CPU), Feed(data.clips, CPU), PLAIN)
+    ahead = []
+    for epoch in (1, 2, 1, 3):
+        train_epoch(step, data, epoch)
+        ahead.append(step.ahead and step.ahead.epoch)
+    assert ahead == [2, 3, 2, 2]  # the last epoch plans none
+    expected = order(data.clips, data.training, PLAIN.seed, 3)
+    assert torch.equal(step._rows_N, torch.from_numpy(expected))
+
+
+def test_a_plan_stays_as_it_is_when_the_next_one_takes_its_place(data):
+    step = Step(begin(EVERYTHING, data, CPU), Feed(data.clips, CPU), EVERYTHING)
+    plans, again = ([passes._plan(EVERYTHING, data, epoch) for epoch in (1, 2)] for _ in range(2))
+    for plan in plans:
+        step.begin(plan)
+    for one, other in zip(plans, again, strict=True):
+        assert one.rows_N.tolist() == other.rows_N.tolist()
+        assert all(
+            torch.equal(*pair) for pair in zip(vars(one.draws).values(), vars(other.draws).values(), strict=True)
+        )
+
+
+# What it computes with
+
+
+@pytest.mark.parametrize("config", [PLAIN, EVERYTHING])
+def test_bfloat16_is_of_the_layers_between_norms_and_loss_are_float32(data, config):
+    config = changed(config, precision="bfloat16")
+    learner = begin(config, data, CPU)
+    seen = {}
+
+    def note(name):
+        def hook(_, given, out):
+            seen[name] = given[0].dtype, out.dtype
+
+        return hook
+
+    for name, module in learner.model.named_modules():
+        module.register_forward_hook(note(name))
+    losses = []
+    cross_entropy = torch.nn.functional.cross_entropy
+    with pytest.MonkeyPatch.context() as patch:
+        watched = lambda logits, *rest, **named: losses.append(logits.dtype) or cross_entropy(logits, *rest, **named)  # noqa: E731
+        patch.setattr("mgc.step.functional.cross_entropy", watched)
+        train_epoch(Step(learner, Feed(data.clips, CPU), config), data, 1)
+    assert seen["blocks.0"][1] == seen["linear"][1] == torch.bfloat16
+    assert set(losses) == {torch.float32}
+    norms = [each for each in learner.model.modules() if isinstance(each, torch.nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        tensors = [norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.weight.grad]
+        assert {each.dtype for each in tensors} == {torch.float32}
+    assert {each.dtype for each in learner.model.parameters()} == {torch.float32}
+
+
+def test_a_norms_statistics_of_bfloat16_values_are_those_of_float32():
+    values = (torch.randn(4, 3, 20, 20) * 3 + 7).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        norm = torch.nn.BatchNorm2d(3)
+        normed = norm(values)
+    assert torch.allclose(norm.running_mean, 0.1 * values.float().mean((0, 2, 3)), atol=1e-5)
+    exact = torch.nn.BatchNorm2d(3)(values.float())
+    assert (normed.float() - exact).abs().max() < 0.02  # half a step of bfloat16 at 4
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_gpus_float32_is_tf32_in_convolutions_and_exact_where_it_has_to_be(monkeypatch, deterministic):
+    monkeypatch.setitem(os.environ, "CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark
+    try:
+        with warnings.catch_warnings():
+            prepare(torch.device("cuda"), deterministic=deterministic)
+        assert (cudnn.allow_tf32, cudnn.benchmark, matmul.allow_tf32) == (not deterministic, not deterministic, False)
+        assert torch.are_deterministic_algorithms_enabled() == deterministic
+        assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) == deterministic
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark = before
+        torch.use_deterministic_algorithms(False)
+
+
+def test_a_pass_on_the_cpu_leaves_all_that_as_it_is():
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
+    prepare(CPU, deterministic=True)
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark) == before
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_what_an_earlier_fit_has_left_counts_as_free(monkeypatch):
+    for name, size in (("mem_get_info", (30, 100)), ("memory_reserved", 50), ("memory_allocated", 8)):
+        monkeypatch.setattr(torch.cuda, name, lambda _, size=size: size)
+    assert free_memory(torch.device("cuda")) == 72
+
+
+def test_what_cannot_be_recorded_is_one_line_with_the_way_out(monkeypatch):
+    class Refuses:
+        def __init__(self, *_, **__):
+            pass
+
+        def __enter__(self):
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nCompile with …")
+
+        def __exit__(self, *_):
+            pass
+
+    for name in ("graph_pool_handle", "Stream", "CUDAGraph"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "graph", Refuses)
+    with pytest.raises(RunError, match=r"^a step cannot be recorded \(CUDA error: [^\n]*\); try --no-graphs$"):
+        Graphs(CPU).record(lambda: None)
+
+
+# On a GPU
+
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+WAYS = list(product([True, False], [True, False]))
+
+
+@gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("config", [PLAIN, EVERYTHING])
+def test_on_a_gpu_all_ways_learn_the_same_bit_for_bit_in_deterministic_mode(data, config, precision):
+    device, config = torch.device("cuda"), changed(config, precision=precision)
+    prepare(device, deterministic=True)
+    results = []
+    try:
+        for graphed, resident in WAYS:
+            learner = begin(config, data, device)
+            graphs = Graphs(device) if graphed else None
+            step = Step(learner, Feed(data.clips, device, resident=resident), config, graphs)
+            figures = []
+            for epoch in (1, 2, 3):
+                torch.manual_seed(epoch)
+                figures.append(passes.train_epoch(step, data, epoch))
+            results.append((figures, [each.cpu() for each in learner.judged.state_dict().values()]))
+    finally:
+        prepare(device, deterministic=False)
+    (figures, weights), *others = results
+    for other_figures, other_weights in others:
+        assert other_figures == figures
+        assert all(torch.equal(one, other) for one, other in zip(weights, other_weights, strict=True))
+
+
+@gpu
+def test_a_gpu_learns_what_the_cpu_learns(data):
+    config, device = changed(replace(PLAIN, keep="last"), ema_epochs=0.5, clip_norm=0.5), torch.device("cuda")
+    expected, _ = trained(data, config)
+    prepare(device, deterministic=True)
+    try:
+        learner = begin(config, data, device)
+        step = Step(learner, Feed(data.clips, device), config, Graphs(device))
+        for epoch in (1, 2, 3):
+            train_epoch(step, data, epoch)
+    finally:
+        prepare(device, deterministic=False)
+    tensors = [*learner.model.state_dict().values(), *learner.judged.state_dict().values()]
+    for one, other in zip(tensors, expected, strict=False):
+        assert np.allclose(one.cpu().double(), other.double(), atol=1e-3)
