@@ -46,7 +46,7 @@ def config(epochs: int, wait: float) -> TrainConfig:
 
 def make_wait(seconds: float) -> None:
     """Have every epoch of this process take at least so long."""
-    learn = fit._train_epoch
+    learn = fit.train_epoch
 
     def slowly(*arguments: object) -> tuple[float, float, float]:
         begin = time.monotonic()
@@ -54,7 +54,7 @@ def make_wait(seconds: float) -> None:
         time.sleep(max(0.0, seconds - (time.monotonic() - begin)))
         return result
 
-    fit._train_epoch = slowly
+    fit.train_epoch = slowly
 
 
 def in_a_row(scratch: str, trainings: int, epochs: int, wait: float = 0) -> dict[str, float]:

@@ -221,8 +221,8 @@ class Train(Learning):
     """CPU workers; 2 or more train through Ray Train."""
     feed: Literal["device", "memory", "stream"] | None = None
     """Keep the clips on the GPU, in memory, or read them from their shards as they are wanted; else as they fit."""
-    graphs: bool = True
-    """On one GPU: record a training step as a CUDA graph and launch it as one."""
+    graphs: bool = False
+    """On one GPU: record a training step as a CUDA graph and launch it as one; not yet seen on a GPU."""
     deterministic: bool = False
     """On a GPU: the same figures each time, bit for bit, in more time; on the CPU they are so anyway."""
     run_name: str | None = None

@@ -49,7 +49,7 @@ def fit(
     on_epoch: Callable[[Epoch], None] = lambda _: None,
     device: torch.device | str = "cpu",
     resident: bool | None = None,
-    graphs: bool = True,
+    graphs: bool = False,
     deterministic: bool = False,
 ) -> Fitted:
     """Train a model and write its checkpoint into ``folder``.

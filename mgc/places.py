@@ -44,7 +44,7 @@ class Place:
     gpu: bool
     feed: FeedName | None = None
     """Where clips live while they are learnt from; None leaves it to the fit, by what is free there."""
-    graphs: bool = True
+    graphs: bool = False
     """One GPU records a training step and launches it as one."""
     deterministic: bool = False
     """A GPU gives the same figures each time; the CPU does so anyway."""

@@ -93,7 +93,7 @@ class Graphs:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            raise RunError(f"a step cannot be recorded ({first_line(error)}); try --no-graphs") from error
+            raise RunError(f"a step cannot be recorded ({first_line(error)}); leave out --graphs") from error
         return graph.replay
 
 

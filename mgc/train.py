@@ -45,7 +45,7 @@ def train(
     gpus: int | None = None,
     workers: int = 1,
     feed: FeedName | None = None,
-    graphs: bool = True,
+    graphs: bool = False,
     deterministic: bool = False,
     run_name: str | None = None,
     allow_leaks: bool = False,

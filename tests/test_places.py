@@ -122,10 +122,10 @@ def test_clips_cannot_live_on_a_gpu_that_is_not_there(small):
 def test_a_fit_is_told_where_the_clips_are(monkeypatch, place, resident):
     told = {}
     monkeypatch.setattr(places, "fit", lambda *_, **how: told.update(how))
-    replace(place, graphs=False, deterministic=True).fit(PLAIN, None, None, None)
+    replace(place, graphs=True, deterministic=True).fit(PLAIN, None, None, None)
     del told["on_epoch"]
-    assert told == {"device": place.device, "resident": resident, "graphs": False, "deterministic": True}
-    assert str(replace(place, graphs=False, deterministic=True)) == str(place)  # a part of what a run is known by
+    assert told == {"device": place.device, "resident": resident, "graphs": True, "deterministic": True}
+    assert str(replace(place, graphs=True, deterministic=True)) == str(place)  # a part of what a run is known by
 
 
 # What is free

@@ -303,7 +303,7 @@ def test_what_cannot_be_recorded_is_one_line_with_the_way_out(monkeypatch):
     for name in ("graph_pool_handle", "Stream", "CUDAGraph"):
         monkeypatch.setattr(torch.cuda, name, lambda *_: None)
     monkeypatch.setattr(torch.cuda, "graph", Refuses)
-    with pytest.raises(RunError, match=r"^a step cannot be recorded \(CUDA error: [^\n]*\); try --no-graphs$"):
+    with pytest.raises(RunError, match=r"^a step cannot be recorded \(CUDA error: [^\n]*\); leave out --graphs$"):
         Graphs(CPU).record(lambda: None)
 
 
