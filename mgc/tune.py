@@ -25,6 +25,7 @@ from mgc.errors import InputError, RunError
 from mgc.files import write_text
 from mgc.fit_run import describe, open_for_learning
 from mgc.learning import LearningSet, learning_set
+from mgc.places import Place, choose_feed
 from mgc.space import DEFAULT, DEFAULT_PBT, Space, field_of
 from mgc.sweep import SEARCHED, Course, Sweep, Task, Trial
 from mgc.tracking import Run
@@ -324,7 +325,8 @@ class _Sweeping:
 
     def _learning(self) -> LearningSet:
         if self.data is None:
-            self.data = learning_set(self.feature_set, self.base)
+            _, lazily = choose_feed(None, self.feature_set, self.base, Place(2, gpu=False))  # here, and Ray's copy
+            self.data = learning_set(self.feature_set, self.base, lazily=lazily)
         return self.data
 
 
