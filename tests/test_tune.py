@@ -183,16 +183,22 @@ def test_a_finished_sweep_resumed_says_the_same_and_runs_nothing(swept, parent, 
 
 
 def kill_a_trial(folder: Path) -> None:
-    """SIGKILL the process of a trial that is in its epochs."""
+    """SIGKILL the process of a trial of ours that is in its epochs."""
     while not list(folder.glob("trials/*/state.safetensors")):
         time.sleep(0.05)
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if (process / "cmdline").read_bytes().startswith(b"ray::ImplicitFunc"):
+            if (process / "cmdline").read_bytes().startswith(b"ray::ImplicitFunc") and is_ours(process):
                 return os.kill(int(process.name), signal.SIGKILL)
         except OSError:
             continue
     return None
+
+
+def is_ours(process: Path) -> bool:
+    """Whether a process descends from this one."""
+    parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+    return parent == os.getpid() or (parent > 1 and is_ours(process.with_name(str(parent))))
 
 
 def test_trials_that_raise_or_are_killed_are_recorded_and_the_sweep_goes_on(features, ray_session, tmp_path):
