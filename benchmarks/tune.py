@@ -10,8 +10,8 @@ and imports counted.
   every run in MLflow. A training has ten epochs of a tiny network, each of which waits until a tenth of the seconds is
   over: trials of known length, so that what is measured is the sweep and not how two trainings share a machine's caches
   and memory. With `--busy` it is `baseline` on 64 clips, for as many epochs as take the seconds.
-- **memory**: four trials at a time on a set of `--clips`. A trial's private memory is what four of them take four
-  times; the features, in Ray's object store, count once. Peaks, sampled twice a second.
+- **memory**: four trials of one epoch at a time on a set of `--clips`. A trial's private memory counts four times; the
+  features, in Ray's object store, count once. Peaks, sampled twice a second.
 """
 
 import argparse
@@ -149,7 +149,7 @@ def main() -> None:
     if flags.clips:
         with tempfile.TemporaryDirectory() as scratch:
             write_clips(scratch, flags.clips, npy=False)
-            used = measured(scratch, "sweep", 4, 4, 1)
+            used = measured(scratch, "sweep", 4, 4, 1, 0.0 if flags.busy else 0.1)
             features = (flags.clips + flags.clips // 8) * 128 * 1288 * 2 / 1e6
             each, together = used["private_mb"], used["pss_mb"]
             print(f"features {features:.0f} MB; {used['processes']:.0f} trials at once: {each:.0f} MB each of its own,")
