@@ -51,7 +51,9 @@ def test_every_command_and_flag_is_the_contracts():
         "verify": {"features"},
         "inspect": {"features", "out"},
         "train": {
-            "features", "preset", "config_file", "allow_leaks", "seeds", "gpus", "workers", "feed", "run_name", "graphs", "deterministic"},
+            "features", "preset", "config_file", "allow_leaks", "seeds", "gpus", "workers", "feed", "run_name",
+            "graphs", "deterministic",
+        },
         "tune": {"features", "preset", "config_file", "allow_leaks", "sweep", "space", "name", "resume"},
         "evaluate": {"run_id", "features", "split"},
         "compare": {"run_a", "run_b", "split"},
