@@ -179,7 +179,7 @@ def trial(number: int, accuracy: float | None, outcome: str = "kept", epochs: in
 
 def view(trials: list[Trial], *, tree: dict | None = None, search: str = "tpe", **others) -> SweepView:
     """A sweep as it is read, of these trials, the best first."""
-    record = tracking.Record("a $sweep_{", "FINISHED", 0.0, {tracking.STEP_TAG: "tune"}, {}, {})
+    record = tracking.Record("a $sweep_{", "FINISHED", 0.0, {tracking.STEP_TAG: "tune"}, {}, False, {})
     best = next((each for each in trials if each.kept), None)
     rest = {"again": (), "winner": None, "bought": (), "missing": ()} | others
     space = Space.of(tree or SPACE, BASE)
