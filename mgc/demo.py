@@ -53,7 +53,7 @@ def demo(out: Path) -> dict[str, Any]:
             runs[name] = train.train(features, config, run_name=f"demo {name}")
     with stage("5/7 sweep the regularisation with Ray Tune"):
         base = replace(config, epochs=TRIAL_EPOCHS)
-        results["tune"] = tune.tune(features, base, SweepConfig(trials=TRIALS, top=2, seeds=2, without=()))
+        results["tune"] = tune.tune(features, base, SweepConfig(trials=TRIALS, top=1, seeds=2, without=()))
     with stage("6/7 evaluate on the test split"):
         for name, run in runs.items():
             runs[name] = run | {"test": evaluate.evaluate(run["run_id"], features)}
