@@ -24,6 +24,7 @@ from mgc.predictions import Predictions
 from mgc.sweep import RUN_ID, SWEEP
 from mgc.tracking import OUTCOME_TAG, REASON_TAG, STAGE_TAG, STEP_TAG
 
+pytestmark = pytest.mark.timeout(600)  # a sweep on a machine that does other things too
 BASE = TrainConfig(model=ModelConfig(channels=(4, 8)), optim=OptimConfig(batch_size=8), epochs=4)
 JUST_SEARCH = SweepConfig(top=0)
 SPACE = """
