@@ -64,7 +64,7 @@ def evolve(sweep: Sweep, space: Space, data: LearningSet, train: Callable[[list[
     train
         Trains tasks, under a title, and returns when all are paused or kept, or have failed.
     """
-    epochs = int(sweep.base["epochs"])
+    epochs = sweep.epochs
     ends = sorted({max(1, round(epochs * part / GENERATIONS)) for part in range(1, GENERATIONS + 1)})
     generation, tasks = _read(sweep) or (0, _begin(sweep, space))
     _write(sweep, generation, tasks)
@@ -90,7 +90,7 @@ def course(sweep: Sweep, name: str) -> Course:
 
 
 def _begin(sweep: Sweep, space: Space) -> list[Task]:
-    seed = int(sweep.base["seed"])
+    seed = sweep.seed
     drawing = Drawing(space, "random", seed)
     numbers = range(1, sweep.config.trials + 1)
     return [Task(trial_name(number), [(1, drawing.draw(number))], seed, sweep.parent_run_id) for number in numbers]
@@ -104,7 +104,7 @@ def _exploit(
     sweep: Sweep, space: Space, data: LearningSet, tasks: list[Task], until: int, generation: int
 ) -> list[Task]:
     """Let the worst take up the best; the states lie beside their own until the next generation is written down."""
-    chance = random.Random(f"{sweep.base['seed']} {generation}")
+    chance = random.Random(f"{sweep.seed} {generation}")
     lasts = {task.name: history(sweep.trial(task.name).folder)[-1] for task in tasks}
     scores = {name: point.val_accuracy for name, point in lasts.items()}
     ranked = sorted(tasks, key=lambda task: scores[task.name])

@@ -3,7 +3,7 @@
 sweeps/NAME/sweep.json           what was asked for
 sweeps/NAME/searched.json        the trials of the search, once it is over
 sweeps/NAME/population.json      of population based training: who trains what, generation by generation
-sweeps/NAME/trials/TRIAL/        one model: its fit's state or checkpoint, its MLflow run, how it ended
+sweeps/NAME/trials/TRIAL/        one model: its task, its fit's state or checkpoint, its MLflow run, how it ended
 """
 
 from __future__ import annotations
@@ -91,6 +91,16 @@ class Sweep:
         (self.folder / TRIALS).mkdir(parents=True)
         facts = {name: value for name, value in asdict(self).items() if name != "folder"}
         write_text(json.dumps(facts, indent=1) + "\n", self.folder / SWEEP)
+
+    @property
+    def epochs(self) -> int:
+        """The most that a trial gets."""
+        return int(self.base["epochs"])
+
+    @property
+    def seed(self) -> int:
+        """Of the search."""
+        return int(self.base["seed"])
 
     @property
     def parent(self) -> Run:

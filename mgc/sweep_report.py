@@ -51,10 +51,14 @@ def make(run: Run, out: Path | None = None) -> dict[str, Any]:
     InputError
         The run is no sweep, does not say what it searched, or ``out`` cannot be written.
     """
-    view = read(run)
-    kept = page.keep(run, page.render(TEMPLATE, _facts(view)), out)
+    return publish(read(run), out)
+
+
+def publish(view: SweepView, out: Path | None = None) -> dict[str, Any]:
+    """As ``make``, of a sweep that is read already."""
+    kept = page.keep(view.run, page.render(TEMPLATE, _facts(view)), out)
     if _reached(view):
-        run.figure(pictures.overview(view), PICTURE)
+        view.run.figure(pictures.overview(view), PICTURE)
     return kept
 
 

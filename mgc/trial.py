@@ -47,7 +47,7 @@ def run_trial(
     """
     trial = sweep.trial(sample["trial"])
     task = trial.task
-    last = task.until or int(sweep.base["epochs"])
+    last = task.until or sweep.epochs
     best = 0.0
 
     def tell(point: Epoch) -> None:

@@ -90,7 +90,11 @@ def tune(
         sweep = _begun(folder, feature_set, config, sweep_config or SweepConfig(), space)
     say(f"tune: sweep {sweep.folder.name} (interrupted, it goes on with --resume {sweep.folder.name})")
     with sweep.parent.closing():
-        return _Sweeping(sweep, feature_set).go()
+        result = _Sweeping(sweep, feature_set).go()
+    view = sweep_view.read(sweep.parent)  # now, because its page says whether it is finished
+    result["bought"] = [asdict(each) for each in view.bought]
+    result["said"] = [sweep_report.sentence(each) for each in view.bought]
+    return result | {"report": sweep_report.publish(view)["report"]}
 
 
 def summary(result: dict[str, Any]) -> str:
@@ -195,13 +199,7 @@ class _Sweeping:
         file = self.sweep.folder / BEST_CONFIG
         write_text(json.dumps(config, indent=1) + "\n", file)
         self.parent.file(file)
-        bought = sweep_view.read(self.parent).bought
-        result |= {
-            "bought": [asdict(each) for each in bought],
-            "said": [sweep_report.sentence(each) for each in bought],
-        }
         about = {"parent_run_id": self.parent.id, "name": self.sweep.folder.name, "winner_run_id": winner}
-        about["report"] = sweep_report.make(self.parent)["report"]
         return about | result | {"best_config": config, "config_file": str(file)}
 
     def _search(self) -> list[Trial]:

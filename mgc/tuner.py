@@ -10,7 +10,7 @@ import shutil
 import time
 from contextlib import suppress
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import optuna
 import ray
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 SNAPSHOT_SECONDS = "3600"
 """How often Tune writes down what it knows, of which nothing is read."""
+Reached: TypeAlias = dict[str, dict[int, float]]
+"""Of trials that ended in an earlier process, by name: the best validation accuracy so far, by epoch."""
 PART = 4
 """ASHA looks at a trial first after this part of its epochs, and lets the best of so many go on."""
 
@@ -58,7 +60,6 @@ class Tuner:
         # a trial with workers leaves the CPUs to them; Tune wants it to take something
         own = {"memory": 2.0**20} if sweep.config.workers_per_trial > 1 else self.resources
         self.trainable = ray_tune.with_resources(trainable, own)
-        self.epochs = int(sweep.base["epochs"])
         os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # whose banner ignores verbose=0
         os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", SNAPSHOT_SECONDS)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -76,13 +77,17 @@ class Tuner:
         left = config.trials - sum(trial.outcome is not None for trial in known)
         budget = _Budget(config.time_budget)
         asha = ASHAScheduler(
-            time_attr="epoch", max_t=self.epochs, grace_period=max(1, self.epochs // PART), reduction_factor=PART
+            time_attr="epoch",
+            max_t=self.sweep.epochs,
+            grace_period=max(1, self.sweep.epochs // PART),
+            reduction_factor=PART,
         )
+        reached = {trial.name: _accuracies(trial) for trial in known if trial.outcome}
         if config.asha:
-            _remember(asha, known)
+            _remember(asha, reached)
         if left:
-            proposer = _Proposer(self.sweep, space, known)
-            watch = _Watch(self.sweep, "search", config.trials, known)
+            proposer = _Proposer(self.sweep, space, known, reached)
+            watch = _Watch(self.sweep, "search", config.trials, reached)
             self._fit(
                 watch,
                 {"search_alg": proposer, "num_samples": left, "scheduler": asha if config.asha else None},
@@ -113,7 +118,7 @@ class Tuner:
                 trial.assign(task)
                 waiting.append(task.name)
         if waiting:
-            watch = _Watch(self.sweep, title, len(waiting), [])
+            watch = _Watch(self.sweep, title, len(waiting), {})
             self._fit(watch, {}, {}, {"trial": ray_tune.grid_search(waiting)})
 
     def _fit(
@@ -144,9 +149,7 @@ class Tuner:
         trials = tuner.fit()._experiment_analysis.trials
         for each in trials:
             trial = self.sweep.trial(each.config["trial"])
-            if trial.outcome == "kept":
-                trial.end("kept")
-            elif each.status == "ERROR":
+            if each.status == "ERROR" and trial.outcome != "kept":
                 trial.end("failed", _reason(each))
         shutil.rmtree(self.folder, ignore_errors=True)
         if not all(each.is_finished() for each in trials):  # Tune takes Ctrl-C for itself
@@ -160,17 +163,17 @@ class _Proposer(Searcher):  # type: ignore[misc]
     can spoil. Here the history is that of the trials' folders.
     """
 
-    def __init__(self, sweep: Sweep, space: Space, known: list[Trial]) -> None:
+    def __init__(self, sweep: Sweep, space: Space, known: list[Trial], reached: Reached) -> None:
         super().__init__(metric=METRIC, mode="max")
         self.sweep = sweep
-        self.drawing = Drawing(space, sweep.config.search, int(sweep.base["seed"]))
+        self.drawing = Drawing(space, sweep.config.search, sweep.seed)
         self.number = len(known)
-        self.waiting = [trial for trial in known if trial.outcome is None]
+        self.waiting = [trial for trial in known if trial.name not in reached]
         self.drawn: dict[str, int] = {}
         for number, trial in enumerate(known, 1):
             self.drawing.again(number, trial.task.course[0][1])
-            if trial.outcome:
-                self.drawing.learn(number, max(_accuracies(trial).values(), default=None))
+            if trial.name in reached:
+                self.drawing.learn(number, max(reached[trial.name].values(), default=None))
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
         if self.waiting:
@@ -180,7 +183,7 @@ class _Proposer(Searcher):  # type: ignore[misc]
             trial = self.sweep.trial(trial_name(self.number))
             differences = self.drawing.draw(self.number)
             parent = self.sweep.parent_run_id
-            trial.assign(Task(trial.name, [(1, differences)], int(self.sweep.base["seed"]), parent))
+            trial.assign(Task(trial.name, [(1, differences)], self.sweep.seed, parent))
         self.drawn[trial_id] = int(trial.name.rpartition(" ")[2])
         return {"trial": trial.name}
 
@@ -201,12 +204,11 @@ def _accuracies(trial: Trial) -> dict[int, float]:
     return {int(point["epoch"]): value for point, value in zip(points, best, strict=True)}
 
 
-def _remember(asha: ASHAScheduler, known: list[Trial]) -> None:
+def _remember(asha: ASHAScheduler, reached: Reached) -> None:
     """Tell ASHA what trials that have ended came to, which it compares others with."""
-    for trial in known:
-        if trial.outcome:
-            for epoch, accuracy in _accuracies(trial).items():
-                asha._brackets[0].on_result(SimpleNamespace(trial_id=trial.name), epoch, accuracy)
+    for name, accuracies in reached.items():
+        for epoch, accuracy in accuracies.items():
+            asha._brackets[0].on_result(SimpleNamespace(trial_id=name), epoch, accuracy)
 
 
 def share(sweep: Sweep, cpus: int, gpus: float) -> tuple[int, dict[str, float]]:
@@ -270,18 +272,18 @@ class _Budget(ray_tune.Stopper):  # type: ignore[misc]
 class _Watch(ray_tune.Callback):  # type: ignore[misc]
     """Shows how trials go, and says of those that ASHA stops that they are pruned."""
 
-    def __init__(self, sweep: Sweep, title: str, total: int, known: list[Trial]) -> None:
-        self.sweep, self.title, self.total, self.known = sweep, title, total, known
+    def __init__(self, sweep: Sweep, title: str, total: int, reached: Reached) -> None:
+        self.sweep, self.title, self.total, self.reached = sweep, title, total, reached
         self.board: Scoreboard | None = None
 
     def setup(self, **_: Any) -> None:
-        self.board = Scoreboard(self.title, self.total, int(self.sweep.base["epochs"]))
+        self.board = Scoreboard(self.title, self.total, self.sweep.epochs)
         self.board.start()
-        for trial in self.known:
+        for name, accuracies in self.reached.items():
+            trial, epoch = self.sweep.trial(name), max(accuracies, default=0)
             if outcome := trial.outcome:
-                accuracies = _accuracies(trial)
-                epoch, best = max(accuracies, default=0), max(accuracies.values(), default=None)
-                self.board.resume(trial.name, trial.task.course[-1][1], outcome, epoch, best, None)
+                best = max(accuracies.values(), default=None)
+                self.board.resume(name, trial.task.course[-1][1], outcome, epoch, best, None)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         mine = self._mine(trial)

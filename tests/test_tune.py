@@ -76,6 +76,12 @@ def test_a_sweep_answers_with_the_contracts_keys(swept):
     json.dumps(swept)
 
 
+def test_its_page_shows_a_finished_sweep(swept):
+    page = Path(urllib.request.url2pathname(swept["report"].removeprefix("file://"))).read_text()
+    assert "trained again" in page
+    assert "not finished" not in page
+
+
 def test_each_trial_is_one_closed_child_run_whose_parameters_are_what_was_drawn(swept, parent):
     children = children_of(parent)
     assert sorted(child.info.run_name for child in children) == sorted(f"trial {n}" for n in range(1, 7))
