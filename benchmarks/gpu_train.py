@@ -40,15 +40,15 @@ from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mgc.clips import Clips
 from mgc.config import PRESETS, ModelConfig, TrainConfig
-from mgc.device import prepare
-from mgc.errors import RunError
-from mgc.feed import Feed
-from mgc.learning import LearningSet
-from mgc.model import GenreCNN
-from mgc.passes import begin, evaluate, train_epoch
-from mgc.step import Graphs, Step
+from mgc.core.errors import RunError
+from mgc.dataset.batches import Feed
+from mgc.dataset.clips import Clips
+from mgc.dataset.protocols import LearningSet
+from mgc.model.cnn import GenreCNN
+from mgc.model.device import prepare
+from mgc.training.epoch import begin, evaluate, train_epoch
+from mgc.training.step import Graphs, Step
 
 GENRES, SHAPE = 8, (128, 1288)
 REGULARIZED = PRESETS["regularized"]

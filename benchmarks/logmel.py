@@ -17,8 +17,8 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
 import librosa  # noqa: E402
 import numpy as np  # noqa: E402
 
-from mgc import audio  # noqa: E402
-from mgc.logmel import LogMelSpec, log_mel  # noqa: E402
+from mgc.audio import decode as audio  # noqa: E402
+from mgc.audio.logmel import LogMelSpec, log_mel  # noqa: E402
 
 SPEC = LogMelSpec()
 ROUNDS = 7

@@ -25,10 +25,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
-from mgc import preprocess, ray_session, shards
-from mgc.features import read_manifest
-from mgc.folder import Folder
-from mgc.plan import Plan, Recipe, ShardPlan
+from mgc.core import ray_session
+from mgc.core.storage import Folder
+from mgc.features import preprocess, shards
+from mgc.features.feature_set import read_manifest
+from mgc.features.plan import Plan, Recipe, ShardPlan
 
 PARTS = ("imports", "tracks, plan, MLflow", "ray.init", "ray.data to the first task", "work", "end")
 

@@ -22,7 +22,8 @@ import time
 from pathlib import Path
 from statistics import median
 
-from mgc import preprocess, ray_session
+from mgc.core import ray_session
+from mgc.features import preprocess
 
 KINDS = ("Rss", "Pss", "Uss")
 
@@ -119,7 +120,7 @@ def driver(clips: int, folder: str) -> None:
     Path(folder, "tracks.csv").write_text("path,genre,split,artist,title,duration\n" + "".join(rows))
 
     def constant_task(block: object, *, job: object) -> object:  # pickled by value; in the worker nothing is replaced
-        from mgc import preprocess, shards
+        from mgc.features import preprocess, shards
 
         blank = {"source_sha1": "0" * 40, "seconds": 30.0, "promised_seconds": 30.0, "damaged": False, "padded": False}
         blank |= {"mean_db": 0.0, "std_db": 1.0, "logmel": b""}

@@ -32,13 +32,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from mgc import device, fit, shards
 from mgc.config import PRESETS, AugmentConfig, ModelConfig, TrainConfig
-from mgc.features import FORMAT, MANIFEST, SCHEMA, SHARDS, FeatureSet, Manifest, parquet_bytes
-from mgc.folder import Folder
-from mgc.learning import learning_set
-from mgc.model import Dropout, GenreCNN
-from mgc.plan import Recipe
+from mgc.core.storage import Folder
+from mgc.dataset.protocols import learning_set
+from mgc.features import shards
+from mgc.features.feature_set import FORMAT, MANIFEST, SCHEMA, SHARDS, FeatureSet, Manifest, parquet_bytes
+from mgc.features.plan import Recipe
+from mgc.model import device
+from mgc.model.cnn import Dropout, GenreCNN
+from mgc.training import loop as fit
 
 THREADS, BATCH, STEPS, GENRES = 2, 32, 3, 8
 OURS = ("freed memory kept", "channels_last", "ReLU after pooling", "mgc.model.Dropout")

@@ -29,8 +29,10 @@ import ray
 from preprocess_memory import memory, workers
 from train import write_clips
 
-from mgc import fit, train, tune
 from mgc.config import PRESETS, SweepConfig, TrainConfig
+from mgc.sweep import tune
+from mgc.training import loop as fit
+from mgc.training import train
 
 SPACE = "optim.lr: {log_uniform: [0.0009, 0.0011]}\n"
 TARGET = 1.15

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from mgc import augment, clips
 from mgc.config import AugmentConfig, ModelConfig, OptimConfig, TrainConfig
-from mgc.features import FeatureSet
+from mgc.dataset import augment, clips
+from mgc.features.feature_set import FeatureSet
 
 WINDOW, SEED = 256, 5
 BASE = TrainConfig(model=ModelConfig(window=WINDOW), optim=OptimConfig(batch_size=2), seed=SEED)

@@ -19,10 +19,10 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
 from mgc.config import PRESETS, SweepConfig, TrainConfig, read_config
-from mgc.console import say
-from mgc.errors import InputError, MgcError, RunError
-from mgc.folder import Folder
-from mgc.ray_session import disconnect
+from mgc.core.errors import InputError, MgcError, RunError
+from mgc.core.progress import say
+from mgc.core.ray_session import disconnect
+from mgc.core.storage import Folder
 
 Preset: TypeAlias = Literal["baseline", "regularized", "short_chunk"]
 DEFAULT_PRESET: Preset = "regularized"
@@ -61,7 +61,7 @@ class Toy(Output):
     seed: int = 0
 
     def run(self) -> dict[str, Any]:
-        from mgc import toy
+        from mgc.collection import toy
 
         return asdict(toy.make(self.out, clips_per_genre=self.clips_per_genre, seed=self.seed))
 
@@ -78,7 +78,7 @@ class Download(Output):
     """Where the archives are."""
 
     def run(self) -> dict[str, Any]:
-        from mgc import download
+        from mgc.collection import download
 
         return download.download(self.name, self.root, base_url=self.base_url)
 
@@ -93,17 +93,17 @@ class Audit(Output):
     """Of an FMA folder: small, medium or large."""
 
     def run(self) -> dict[str, Any]:
-        from mgc import audit
+        from mgc.collection import audit
 
         return audit.audit(self.root, subset=self.subset)
 
     def show(self, result: dict[str, Any]) -> str:
-        from mgc import audit
+        from mgc.collection import audit
 
         return audit.summary(result)
 
     def problem(self, result: dict[str, Any]) -> MgcError | None:
-        from mgc.splits import leak_message
+        from mgc.collection.splits import leak_message
 
         return None if result["ok"] else InputError(leak_message(result["artist_leaks"]))
 
@@ -136,7 +136,7 @@ class Preprocess(Output):
     """Replace a set of another recipe or other clips; shards that stay as they are are kept."""
 
     def run(self) -> dict[str, Any]:
-        from mgc import preprocess
+        from mgc.features import preprocess
 
         return preprocess.preprocess(
             self.root,
@@ -161,12 +161,12 @@ class Verify(Output):
     """A finished feature set."""
 
     def run(self) -> dict[str, Any]:
-        from mgc import verify
+        from mgc.features import verify
 
         return verify.verify(self.features)
 
     def show(self, result: dict[str, Any]) -> str:
-        from mgc import verify
+        from mgc.features import verify
 
         return verify.summary(result)
 
@@ -184,12 +184,12 @@ class Inspect(Output):
     """The picture."""
 
     def run(self) -> dict[str, Any]:
-        from mgc import overview
+        from mgc.features import inspect as overview
 
         return overview.overview(self.features, out=self.out)
 
     def show(self, result: dict[str, Any]) -> str:
-        from mgc import overview
+        from mgc.features import inspect as overview
 
         return overview.summary(result)
 
@@ -229,7 +229,7 @@ class Train(Learning):
     """Name of the MLflow run."""
 
     def run(self) -> dict[str, Any]:
-        from mgc import train
+        from mgc.training import train
 
         return train.train(
             self.features,
@@ -245,7 +245,7 @@ class Train(Learning):
         )
 
     def show(self, result: dict[str, Any]) -> str:
-        from mgc import train
+        from mgc.training import train
 
         return train.summary(result)
 
@@ -256,14 +256,14 @@ class Tune(Learning):
 
     sweep: Annotated[OmitArgPrefixes[SweepConfig], arg(name="")] = field(default_factory=SweepConfig)
     space: Path | None = None
-    """YAML file of the dimensions to search; without it the regularisers of mgc/space.yaml."""
+    """YAML file of the dimensions to search; without it the regularisers of mgc/sweep/spaces/regularizers.yaml."""
     name: str | None = None
     """Name of the sweep; the time by default."""
     resume: str | None = None
     """Go on with the interrupted sweep of this name, by its own settings."""
 
     def run(self) -> dict[str, Any]:
-        from mgc import tune
+        from mgc.sweep import tune
 
         return tune.tune(
             self.features,
@@ -276,7 +276,7 @@ class Tune(Learning):
         )
 
     def show(self, result: dict[str, Any]) -> str:
-        from mgc import tune
+        from mgc.sweep import tune
 
         return tune.summary(result)
 
@@ -292,12 +292,12 @@ class Evaluate(Output):
     split: Literal["training", "validation", "test"] = "test"
 
     def run(self) -> dict[str, Any]:
-        from mgc import evaluate
+        from mgc.evaluation import evaluate
 
         return evaluate.evaluate(self.run_id, self.features, split=self.split)
 
     def show(self, result: dict[str, Any]) -> str:
-        from mgc import evaluate
+        from mgc.evaluation import evaluate
 
         return evaluate.summary(result)
 
@@ -313,12 +313,12 @@ class Compare(Output):
     split: Literal["training", "validation", "test"] = "test"
 
     def run(self) -> dict[str, Any]:
-        from mgc import compare
+        from mgc.evaluation import compare
 
         return compare.compare(self.run_a, self.run_b, split=self.split)
 
     def show(self, result: dict[str, Any]) -> str:
-        from mgc import compare
+        from mgc.evaluation import compare
 
         return compare.summary(result)
 
@@ -331,12 +331,12 @@ class Crown(Output):
     """MLflow run, evaluated on the test split before; of a parent run its models together, as one."""
 
     def run(self) -> dict[str, Any]:
-        from mgc import champion
+        from mgc.evaluation import promote as champion
 
         return champion.crown(self.run_id)
 
     def show(self, result: dict[str, Any]) -> str:
-        from mgc import champion
+        from mgc.evaluation import promote as champion
 
         return champion.summary(result)
 
@@ -351,7 +351,7 @@ class Report(Output):
     """The page; it is kept with the run too."""
 
     def run(self) -> dict[str, Any]:
-        from mgc import report
+        from mgc.evaluation import run_page as report
 
         return report.report(self.run_id, out=self.out)
 
@@ -370,12 +370,12 @@ class Baseline(Output):
     """Processes; all CPUs by default."""
 
     def run(self) -> dict[str, Any]:
-        from mgc import floor
+        from mgc.evaluation import baseline as floor
 
         return floor.floor(self.root, self.features, split=self.split, workers=self.workers)
 
     def show(self, result: dict[str, Any]) -> str:
-        from mgc import floor
+        from mgc.evaluation import baseline as floor
 
         return floor.summary(result)
 
@@ -390,7 +390,7 @@ class Predict(Output):
     """Audio files."""
 
     def run(self) -> dict[str, Any]:
-        from mgc import predict
+        from mgc.evaluation import predict
 
         if not self.clips:
             raise InputError("CLIP: name at least one audio file")
@@ -407,7 +407,7 @@ class Ui(Output):
     port: int = 5000
 
     def run(self) -> dict[str, Any]:
-        from mgc import store
+        from mgc.tracking import store
 
         uri = store.existing_store(Folder.at(Path.cwd()))
         if self.json:  # now, because the server takes this process's place

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from mgc.errors import InputError
+from mgc.core.errors import InputError
 
 Node = TypeVar("Node", bound="ModelConfig | AugmentConfig | OptimConfig | TrainConfig")
 

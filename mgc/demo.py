@@ -15,11 +15,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mgc import audit, evaluate, predict, preprocess, toy, train, tune
+from mgc.collection import audit, toy
+from mgc.collection.tracks import read
 from mgc.config import PRESETS, SweepConfig
-from mgc.console import stage
-from mgc.errors import InputError
-from mgc.tracks import read
+from mgc.core.errors import InputError
+from mgc.core.progress import stage
+from mgc.evaluation import evaluate, predict
+from mgc.features import preprocess
+from mgc.sweep import tune
+from mgc.training import train
 
 MARK = ".mgc-demo"
 EPOCHS = {"baseline": 8, "regularized": 12}

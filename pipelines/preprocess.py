@@ -14,7 +14,7 @@ import sys
 from typing import Any
 
 from mgc.cli import Audit, Preprocess, main
-from mgc.console import say
+from mgc.core.progress import say
 
 
 def audit_and_preprocess(command: Preprocess) -> dict[str, Any]:

@@ -16,12 +16,13 @@ import sys
 from typing import Any
 
 from mgc.cli import Tune, main
-from mgc.console import say
+from mgc.core.progress import say
 
 
 def tune_and_crown(command: Tune) -> dict[str, Any]:
     """Search, score the winner on the test split, and make it champion if it is shown to be better."""
-    from mgc import champion, evaluate
+    from mgc.evaluation import evaluate
+    from mgc.evaluation import promote as champion
 
     found = command.run()
     winner = found["winner_run_id"]

@@ -2,23 +2,14 @@
 
 import os
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pytest
+from helpers.feature_sets import make_features
 
-from mgc import shards
-from mgc.features import FORMAT, MANIFEST, SCHEMA, SHARDS, FeatureSet, Manifest, parquet_bytes
-from mgc.folder import Folder
-from mgc.logmel import LogMelSpec
-from mgc.plan import Recipe
+from mgc.features.feature_set import FeatureSet
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
-GENRES = ("Blues", "Folk", "Jazz", "Rock")
-SPEC = LogMelSpec(seconds=0.75)
-"""33 frames of 128 bands: enough for four poolings, and a fit takes a second."""
 
 
 RAY_FILES = pytest.StashKey[set[Path]]()
@@ -97,50 +88,3 @@ def fma_clip() -> Path:
 def features(tmp_path_factory) -> FeatureSet:
     """A finished feature set of four genres: noise with stripes; 44/12/13 clips (13 is prime)."""
     return make_features(tmp_path_factory.mktemp("features") / "set")
-
-
-def make_features(path: Path, *, leaks: tuple[dict, ...] = (), seed: int = 0) -> FeatureSet:
-    """Write a small feature set by the product's own writers."""
-    generator = np.random.default_rng(seed)
-    folder = Folder.at(path)
-    folder.make(SHARDS)
-    entries, counts, track_id = [], {}, 0
-    for split, clips in (("training", 44), ("validation", 12), ("test", 13)):
-        rows = []
-        for index in range(clips):
-            label = index % len(GENRES)
-            mel = generator.normal(size=SPEC.shape) + _texture(label, generator.uniform(0, 2 * np.pi))
-            rows.append(
-                {
-                    "track_id": track_id,
-                    "split": split,
-                    "genre": GENRES[label],
-                    "label": label,
-                    "artist_id": str(track_id),
-                    "path": f"{track_id:06d}.mp3",
-                    "source_sha1": f"{track_id:040x}",
-                    "seconds": SPEC.seconds,
-                    "promised_seconds": SPEC.seconds,
-                    "damaged": False,
-                    "padded": False,
-                    "mean_db": -30.0,
-                    "std_db": 10.0,
-                    "logmel": mel.astype("<f2").tobytes(),
-                }
-            )
-            track_id += 1
-        file = f"{SHARDS}/{split}-00000-of-00001.parquet"
-        metadata = {shards.FINGERPRINT_KEY: b"f" * 64, shards.QUARANTINE_KEY: b"[]"}
-        folder.write(file, parquet_bytes(pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(metadata))))
-        record = shards.read_record(folder, file)
-        entries.append(record.entry)
-        counts[split] = record.genres
-    manifest = Manifest(FORMAT, "f" * 64, asdict(Recipe(spec=SPEC)), GENRES, counts, {}, leaks, tuple(entries))
-    (path / MANIFEST).write_text(manifest.to_json())
-    return FeatureSet(folder, manifest)
-
-
-def _texture(label: int, phase: float) -> np.ndarray:
-    """What a genre looks like: nothing, stripes in frequency, in time, or across."""
-    band, frame = np.indices(SPEC.shape)
-    return (0, 1.5 * np.sin(band + phase), 1.5 * np.sin(frame + phase), 1.5 * np.sin(band + frame + phase))[label]

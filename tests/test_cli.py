@@ -318,7 +318,7 @@ def test_real_music_through_the_whole_path(capsys, mini, ray_session, tmp_path, 
 
 def test_the_ui_shows_the_stores_runs(features, ray_session, tmp_path):
     """`mgc ui` is MLflow's own server: its REST API knows a run that `mgc train` made."""
-    from mgc.train import train
+    from mgc.training.train import train
 
     run = train(features.folder.path, TrainConfig(epochs=1, model=ModelConfig(channels=(4,))))
     with socket.socket() as probe:

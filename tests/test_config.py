@@ -3,7 +3,7 @@ import json
 import pytest
 
 from mgc.config import PRESETS, ModelConfig, OptimConfig, SweepConfig, TrainConfig, overlay, read_config
-from mgc.errors import InputError
+from mgc.core.errors import InputError
 
 
 def test_a_configuration_survives_its_json():

@@ -14,8 +14,8 @@ import numpy as np
 import soundfile
 import soxr
 
-from mgc import mpeg
-from mgc.errors import ClipError, Reason, StoreError
+from mgc.audio import mpeg_duration as mpeg
+from mgc.core.errors import ClipError, Reason, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from mgc.folder import Folder
+    from mgc.core.storage import Folder
 
 DECODER = f"soundfile {soundfile.__version__} ({soundfile.__libsndfile_version__}), soxr {soxr.__version__}"
 """What turns bytes into samples; part of a feature set's fingerprint, because another version may differ."""

@@ -9,15 +9,15 @@ import hashlib
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
-from mgc.splits import SPLITS, artist_leaks, leak_message
-from mgc.tracks import read
+from mgc.collection.splits import SPLITS, artist_leaks, leak_message
+from mgc.collection.tracks import read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
     from pathlib import Path
 
-    from mgc.folder import Folder
-    from mgc.tracks import Tracks
+    from mgc.collection.tracks import Tracks
+    from mgc.core.storage import Folder
 
 _MIDDLE_BYTES = 64 << 10
 _SHOWN = 5
@@ -29,7 +29,7 @@ def audit(root: str | Path, *, subset: str = "small") -> dict[str, Any]:
     Parameters
     ----------
     root
-        As ``mgc.tracks.read`` takes it.
+        As ``mgc.collection.tracks.read`` takes it.
     subset
         Which of FMA's subsets.
 
@@ -38,7 +38,7 @@ def audit(root: str | Path, *, subset: str = "small") -> dict[str, Any]:
     dict
         Fit for JSON: ``clips`` (rows of the tracks table), ``by_split`` ``{split: clips}``, ``by_genre``
         ``{genre: clips}``, ``by_genre_and_split`` ``{genre: {split: clips}}``, ``missing`` (paths), ``artist_leaks``
-        (see `mgc.tracks.artist_leaks`), ``duplicate_clips`` (``{"paths", "splits"}`` for each set of files that
+        (see `artist_leaks`), ``duplicate_clips`` (``{"paths", "splits"}`` for each set of files that
         are the same to the byte, ``splits`` being those they are in), ``left_out`` ``{reason: count}``, and ``ok``:
         no artist is in two splits.
 

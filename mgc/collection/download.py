@@ -27,8 +27,8 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 from zipfile import BadZipFile, ZipFile, ZipInfo
 
-from mgc.console import Progress, say
-from mgc.errors import InputError, RunError
+from mgc.core.errors import InputError, RunError
+from mgc.core.progress import Progress, say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

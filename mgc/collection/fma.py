@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
-from mgc.errors import InputError, first_line
-from mgc.splits import SPLITS
+from mgc.collection.splits import SPLITS
+from mgc.core.errors import InputError, first_line
 
 if TYPE_CHECKING:
-    from mgc.folder import Folder
+    from mgc.core.storage import Folder
 
 SUBSETS = ("small", "medium", "large")
 """From the smallest to the largest; each includes those before it."""

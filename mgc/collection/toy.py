@@ -22,10 +22,10 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from mgc.console import Progress
-from mgc.errors import InputError, Reason, RunError
-from mgc.splits import SPLITS
-from mgc.toy_sound import GENRES, SAMPLE_RATE, Genre, Signal, synthesise
+from mgc.collection.splits import SPLITS
+from mgc.collection.toy_synthesis import GENRES, SAMPLE_RATE, Genre, Signal, synthesise
+from mgc.core.errors import InputError, Reason, RunError
+from mgc.core.progress import Progress
 
 CLIP_SECONDS = 30.0
 SHORT_SECONDS = 1.5

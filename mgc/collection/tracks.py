@@ -27,10 +27,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mgc import fma
-from mgc.errors import InputError
-from mgc.folder import Folder
-from mgc.splits import SPLITS, draw_splits, same_name
+from mgc.collection import fma
+from mgc.collection.splits import SPLITS, draw_splits, same_name
+from mgc.core.errors import InputError
+from mgc.core.storage import Folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

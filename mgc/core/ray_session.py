@@ -12,8 +12,8 @@ import logging
 import os
 from pathlib import Path
 
-from mgc.errors import InputError
-from mgc.folder import URI, Folder
+from mgc.core.errors import InputError
+from mgc.core.storage import URI, Folder
 
 _connected_here = False
 

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
-from mgc.errors import InputError, StoreError, first_line
-from mgc.files import replacing
+from mgc.core.atomic_files import replacing
+from mgc.core.errors import InputError, StoreError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

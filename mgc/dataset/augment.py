@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from mgc.feed import batches
+from mgc.dataset.batches import batches
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mgc.clips import GROUP, Clips, ShardedMel
 from mgc.config import TrainConfig
+from mgc.dataset.clips import GROUP, Clips, ShardedMel
 
 AHEAD = 2
 """Batches that are read and sent before they are wanted."""

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mgc.errors import InputError
+from mgc.core.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from mgc.features import FeatureSet, ShardEntry
+    from mgc.features.feature_set import FeatureSet, ShardEntry
 
 GROUP = 16
 """Shards that are open at a time: an epoch takes its clips from so many before it goes on to others."""
@@ -132,7 +132,7 @@ def load(feature_set: FeatureSet, *splits: str, lazily: bool = False) -> Clips:
 
 def _matrices(feature_set: FeatureSet, entry: ShardEntry) -> NDArray[np.float16]:
     """The spectrograms of one shard [shape=(rows, F, T)]."""
-    from mgc.features import logmels  # here: where clips are arrays already, learning needs no pyarrow
+    from mgc.features.feature_set import logmels  # here: where clips are arrays already, learning needs no pyarrow
 
     try:
         return logmels(feature_set.table(entry, ["logmel"]), feature_set.manifest.spec.shape)

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mgc import clips as clips_of
-from mgc.errors import InputError
-from mgc.splits import SPLITS, draw_splits, leak_message
+from mgc.collection.splits import SPLITS, draw_splits, leak_message
+from mgc.core.errors import InputError
+from mgc.dataset import clips as clips_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from mgc.clips import Clips
+    from mgc.audio.logmel import LogMelSpec
     from mgc.config import TrainConfig
-    from mgc.features import FeatureSet, Manifest
-    from mgc.logmel import LogMelSpec
+    from mgc.dataset.clips import Clips
+    from mgc.features.feature_set import FeatureSet, Manifest
 
 SEED = 0
 """Of folds and random splits: the same for every run, so that runs can be compared."""

@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from mgc import audio
-from mgc import clips as clips_of
-from mgc.console import Progress
-from mgc.errors import ClipError, InputError
-from mgc.features import FeatureSet
-from mgc.folder import Folder
-from mgc.learning import LEAKY, dealt, leak
-from mgc.splits import SPLITS
-from mgc.tracks import read
+from mgc.audio import decode as audio
+from mgc.collection.splits import SPLITS
+from mgc.collection.tracks import read
+from mgc.core.errors import ClipError, InputError
+from mgc.core.progress import Progress
+from mgc.core.storage import Folder
+from mgc.dataset import clips as clips_of
+from mgc.dataset.protocols import LEAKY, dealt, leak
+from mgc.features.feature_set import FeatureSet
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +58,7 @@ def floor(
     Parameters
     ----------
     root
-        The collection that the feature set was made from, as ``mgc.tracks.read`` takes it.
+        The collection that the feature set was made from, as ``mgc.collection.tracks.read`` takes it.
     features
         A finished feature set.
     split
@@ -83,9 +83,11 @@ def floor(
     from sklearn.preprocessing import StandardScaler
     from sklearn.svm import SVC
 
+    from mgc.evaluation.predictions import Predictions, Source, looking
+    from mgc.tracking import runs as tracking
+
     # here, because the processes that compute the statistics import this module
-    from mgc import store, tracking
-    from mgc.predictions import Predictions, Source, looking
+    from mgc.tracking import store
 
     start = time.monotonic()
     if workers is not None and workers < 1:

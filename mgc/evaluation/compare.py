@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from mgc.errors import InputError
-from mgc.folder import Folder
-from mgc.metrics import Paired, paired, wilson
-from mgc.predictions import Predictions
-from mgc.store import existing_store
-from mgc.tracking import FEATURES_TAG, Run
+from mgc.core.errors import InputError
+from mgc.core.storage import Folder
+from mgc.evaluation.metrics import Paired, paired, wilson
+from mgc.evaluation.predictions import Predictions
+from mgc.tracking.runs import FEATURES_TAG, Run
+from mgc.tracking.store import existing_store
 
 LEVEL = 0.05
 """Below this probability a difference is more than chance."""

@@ -9,21 +9,22 @@ from dataclasses import asdict, replace
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
-from mgc import pictures, report
-from mgc.console import say
-from mgc.errors import InputError
-from mgc.features import FeatureSet
-from mgc.learning import held_out
-from mgc.predictions import Predictions, Source, ensemble, judge, looking, on_validation, read_models
-from mgc.store import existing_store
-from mgc.tracking import LEAKY_TAG, Run
+from mgc.core.errors import InputError
+from mgc.core.progress import say
+from mgc.dataset.protocols import held_out
+from mgc.evaluation import figures as pictures
+from mgc.evaluation import run_page as report
+from mgc.evaluation.predictions import Predictions, Source, ensemble, judge, looking, on_validation, read_models
+from mgc.features.feature_set import FeatureSet
+from mgc.tracking.runs import LEAKY_TAG, Run
+from mgc.tracking.store import existing_store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from mgc.metrics import Scores
-    from mgc.predictions import Trained
+    from mgc.evaluation.metrics import Scores
+    from mgc.evaluation.predictions import Trained
 
 
 def evaluate(run_id: str, features: str | Path, *, split: str = "test") -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from mgc.metrics import BINS, wilson
+from mgc.evaluation.metrics import BINS, wilson
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-    from mgc.clips import Clips
-    from mgc.logmel import LogMelSpec
-    from mgc.metrics import Scores
+    from mgc.audio.logmel import LogMelSpec
+    from mgc.dataset.clips import Clips
+    from mgc.evaluation.metrics import Scores
 
     History: TypeAlias = Sequence[Mapping[str, float]]
 

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from mgc import audio, checkpoint
-from mgc.checkpoint import Card
-from mgc.errors import ClipError, InputError, Reason
-from mgc.folder import Folder
-from mgc.logmel import log_mel, standardize
-from mgc.model import predict_logits, together
+from mgc.audio import decode as audio
+from mgc.audio.logmel import log_mel, standardize
+from mgc.core.errors import ClipError, InputError, Reason
+from mgc.core.storage import Folder
+from mgc.model import checkpoint
+from mgc.model.checkpoint import Card
+from mgc.model.cnn import predict_logits, together
 
 MIN_REST = 0.5
 """A last window with less audio than this share of a full one is left out, unless it is the only one."""
@@ -54,10 +55,10 @@ def load_model(model: str) -> tuple[nn.Module, Card]:
     """Load a network, or several as one, and the card: ``model`` as ``predict`` takes it."""
     if Path(model).is_dir():
         return checkpoint.read(Path(model))
-    from mgc import registry  # a folder needs no MLflow
-    from mgc.predictions import read_each, read_models
-    from mgc.store import existing_store
-    from mgc.tracking import Run
+    from mgc.evaluation.predictions import read_each, read_models
+    from mgc.tracking import registry  # a folder needs no MLflow
+    from mgc.tracking.runs import Run
+    from mgc.tracking.store import existing_store
 
     uri = existing_store(Folder.at(Path.cwd()))
     if model == registry.CHAMPION:

@@ -21,24 +21,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mgc import checkpoint
-from mgc.console import say
-from mgc.errors import InputError
-from mgc.learning import leak, learning_set
-from mgc.metrics import Scores, score
-from mgc.model import predict_probabilities
-from mgc.store import search
-from mgc.tracking import EVALUATIONS_EXPERIMENT, FINGERPRINT_TAG, STEP_TAG, Run
+from mgc.core.errors import InputError
+from mgc.core.progress import say
+from mgc.dataset.protocols import leak, learning_set
+from mgc.evaluation.metrics import Scores, score
+from mgc.model import checkpoint
+from mgc.model.cnn import predict_probabilities
+from mgc.tracking.runs import EVALUATIONS_EXPERIMENT, FINGERPRINT_TAG, STEP_TAG, Run
+from mgc.tracking.store import search
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from mgc.checkpoint import Card
-    from mgc.clips import Clips
-    from mgc.features import FeatureSet
-    from mgc.model import GenreCNN
+    from mgc.dataset.clips import Clips
+    from mgc.features.feature_set import FeatureSet
+    from mgc.model.checkpoint import Card
+    from mgc.model.cnn import GenreCNN
 
 PROTOCOL_TAG = "mgc.protocol"
 EVALUATED_TAG = "mgc.evaluated_run"

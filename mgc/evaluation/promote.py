@@ -9,20 +9,20 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mgc import registry
-from mgc.compare import LEVEL, between, evaluated
-from mgc.errors import InputError
-from mgc.folder import Folder
-from mgc.model import together
-from mgc.predictions import read_models
-from mgc.registry import CHAMPION, MODELS_TAG, REGISTERED
-from mgc.store import existing_store
-from mgc.tracking import FEATURES_TAG, FINGERPRINT_TAG, LEAKY_TAG, PARENT_TAG, Run
+from mgc.core.errors import InputError
+from mgc.core.storage import Folder
+from mgc.evaluation.compare import LEVEL, between, evaluated
+from mgc.evaluation.predictions import read_models
+from mgc.model.cnn import together
+from mgc.tracking import registry
+from mgc.tracking.registry import CHAMPION, MODELS_TAG, REGISTERED
+from mgc.tracking.runs import FEATURES_TAG, FINGERPRINT_TAG, LEAKY_TAG, PARENT_TAG, Run
+from mgc.tracking.store import existing_store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mgc.predictions import Predictions, Trained
+    from mgc.evaluation.predictions import Predictions, Trained
 
 
 def crown(run_id: str, features: str | Path | None = None, *, name: str = REGISTERED) -> dict[str, Any]:

@@ -12,21 +12,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mgc import clips as clips_of
-from mgc import page, pictures, sweep_report
 from mgc.config import PRESETS, member_name
-from mgc.errors import MgcError
-from mgc.features import FeatureSet
-from mgc.folder import Folder
-from mgc.predictions import Predictions, on_validation, read_models
-from mgc.store import existing_store
-from mgc.tracking import FEATURES_TAG, STEP_TAG, Run, flatten
+from mgc.core.errors import MgcError
+from mgc.core.storage import Folder
+from mgc.dataset import clips as clips_of
+from mgc.evaluation import figures as pictures
+from mgc.evaluation.predictions import Predictions, on_validation, read_models
+from mgc.features.feature_set import FeatureSet
+from mgc.pages import html as page
+from mgc.sweep import sweep_page as sweep_report
+from mgc.tracking.runs import FEATURES_TAG, STEP_TAG, Run, flatten
+from mgc.tracking.store import existing_store
 
 if TYPE_CHECKING:
-    from mgc.predictions import Trained
-    from mgc.tracking import Record
+    from mgc.evaluation.predictions import Trained
+    from mgc.tracking.runs import Record
 
-TEMPLATE = "report.html.j2"
+TEMPLATE = "run.html.j2"
 MISTAKES = 6
 """Most confident mistakes that are shown."""
 CURVES = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")

@@ -6,8 +6,8 @@
     quarantine.parquet   the clips that gave no feature, each with its reason
     README.md            the card: what is inside, and the lines that read it elsewhere
 
-This module owns the contract and its reading; ``mgc.plan`` owns the plan, ``mgc.shards`` writes the shards and
-``mgc.preprocess`` drives them.
+This module owns the contract and its reading; ``plan`` owns the plan, ``shards`` writes the shards and ``preprocess``
+drives them.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mgc.errors import InputError, StoreError, first_line
-from mgc.folder import Folder
-from mgc.logmel import LogMelSpec
+from mgc.audio.logmel import LogMelSpec
+from mgc.core.errors import InputError, StoreError, first_line
+from mgc.core.storage import Folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -91,7 +91,7 @@ class Manifest:
     fingerprint: str
     """Hash of recipe, decoder, plan and source files; a set with another one is another set."""
     recipe: dict[str, Any]
-    """What the fingerprint covers but for the clips: the fields of ``mgc.plan.Recipe``."""
+    """What the fingerprint covers but for the clips: the fields of ``mgc.features.plan.Recipe``."""
     genres: tuple[str, ...]
     """Label i is ``genres[i]``."""
     clips: dict[str, dict[str, int]]
@@ -99,7 +99,7 @@ class Manifest:
     quarantined: dict[str, int]
     """Clips without a feature, by reason."""
     artist_leaks: tuple[dict[str, Any], ...]
-    """Artists in more than one split, as ``mgc.tracks.artist_leaks`` lists them."""
+    """Artists in more than one split, as ``mgc.collection.tracks.artist_leaks`` lists them."""
     shards: tuple[ShardEntry, ...]
 
     @property

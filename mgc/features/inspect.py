@@ -16,11 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mgc.errors import InputError
-from mgc.features import QUARANTINE, FeatureSet, logmels
-from mgc.files import replacing
-from mgc.logmel import mel_filters
-from mgc.splits import SPLITS, leak_message
+from mgc.audio.logmel import mel_filters
+from mgc.collection.splits import SPLITS, leak_message
+from mgc.core.atomic_files import replacing
+from mgc.core.errors import InputError
+from mgc.features.feature_set import QUARANTINE, FeatureSet, logmels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from mgc.folder import Folder
-    from mgc.logmel import LogMelSpec
+    from mgc.audio.logmel import LogMelSpec
+    from mgc.core.storage import Folder
 
 SHEET = Path("contact_sheet.png")
 COLUMNS, ROWS = 6, 16

@@ -20,16 +20,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mgc import audio
-from mgc.console import say
-from mgc.errors import InputError, StoreError, first_line
-from mgc.features import FORMAT, MANIFEST, PLAN, SHARDS, parquet_bytes, read_manifest
-from mgc.logmel import LogMelSpec
-from mgc.splits import SPLITS
-from mgc.tracks import SCHEMA as TRACKS
+from mgc.audio import decode as audio
+from mgc.audio.logmel import LogMelSpec
+from mgc.collection.splits import SPLITS
+from mgc.collection.tracks import SCHEMA as TRACKS
+from mgc.core.errors import InputError, StoreError, first_line
+from mgc.core.progress import say
+from mgc.features.feature_set import FORMAT, MANIFEST, PLAN, SHARDS, parquet_bytes, read_manifest
 
 if TYPE_CHECKING:
-    from mgc.folder import Folder
+    from mgc.core.storage import Folder
 
 SCHEMA = pa.schema([*TRACKS, pa.field("bytes", pa.int64()), pa.field("shard", pa.string())])
 """A row of the plan: a clip of the tracks table, its file's size (-1 where there is none) and its shard; in order."""

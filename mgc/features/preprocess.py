@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -23,16 +22,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pacsv
 
-from mgc import shards
-from mgc.console import Progress, say
-from mgc.errors import InputError, RunError
-from mgc.features import FORMAT, MANIFEST, QUARANTINE, SHARDS, Manifest, card, parquet_bytes, read_manifest
-from mgc.folder import Folder
-from mgc.plan import Plan, Recipe, ShardPlan, settle, with_sizes
-from mgc.ray_session import connect, output_folder
-from mgc.shards import ShardRecord
-from mgc.splits import artist_leaks, leak_message
-from mgc.tracks import Tracks, read
+from mgc.collection.splits import artist_leaks, leak_message
+from mgc.collection.tracks import Tracks, read
+from mgc.core.errors import InputError, RunError
+from mgc.core.progress import Progress, say
+from mgc.core.ray_session import connect, output_folder
+from mgc.core.storage import Folder
+from mgc.features import shards
+from mgc.features.feature_set import FORMAT, MANIFEST, QUARANTINE, SHARDS, Manifest, card, parquet_bytes, read_manifest
+from mgc.features.plan import Plan, Recipe, ShardPlan, settle, with_sizes
+from mgc.features.shards import ShardRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,7 +73,7 @@ def preprocess(
     Parameters
     ----------
     root
-        An FMA folder, a folder with a folder per genre, or a CSV file: see ``mgc.tracks.read``; a path or a URI.
+        An FMA folder, a folder with a folder per genre, or a CSV file: see ``tracks.read``; a path or a URI.
     out
         The feature set's folder, by path or URI; what is finished in it is kept, and clips that are new get shards of
         their own.
@@ -136,7 +135,7 @@ def preprocess(
             say(f"warning: {leak_message(leaks)}; mgc train will refuse this set")
         cpus, uri = _start(target, missing)
 
-        from mgc import tracking  # here, because a run with nothing to do must not wait for MLflow
+        from mgc.tracking import runs as tracking  # here, because a run with nothing to do must not wait for MLflow
 
         config = {"root": str(Folder.at(root)), "subset": subset, "limit": limit, "clips": len(clips), **asdict(recipe)}
         run = tracking.Run.start(uri, tracking.FEATURES_EXPERIMENT, name=target.name, step="preprocess", config=config)
@@ -200,7 +199,7 @@ def _start(target: Folder, missing: list[ShardPlan]) -> tuple[int, str]:
 
 
 def _open_store(target: Folder, missing: list[ShardPlan]) -> str:
-    from mgc import store
+    from mgc.tracking import store
 
     uri = store.open_store(target)
     if missing:
@@ -341,9 +340,3 @@ def _cause(error: BaseException) -> str:
         error = inner
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error).strip()
     return f"{type(error).__name__}: {(text.splitlines() or [''])[0]}"
-
-
-if __name__ == "__main__":
-    from mgc.cli import main
-
-    main(["preprocess", *sys.argv[1:]])

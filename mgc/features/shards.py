@@ -19,18 +19,19 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mgc import audio, isolation
-from mgc.errors import ClipError, Reason, StoreError
-from mgc.features import QUARANTINE_SCHEMA, SCHEMA, ShardEntry, parquet_bytes
-from mgc.logmel import log_mel, standardize
-from mgc.splits import SPLITS
+from mgc.audio import decode as audio
+from mgc.audio.logmel import log_mel, standardize
+from mgc.collection.splits import SPLITS
+from mgc.core.errors import ClipError, Reason, StoreError
+from mgc.features import child_process as isolation
+from mgc.features.feature_set import QUARANTINE_SCHEMA, SCHEMA, ShardEntry, parquet_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from io import FileIO
 
-    from mgc.folder import Folder
-    from mgc.plan import Recipe, ShardPlan
+    from mgc.core.storage import Folder
+    from mgc.features.plan import Recipe, ShardPlan
 
 FINGERPRINT_KEY = b"mgc.fingerprint"
 QUARANTINE_KEY = b"mgc.quarantine"

@@ -17,9 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mgc.console import Progress
-from mgc.errors import InputError
-from mgc.features import (
+from mgc.collection.splits import artist_leaks
+from mgc.core.errors import InputError
+from mgc.core.progress import Progress
+from mgc.features.feature_set import (
     MANIFEST,
     PLAN,
     QUARANTINE,
@@ -31,14 +32,13 @@ from mgc.features import (
     ShardEntry,
     logmels,
 )
-from mgc.plan import Plan, ShardPlan
-from mgc.shards import FINGERPRINT_KEY, QUARANTINE_KEY, ShardRecord, quarantine, totals
-from mgc.splits import artist_leaks
+from mgc.features.plan import Plan, ShardPlan
+from mgc.features.shards import FINGERPRINT_KEY, QUARANTINE_KEY, ShardRecord, quarantine, totals
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mgc.folder import Folder
+    from mgc.core.storage import Folder
 
 COPIED = ("split", "genre", "label", "artist_id", "path")
 """Columns that a row has from the plan."""

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from mgc.audio.logmel import LogMelSpec
 from mgc.config import TrainConfig, overlay
-from mgc.errors import InputError, first_line
-from mgc.files import replacing, write_text
-from mgc.logmel import LogMelSpec
-from mgc.model import GenreCNN
+from mgc.core.atomic_files import replacing, write_text
+from mgc.core.errors import InputError, first_line
+from mgc.model.cnn import GenreCNN
 
 if TYPE_CHECKING:
     from torch import Tensor

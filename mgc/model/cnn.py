@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from mgc.config import ModelConfig
-from mgc.errors import InputError
+from mgc.core.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from mgc.clips import ShardedMel
+    from mgc.dataset.clips import ShardedMel
 
 
 AT_ONCE = 16

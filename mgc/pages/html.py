@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import jinja2
 
-from mgc.errors import InputError
-from mgc.files import write_text
-from mgc.provenance import COMMIT_TAG, DIRTY_TAG, VERSION_TAG
-from mgc.tracking import STEP_TAG
+from mgc.core.atomic_files import write_text
+from mgc.core.errors import InputError
+from mgc.tracking.provenance import COMMIT_TAG, DIRTY_TAG, VERSION_TAG
+from mgc.tracking.runs import STEP_TAG
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-    from mgc.tracking import Record, Run
+    from mgc.tracking.runs import Record, Run
 
 PAGE = "report.html"
 """The artifact."""
@@ -51,7 +51,7 @@ def keep(run: Run, page: str, out: Path | None) -> dict[str, Any]:
 
 def render(template: str, facts: Mapping[str, Any]) -> str:
     """A page from its template; all that is put in is text."""
-    loader = jinja2.FunctionLoader(lambda name: (resources.files("mgc") / name).read_text())
+    loader = jinja2.FunctionLoader(lambda name: (resources.files("mgc.pages") / "templates" / name).read_text())
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["percent"] = "{:.1%}".format
     environment.filters["points"] = points

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
-from mgc.pictures import GREY, TRAINING, VALIDATION, plain
+from mgc.evaluation.figures import GREY, TRAINING, VALIDATION, plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import FigureBase
 
-    from mgc.metrics import Estimate
-    from mgc.space import Dimension
-    from mgc.sweep_view import Again, Bought, SweepView, Trial
+    from mgc.evaluation.metrics import Estimate
+    from mgc.sweep.results import Again, Bought, SweepView, Trial
+    from mgc.sweep.space import Dimension
 
 COLUMNS = 3
 FAINT = "0.72"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mgc.sweep_view import SweepView
+    from mgc.sweep.results import SweepView
 
 FEWEST = 4
 """Trials below which nothing can be said."""

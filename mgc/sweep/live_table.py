@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from mgc.console import Pace, clock, say
+from mgc.core.progress import Pace, clock, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

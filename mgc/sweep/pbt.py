@@ -13,18 +13,18 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from mgc.errors import InputError
-from mgc.files import write_text
-from mgc.fit_state import STATE, adopt, history, signature_of
-from mgc.sampling import Drawing
-from mgc.sweep import POPULATION, Task, trial_name
+from mgc.core.atomic_files import write_text
+from mgc.core.errors import InputError
+from mgc.sweep.samplers import Drawing
+from mgc.sweep.sweep_folder import POPULATION, Task, trial_name
+from mgc.training.fit_state import STATE, adopt, history, signature_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mgc.learning import LearningSet
-    from mgc.space import Space
-    from mgc.sweep import Course, Sweep
+    from mgc.dataset.protocols import LearningSet
+    from mgc.sweep.space import Space
+    from mgc.sweep.sweep_folder import Course, Sweep
 
 GENERATIONS = 5
 QUANTILE = 0.25

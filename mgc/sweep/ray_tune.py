@@ -18,17 +18,17 @@ from ray import tune as ray_tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
 
-from mgc.errors import InputError
-from mgc.fit_state import history
-from mgc.ray_session import connect
-from mgc.sampling import Drawing
-from mgc.scoreboard import Scoreboard
-from mgc.sweep import Sweep, Task, Trial, trial_name
-from mgc.trial import METRIC, run_trial
+from mgc.core.errors import InputError
+from mgc.core.ray_session import connect
+from mgc.sweep.live_table import Scoreboard
+from mgc.sweep.samplers import Drawing
+from mgc.sweep.sweep_folder import Sweep, Task, Trial, trial_name
+from mgc.sweep.trial import METRIC, run_trial
+from mgc.training.fit_state import history
 
 if TYPE_CHECKING:
-    from mgc.learning import LearningSet
-    from mgc.space import Space
+    from mgc.dataset.protocols import LearningSet
+    from mgc.sweep.space import Space
 
 SNAPSHOT_SECONDS = "3600"
 """How often Tune writes down what it knows, of which nothing is read."""

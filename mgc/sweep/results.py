@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mgc.config import TrainConfig, overlay
-from mgc.errors import InputError
-from mgc.metrics import Estimate, over_seeds
-from mgc.predictions import Predictions
-from mgc.space import Space
-from mgc.tracking import (
+from mgc.core.errors import InputError
+from mgc.evaluation.metrics import Estimate, over_seeds
+from mgc.evaluation.predictions import Predictions
+from mgc.sweep.space import Space
+from mgc.tracking.runs import (
     BEST_TAG,
     FIELD_TAG,
     OF_TAG,
@@ -36,7 +36,7 @@ from mgc.tracking import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from mgc.tracking import Record
+    from mgc.tracking.runs import Record
 
 SPACE, BASE = "space.json", "base.json"
 """Artifacts of a sweep: what it searched, and the configuration that its trials change."""

@@ -10,7 +10,7 @@ import optuna
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mgc.space import Space
+    from mgc.sweep.space import Space
 
 
 class Drawing:

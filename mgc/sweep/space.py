@@ -21,15 +21,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from mgc.config import TrainConfig, overlay
-from mgc.errors import InputError
+from mgc.core.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from random import Random
 
-DEFAULT = Path(__file__).with_name("space.yaml")
+DEFAULT = Path(__file__).with_name("spaces") / "regularizers.yaml"
 """The regularisers, as ``mgc tune`` searches them without ``--space``."""
-DEFAULT_PBT = Path(__file__).with_name("space_pbt.yaml")
+DEFAULT_PBT = Path(__file__).with_name("spaces") / "pbt.yaml"
 """Those that can change while a model learns."""
 FIXED = ("epochs", "seed", "split", "folds", "fold")
 """Fields that are the same in all trials, or their accuracies could not be compared."""

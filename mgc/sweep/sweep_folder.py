@@ -15,14 +15,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from mgc import checkpoint, tracking
 from mgc.config import SweepConfig, TrainConfig, overlay
-from mgc.errors import InputError
-from mgc.files import write_text
-from mgc.fit import is_kept
-from mgc.folder import Folder
-from mgc.space import nested
-from mgc.tracking import LEAKY_TAG, OUTCOME_TAG, REASON_TAG, Run
+from mgc.core.atomic_files import write_text
+from mgc.core.errors import InputError
+from mgc.core.storage import Folder
+from mgc.model import checkpoint
+from mgc.sweep.space import nested
+from mgc.tracking import runs as tracking
+from mgc.tracking.runs import LEAKY_TAG, OUTCOME_TAG, REASON_TAG, Run
+from mgc.training.loop import is_kept
 
 Outcome: TypeAlias = Literal["kept", "pruned", "failed", "stopped"]
 """A model that was trained to its end; stopped because it lagged, because it raised or died, or for lack of time."""
@@ -62,7 +63,7 @@ class Sweep:
     base: dict[str, Any]
     """The configuration that trials change."""
     space: dict[str, Any]
-    """As ``mgc.space.Space.of`` reads it."""
+    """As ``mgc.sweep.space.Space.of`` reads it."""
     config: SweepConfig
     uri: str
     parent_run_id: str

@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mgc import page
-from mgc import sweep_pictures as pictures
 from mgc.config import overlay
-from mgc.importances import importances
-from mgc.metrics import over_seeds
-from mgc.page import points
-from mgc.space import nested
-from mgc.sweep_pictures import shown
-from mgc.sweep_view import read
-from mgc.tracking import FEATURES_TAG, FINGERPRINT_TAG, flatten
+from mgc.evaluation.metrics import over_seeds
+from mgc.pages import html as page
+from mgc.pages.html import points
+from mgc.sweep import figures as pictures
+from mgc.sweep.figures import shown
+from mgc.sweep.importance import importances
+from mgc.sweep.results import read
+from mgc.sweep.space import nested
+from mgc.tracking.runs import FEATURES_TAG, FINGERPRINT_TAG, flatten
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mgc.sweep_view import Again, Bought, SweepView, Trial
-    from mgc.tracking import Run
+    from mgc.sweep.results import Again, Bought, SweepView, Trial
+    from mgc.tracking.runs import Run
 
-TEMPLATE = "sweep_report.html.j2"
+TEMPLATE = "sweep.html.j2"
 PICTURE = "pictures/sweep.png"
 """The artifact: the sweep in one picture."""
 

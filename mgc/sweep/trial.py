@@ -10,15 +10,15 @@ import ray
 import torch
 from ray import tune as ray_tune
 
-from mgc import tracking
-from mgc.fit_run import keep
-from mgc.fit_state import Epoch, adopt, history, signature_of
-from mgc.places import Place
-from mgc.sweep import Sweep, Trial
+from mgc.sweep.sweep_folder import Sweep, Trial
+from mgc.tracking import runs as tracking
+from mgc.training.fit_state import Epoch, adopt, history, signature_of
+from mgc.training.placement import Place
+from mgc.training.run_logging import keep
 
 if TYPE_CHECKING:
-    from mgc.fit import Fitted
-    from mgc.learning import LearningSet
+    from mgc.dataset.protocols import LearningSet
+    from mgc.training.loop import Fitted
 
 METRIC = "val_accuracy"
 """What Tune hears of: the best so far, which is what the winner is chosen by."""

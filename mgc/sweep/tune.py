@@ -11,28 +11,31 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
-from mgc import population, store, sweep_report, sweep_view, tracking
 from mgc.config import PRESETS, SweepConfig, TrainConfig
-from mgc.console import say
-from mgc.errors import InputError, RunError
-from mgc.files import write_text
-from mgc.fit_run import describe, open_for_learning
-from mgc.learning import LearningSet, learning_set
-from mgc.places import Place, choose_feed
-from mgc.space import DEFAULT, DEFAULT_PBT, Space, field_of
-from mgc.sweep import SEARCHED, Course, Sweep, Task, Trial
-from mgc.tracking import Run
-from mgc.tuner import Tuner
+from mgc.core.atomic_files import write_text
+from mgc.core.errors import InputError, RunError
+from mgc.core.progress import say
+from mgc.dataset.protocols import LearningSet, learning_set
+from mgc.sweep import pbt as population
+from mgc.sweep import results as sweep_view
+from mgc.sweep import sweep_page as sweep_report
+from mgc.sweep.ray_tune import Tuner
+from mgc.sweep.space import DEFAULT, DEFAULT_PBT, Space, field_of
+from mgc.sweep.sweep_folder import SEARCHED, Course, Sweep, Task, Trial
+from mgc.tracking import runs as tracking
+from mgc.tracking import store
+from mgc.tracking.runs import Run
+from mgc.training.placement import Place, choose_feed
+from mgc.training.run_logging import describe, open_for_learning
 
 if TYPE_CHECKING:
-    from mgc.features import FeatureSet
+    from mgc.features.feature_set import FeatureSet
 
 BEST_CONFIG = "best_config.json"
 """The winner's configuration, in the sweep's folder; ``--config`` reads it."""
@@ -59,7 +62,7 @@ def tune(
     sweep_config
         How it is searched, and what is done with what is found.
     space
-        What is searched: a file as ``mgc.space`` describes it, or the default one.
+        What is searched: a file as ``mgc.sweep.space`` describes it, or the default one.
     resume
         Name of an interrupted sweep to go on with; it keeps its own configuration, settings and space.
 
@@ -345,9 +348,3 @@ def _off(field: str, config: TrainConfig) -> Any:
     else:
         off = field_of(PRESETS["baseline"], field)
     return off
-
-
-if __name__ == "__main__":
-    from mgc.cli import main
-
-    main(["tune", *sys.argv[1:]])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mgc.store import client, current
+from mgc.tracking.store import client, current
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -1,6 +1,6 @@
 """MLflow's runs: what a run holds, how it is found again, and how a model is kept.
 
-One process owns one run. MLflow is known here and in ``mgc.store``, which says where the store is, and nowhere else.
+One process owns one run. MLflow is known in this room and nowhere else.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import mlflow
 from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, LoggedModelStatus, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from mgc.errors import InputError
-from mgc.provenance import provenance
-from mgc.store import client, current, make_experiment, search
+from mgc.core.errors import InputError
+from mgc.tracking.provenance import provenance
+from mgc.tracking.store import client, current, make_experiment, search
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import torch
     from matplotlib.figure import Figure
 
-    from mgc.folder import Folder
+    from mgc.core.storage import Folder
 
 EXPERIMENT = "mgc"
 """Of trainings and sweeps; preprocessing has its own, so that columns go together."""
@@ -36,7 +36,7 @@ FEATURES_EXPERIMENT = "mgc-features"
 EVALUATIONS_EXPERIMENT = "mgc-evaluations"
 """Of looks at test splits."""
 CHECKPOINT = "checkpoint"
-"""Artifact folder of a run that holds what ``mgc.checkpoint`` writes."""
+"""Artifact folder of a run that holds what ``mgc.model.checkpoint`` writes."""
 STEP_TAG = "mgc.step"
 KEY_TAG = "mgc.key"
 LEAKY_TAG = "mgc.leaky"
@@ -104,7 +104,7 @@ class Run:
         ----------
         step
             What kind of run it is (``preprocess``, ``train``, ``seeds``, ``folds``, ``tune``, ``trial``, ``evaluate``),
-            as the tag ``mgc.step``.
+            as the tag ``mgc.training.step``.
         config
             A tree of plain values; its leaves become parameters with dotted names.
         parent

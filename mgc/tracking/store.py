@@ -21,14 +21,14 @@ import mlflow
 from mlflow.entities import ViewType
 from mlflow.exceptions import MlflowException
 
-from mgc.console import say
-from mgc.errors import InputError, first_line
-from mgc.ray_session import in_job
+from mgc.core.errors import InputError, first_line
+from mgc.core.progress import say
+from mgc.core.ray_session import in_job
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from mgc.folder import Folder
+    from mgc.core.storage import Folder
 
 HOME = "mlflow_runs"
 SQLITE = "sqlite:///"

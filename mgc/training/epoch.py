@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from mgc import augment
 from mgc.config import TrainConfig
-from mgc.errors import RunError
-from mgc.feed import JUDGED_ON_GPU, Feed, batches, order
-from mgc.learning import LearningSet
-from mgc.model import AT_ONCE, GenreCNN
-from mgc.ranks import rank_and_world, summed
-from mgc.step import Learner, Plan, Step
-from mgc.synced_norm import SyncedBatchNorm
+from mgc.core.errors import RunError
+from mgc.dataset import augment
+from mgc.dataset.batches import JUDGED_ON_GPU, Feed, batches, order
+from mgc.dataset.protocols import LearningSet
+from mgc.model.cnn import AT_ONCE, GenreCNN
+from mgc.model.synced_batchnorm import SyncedBatchNorm
+from mgc.training.distributed import rank_and_world, summed
+from mgc.training.step import Learner, Plan, Step
 
 
 def begin(config: TrainConfig, data: LearningSet, device: torch.device) -> Learner:

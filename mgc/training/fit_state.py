@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 
-from mgc.errors import InputError, first_line
-from mgc.files import replacing
-from mgc.step import Learner
+from mgc.core.atomic_files import replacing
+from mgc.core.errors import InputError, first_line
+from mgc.training.step import Learner
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mgc.config import TrainConfig
-    from mgc.learning import LearningSet
+    from mgc.dataset.protocols import LearningSet
 
 STATE = "state.safetensors"
 

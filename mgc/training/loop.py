@@ -15,17 +15,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mgc import checkpoint
-from mgc.clips import ShardedMel
 from mgc.config import TrainConfig
-from mgc.device import free_memory, prepare
-from mgc.errors import RunError
-from mgc.feed import Feed, fits_device
-from mgc.fit_state import STATE, Epoch, FitState, signature_of
-from mgc.learning import LearningSet
-from mgc.passes import begin, evaluate, train_epoch
-from mgc.ranks import rank_and_world, share_buffers
-from mgc.step import Graphs, Step
+from mgc.core.errors import RunError
+from mgc.dataset.batches import Feed, fits_device
+from mgc.dataset.clips import ShardedMel
+from mgc.dataset.protocols import LearningSet
+from mgc.model import checkpoint
+from mgc.model.device import free_memory, prepare
+from mgc.training.distributed import rank_and_world, share_buffers
+from mgc.training.epoch import begin, evaluate, train_epoch
+from mgc.training.fit_state import STATE, Epoch, FitState, signature_of
+from mgc.training.step import Graphs, Step
 
 
 @dataclass(frozen=True)

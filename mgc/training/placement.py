@@ -14,15 +14,15 @@ from typing import Any, Literal, TypeAlias
 import torch
 
 from mgc.config import TrainConfig
-from mgc.console import say
-from mgc.device import free_memory
-from mgc.errors import InputError, MgcError, RunError
-from mgc.features import FeatureSet
-from mgc.feed import fits_device
-from mgc.fit import Fitted, fit
-from mgc.fit_state import Epoch
-from mgc.learning import LearningSet, splits_of
-from mgc.ray_session import connect
+from mgc.core.errors import InputError, MgcError, RunError
+from mgc.core.progress import say
+from mgc.core.ray_session import connect
+from mgc.dataset.batches import fits_device
+from mgc.dataset.protocols import LearningSet, splits_of
+from mgc.features.feature_set import FeatureSet
+from mgc.model.device import free_memory
+from mgc.training.fit_state import Epoch
+from mgc.training.loop import Fitted, fit
 
 FeedName: TypeAlias = Literal["device", "memory", "stream"]
 SHARE_OF_MEMORY = 0.6

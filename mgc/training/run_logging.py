@@ -6,22 +6,24 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from mgc import checkpoint, pictures, tracking
-from mgc.console import Progress
-from mgc.errors import InputError
-from mgc.features import FeatureSet
-from mgc.fit_state import Epoch, discard
-from mgc.learning import leak
-from mgc.predictions import Source, Trained, judge
-from mgc.ray_session import output_folder
-from mgc.splits import leak_message
+from mgc.collection.splits import leak_message
+from mgc.core.errors import InputError
+from mgc.core.progress import Progress
+from mgc.core.ray_session import output_folder
+from mgc.dataset.protocols import leak
+from mgc.evaluation import figures as pictures
+from mgc.evaluation.predictions import Source, Trained, judge
+from mgc.features.feature_set import FeatureSet
+from mgc.model import checkpoint
+from mgc.tracking import runs as tracking
+from mgc.training.fit_state import Epoch, discard
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from mgc.config import TrainConfig
-    from mgc.fit import Fitted
-    from mgc.learning import LearningSet
+    from mgc.dataset.protocols import LearningSet
+    from mgc.training.loop import Fitted
 
 PICTURED = 400
 """Clips at most whose spectrograms are looked through for pictures of each genre."""

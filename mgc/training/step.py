@@ -24,11 +24,11 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from mgc import augment
 from mgc.config import TrainConfig
-from mgc.errors import RunError, first_line
-from mgc.feed import Feed
-from mgc.ranks import rank_and_world
+from mgc.core.errors import RunError, first_line
+from mgc.dataset import augment
+from mgc.dataset.batches import Feed
+from mgc.training.distributed import rank_and_world
 
 WARM_UP = 3
 """Steps of each size before it is recorded: libraries choose their kernels, Adam makes its moments."""

@@ -10,31 +10,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
-from mgc import checkpoint, store
 from mgc.config import member_name
-from mgc.console import say
-from mgc.errors import InputError
-from mgc.fit import is_kept
-from mgc.fit_run import Watch, describe, keep, open_for_learning
-from mgc.folder import Folder
-from mgc.learning import LEAKY, learning_set
-from mgc.metrics import wilson
-from mgc.places import FeedName, Place, choose_feed
-from mgc.tracking import EXPERIMENT, Run
+from mgc.core.errors import InputError
+from mgc.core.progress import say
+from mgc.core.storage import Folder
+from mgc.dataset.protocols import LEAKY, learning_set
+from mgc.evaluation.metrics import wilson
+from mgc.model import checkpoint
+from mgc.tracking import store
+from mgc.tracking.runs import EXPERIMENT, Run
+from mgc.training.loop import is_kept
+from mgc.training.placement import FeedName, Place, choose_feed
+from mgc.training.run_logging import Watch, describe, keep, open_for_learning
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mgc.clips import Clips
     from mgc.config import TrainConfig
-    from mgc.features import FeatureSet
+    from mgc.dataset.clips import Clips
+    from mgc.features.feature_set import FeatureSet
 
 
 def train(
@@ -206,9 +206,3 @@ class _Job:
 
 def _result(run: Run, folder: Path) -> dict[str, Any]:
     return {"run_id": run.id, **checkpoint.read(folder)[1].figures, "checkpoint": str(folder)}
-
-
-if __name__ == "__main__":
-    from mgc.cli import main
-
-    main(["train", *sys.argv[1:]])

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from mgc import audio, shards
-from mgc.errors import ClipError, Reason
-from mgc.folder import Folder
-from mgc.plan import Recipe
+from mgc.audio import decode as audio
+from mgc.core.errors import ClipError, Reason
+from mgc.core.storage import Folder
+from mgc.features import shards
+from mgc.features.plan import Recipe
 
 RATE = 22_050
 SECONDS = 29.9
@@ -139,9 +140,9 @@ def test_a_loop_of_links_and_a_file_without_permission_are_unreadable(tmp_path):
     code = f"""
 import os
 from pathlib import Path
-from mgc import audio
-from mgc.errors import ClipError
-from mgc.folder import Folder
+from mgc.audio import decode as audio
+from mgc.core.errors import ClipError
+from mgc.core.storage import Folder
 if os.geteuid() == 0:
     os.seteuid(65534)
 try:

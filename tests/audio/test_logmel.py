@@ -8,8 +8,8 @@ import librosa
 import numpy as np
 import pytest
 
-from mgc import audio
-from mgc.logmel import LogMelSpec, log_mel, mel_filters, standardize
+from mgc.audio import decode as audio
+from mgc.audio.logmel import LogMelSpec, log_mel, mel_filters, standardize
 
 SPEC = LogMelSpec()
 DB_TOLERANCE, Z_TOLERANCE = 2e-3, 1e-4

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from mgc.mpeg import BLOCK, SEARCH, promised_seconds
+from mgc.audio.mpeg_duration import BLOCK, SEARCH, promised_seconds
 
 ALL = math.inf
 SECONDS = 29.9

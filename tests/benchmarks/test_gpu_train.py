@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from mgc.config import PRESETS
-from mgc.model import GenreCNN
+from mgc.model.cnn import GenreCNN
 
-PROGRAM = Path(__file__).parents[1] / "benchmarks" / "gpu_train.py"
+PROGRAM = Path(__file__).parents[2] / "benchmarks" / "gpu_train.py"
 ABSENT = (
     "ray mlflow pyarrow pandas scipy sklearn safetensors librosa soundfile soxr matplotlib optuna tyro rich jinja2 yaml"
 )

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from mgc import audit as audit_module
-from mgc.audit import audit, summary
-from mgc.errors import InputError
+from mgc.collection import audit as audit_module
+from mgc.collection.audit import audit, summary
+from mgc.core.errors import InputError
 
-MINI = Path(__file__).parents[2] / "shared" / "data" / "soundtrack8-mini"
+MINI = Path(__file__).parents[3] / "shared" / "data" / "soundtrack8-mini"
 MORE_THAN_MIDDLE = 200_000
 
 

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import pytest
 
-from mgc import download as module
-from mgc.download import Archive, download
-from mgc.errors import InputError, RunError
+from mgc.collection import download as module
+from mgc.collection.download import Archive, download
+from mgc.core.errors import InputError, RunError
 
 NAME = "fma_small"
 CLIPS = {f"{i // 4:03d}/{i:06d}.mp3": random.Random(i).randbytes(40_000) for i in range(12)}
@@ -225,7 +225,7 @@ def test_a_redirect_within_the_web_is_followed_with_its_range(server, tmp_path, 
 def test_importing_it_loads_none_of_the_heavy_libraries():
     heavy = {"ray", "torch", "mlflow", "pyarrow", "numpy"}
     code = f"import sys, mgc.download; sys.exit(len({heavy!r} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
 
 
 # Connections that break
@@ -684,7 +684,7 @@ def child(prelude, root, url, **popen):
         f"module.ARCHIVES[{NAME!r}] = module.Archive({archive.sha1!r}, {archive.members}, {archive.bytes})\n"
         f"{prelude}\nmodule.download({NAME!r}, {str(root)!r}, base_url={url!r})"
     )
-    command, here = [sys.executable, "-c", code], Path(__file__).parents[1]
+    command, here = [sys.executable, "-c", code], Path(__file__).parents[2]
     with subprocess.Popen(command, cwd=here, stdout=-1, stderr=-1, text=True, **popen) as process:
         try:
             yield process

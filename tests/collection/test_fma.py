@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from mgc import fma
-from mgc.errors import InputError
-from mgc.folder import Folder
+from mgc.collection import fma
+from mgc.core.errors import InputError
+from mgc.core.storage import Folder
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 REAL_HEAD = SHARED / "fma_real" / "tracks_head.csv"
 
 COLUMNS = [

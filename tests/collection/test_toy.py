@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 import soundfile
 
-from mgc import toy
-from mgc.errors import InputError, RunError
+from mgc.collection import toy
+from mgc.core.errors import InputError, RunError
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_tracks_csv_has_the_shape_of_fmas(toy_set):
 
 
 def test_header_is_fmas_own(toy_set):
-    real = Path(__file__).parents[2] / "shared/data/fma_real/tracks_head.csv"
+    real = Path(__file__).parents[3] / "shared/data/fma_real/tracks_head.csv"
     if not real.exists():
         pytest.skip(f"{real} is absent")
     made = (toy_set[0] / "fma_metadata" / "tracks.csv").read_text(encoding="utf-8")

@@ -11,13 +11,13 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from mgc import tracks
-from mgc.errors import InputError
-from mgc.folder import Folder
-from mgc.splits import SPLITS, artist_leaks, draw_splits, leak_message
-from mgc.tracks import SCHEMA, path_id, read
+from mgc.collection import tracks
+from mgc.collection.splits import SPLITS, artist_leaks, draw_splits, leak_message
+from mgc.collection.tracks import SCHEMA, path_id, read
+from mgc.core.errors import InputError
+from mgc.core.storage import Folder
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 MINI = SHARED / "soundtrack8-mini"
 REAL_HEAD = SHARED / "fma_real" / "tracks_head.csv"
 

@@ -20,17 +20,19 @@ import pytest
 import soundfile
 from moto.server import ThreadedMotoServer
 
-from mgc import cli, clips, tracks
-from mgc import preprocess as module
+from mgc import cli
+from mgc.collection import tracks
+from mgc.collection.splits import SPLITS
 from mgc.config import ModelConfig, TrainConfig
-from mgc.errors import InputError
-from mgc.features import MANIFEST, PLAN, FeatureSet
-from mgc.folder import Folder
-from mgc.preprocess import preprocess
-from mgc.splits import SPLITS
-from mgc.store import client, open_store
-from mgc.train import train
-from mgc.verify import verify
+from mgc.core.errors import InputError
+from mgc.core.storage import Folder
+from mgc.dataset import clips
+from mgc.features import preprocess as module
+from mgc.features.feature_set import MANIFEST, PLAN, FeatureSet
+from mgc.features.preprocess import preprocess
+from mgc.features.verify import verify
+from mgc.tracking.store import client, open_store
+from mgc.training.train import train
 
 BUCKET = "music"
 CLIPS = 15
@@ -312,8 +314,8 @@ def test_a_model_is_trained_from_a_set_in_the_store(store, features):
 
 KILLED_AT = """
 import os, signal, sys
-from mgc import preprocess as module
-from mgc.folder import Folder
+from mgc.features import preprocess as module
+from mgc.core.storage import Folder
 
 write, moment, options = Folder.write, sys.argv[1], eval(sys.argv[4])
 

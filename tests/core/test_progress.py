@@ -1,9 +1,9 @@
-from mgc.console import Progress
+from mgc.core.progress import Progress
 
 
 def test_what_was_done_before_counts_for_the_total_and_not_for_the_rate(capsys, monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr("mgc.console.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("mgc.core.progress.time.monotonic", lambda: clock[0])
     progress = Progress("train", 40, "epochs")
     progress.resume(30)
     clock[0] = 10.0

@@ -22,8 +22,8 @@ from moto.s3.exceptions import AccessForbidden
 from moto.s3.models import S3Backend
 from moto.server import ThreadedMotoServer
 
-from mgc.errors import InputError
-from mgc.folder import LOCK, Folder
+from mgc.core.errors import InputError
+from mgc.core.storage import LOCK, Folder
 
 BUCKET = "music"
 BIG = 24 << 20
@@ -280,7 +280,7 @@ def test_a_reader_sees_one_of_two_writings_and_never_a_mixture(folder):
 
 WRITE_FOR_EVER = """
 import sys
-from mgc.folder import Folder
+from mgc.core.storage import Folder
 folder = Folder.at(sys.argv[1])
 print("ready", flush=True)
 i = 0
@@ -341,7 +341,7 @@ def test_a_sweep_removes_our_temporary_files_and_nothing_else(disk, everything):
 
 HOLD = """
 import sys, time
-from mgc.folder import Folder
+from mgc.core.storage import Folder
 with Folder.at(sys.argv[1]).claim("--out"):
     print("ready", flush=True)
     time.sleep(600)
@@ -375,8 +375,8 @@ def test_a_claim_ends_with_an_error_inside_it(disk, everything):
 
 CLAIM_OFTEN = """
 import os, sys
-from mgc.errors import InputError
-from mgc.folder import Folder
+from mgc.core.errors import InputError
+from mgc.core.storage import Folder
 folder = Folder.at(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.read()

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from mgc import augment
-from mgc.augment import Draws, draw, training_batch
 from mgc.config import AugmentConfig, ModelConfig, OptimConfig, TrainConfig
-from mgc.feed import batches
+from mgc.dataset import augment
+from mgc.dataset.augment import Draws, draw, training_batch
+from mgc.dataset.batches import batches
 
 BANDS, FRAMES, N = 16, 50, 23
 ALL = TrainConfig(

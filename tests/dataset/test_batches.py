@@ -9,16 +9,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_clips import make_sharded
+from helpers.feature_sets import make_sharded
 
-from mgc import checkpoint
-from mgc.clips import load
+from mgc.audio.logmel import LogMelSpec
 from mgc.config import AugmentConfig, ModelConfig, OptimConfig, TrainConfig
-from mgc.errors import InputError
-from mgc.feed import Feed, batches, fits_device, order
-from mgc.fit import fit
-from mgc.learning import learning_set
-from mgc.logmel import LogMelSpec
+from mgc.core.errors import InputError
+from mgc.dataset.batches import Feed, batches, fits_device, order
+from mgc.dataset.clips import load
+from mgc.dataset.protocols import learning_set
+from mgc.model import checkpoint
+from mgc.training.loop import fit
 
 SIZES = {"training": (4, 5, 3, 0, 6, 4, 4, 2, 5, 4, 4, 1), "validation": (4, 7)}
 CONFIG = TrainConfig(
@@ -79,7 +79,7 @@ def test_all_feeds_give_the_same_batches_bit_for_bit(small, groups_of_three, ran
 
 @pytest.mark.parametrize(("lazily", "resident"), EACH)
 def test_batches_hold_the_rows_asked_for_in_their_order(small, monkeypatch, lazily, resident):
-    monkeypatch.setattr("mgc.feed.PIECE", 5)
+    monkeypatch.setattr("mgc.dataset.batches.PIECE", 5)
     clips = load(small, "training", lazily=lazily)
     mel_NFT = load(small, "training").mel_NFT
     wanted = [np.array([3, 3, 40]), np.array([], np.int64), np.array([41, 0]), np.arange(42), np.array([7])]
@@ -217,9 +217,9 @@ def test_clips_fit_a_gpu_beside_what_a_step_takes():
 _PEAKS = """
 import json, sys
 import numpy as np
-from mgc.clips import load
-from mgc.features import FeatureSet
-from mgc.feed import Feed, batches, order
+from mgc.dataset.clips import load
+from mgc.features.feature_set import FeatureSet
+from mgc.dataset.batches import Feed, batches, order
 
 def peak():
     return next(int(row.split()[1]) / 1e3 for row in open("/proc/self/status") if row.startswith("VmHWM"))

@@ -2,64 +2,17 @@
 
 import json
 import pickle
-from dataclasses import asdict
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import GENRES
+from helpers.feature_sets import SHARDED_SPEC, make_sharded
 
-from mgc import clips as module
-from mgc import shards
-from mgc.clips import ShardedMel, load
-from mgc.errors import InputError
-from mgc.features import FORMAT, MANIFEST, SCHEMA, SHARDS, FeatureSet, Manifest, parquet_bytes
-from mgc.feed import batches, order
-from mgc.folder import Folder
-from mgc.logmel import LogMelSpec
-from mgc.plan import Recipe
-
-SPEC = LogMelSpec(seconds=0.4, n_mels=12)
-"""12 bands, 18 frames."""
-
-
-def make_sharded(path, *, spec=SPEC, artist=str, genre=None, values=None, seed=0, **sizes):
-    """Write a set of shards of the given sizes, by split, with the product's own writers.
-
-    Without ``genre`` (of a track id: its label) and ``values`` (of a track id: its spectrogram) both are drawn.
-    """
-    generator = np.random.default_rng(seed)
-    folder = Folder.at(path)
-    folder.make(SHARDS)
-    entries, counts, track_id = [], {}, 100
-    for split, rows_of_shards in sizes.items():
-        for number, count in enumerate(rows_of_shards):
-            rows = []
-            for _ in range(count):
-                label = genre(track_id) if genre else int(generator.integers(len(GENRES)))
-                mel = values(track_id) if values else generator.normal(size=spec.shape) + label
-                rows.append(
-                    dict.fromkeys(("seconds", "promised_seconds", "mean_db", "std_db"), 1.0)
-                    | dict.fromkeys(("damaged", "padded"), False)
-                    | {"track_id": track_id, "split": split, "genre": GENRES[label], "label": label}
-                    | {"artist_id": artist(track_id), "path": f"{track_id}.mp3", "source_sha1": "0" * 40}
-                    | {"logmel": mel.astype("<f2").tobytes()}
-                )
-                track_id += 1
-            file = f"{SHARDS}/{split}-{number:05d}-of-{len(rows_of_shards):05d}.parquet"
-            metadata = {shards.FINGERPRINT_KEY: b"f" * 64, shards.QUARANTINE_KEY: b"[]"}
-            folder.write(file, parquet_bytes(pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(metadata))))
-            record = shards.read_record(folder, file)
-            entries.append(record.entry)
-            counts[split] = {
-                name: counts.get(split, {}).get(name, 0) + record.genres.get(name, 0)
-                for name in counts.get(split, {}).keys() | record.genres.keys()
-            }
-    manifest = Manifest(FORMAT, "f" * 64, asdict(Recipe(spec=spec)), GENRES, counts, {}, (), tuple(entries))
-    (folder.path / MANIFEST).write_text(manifest.to_json())
-    return FeatureSet.open(folder)
-
+from mgc.core.errors import InputError
+from mgc.dataset import clips as module
+from mgc.dataset.batches import batches, order
+from mgc.dataset.clips import ShardedMel, load
+from mgc.features.feature_set import MANIFEST, FeatureSet
 
 SIZES = {"training": (5, 1, 0, 7, 3), "validation": (2, 4), "test": (6,)}
 
@@ -102,7 +55,7 @@ def test_what_is_loaded_is_what_the_shards_hold(small, splits, lazily):
     loaded = load(small, *splits, lazily=lazily)
     rows, counts = rows_of(small, *splits)
     assert len(loaded) == len(loaded.mel_NFT) == len(rows) == sum(sum(SIZES[split]) for split in splits)
-    assert loaded.mel_NFT.shape == (len(rows), *SPEC.shape)
+    assert loaded.mel_NFT.shape == (len(rows), *SHARDED_SPEC.shape)
     assert loaded.labels_N.tolist() == [row["label"] for row in rows]
     assert loaded.track_ids_N.tolist() == [row["track_id"] for row in rows]
     assert loaded.artists_N.tolist() == [row["artist_id"] for row in rows]

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from test_clips import make_sharded
+from helpers.feature_sets import make_sharded
 
-from mgc.clips import load
+from mgc.collection.splits import SPLITS
 from mgc.config import TrainConfig
-from mgc.errors import InputError
-from mgc.learning import held_out, learning_set, splits_of
-from mgc.splits import SPLITS
+from mgc.core.errors import InputError
+from mgc.dataset.clips import load
+from mgc.dataset.protocols import held_out, learning_set, splits_of
 
 SIZES = {"training": (17, 20, 23), "validation": (13, 8), "test": (9, 10)}
 RANDOM = TrainConfig(split="random")

@@ -14,17 +14,20 @@ import pyarrow.compute as pc
 import pytest
 from scipy import stats
 
-from mgc import clips as clips_of
-from mgc import floor as module
-from mgc import learning, shards, store, tracking
-from mgc.errors import InputError
-from mgc.features import FORMAT, MANIFEST, FeatureSet, Manifest
-from mgc.floor import floor, mfcc_statistics, summary
-from mgc.folder import Folder
-from mgc.logmel import LogMelSpec
-from mgc.plan import Plan, Recipe, with_sizes
-from mgc.splits import SPLITS
-from mgc.tracks import read
+from mgc.audio.logmel import LogMelSpec
+from mgc.collection.splits import SPLITS
+from mgc.collection.tracks import read
+from mgc.core.errors import InputError
+from mgc.core.storage import Folder
+from mgc.dataset import clips as clips_of
+from mgc.dataset import protocols as learning
+from mgc.evaluation import baseline as module
+from mgc.evaluation.baseline import floor, mfcc_statistics, summary
+from mgc.features import shards
+from mgc.features.feature_set import FORMAT, MANIFEST, FeatureSet, Manifest
+from mgc.features.plan import Plan, Recipe, with_sizes
+from mgc.tracking import runs as tracking
+from mgc.tracking import store
 
 RECIPE = Recipe(spec=LogMelSpec(seconds=3.0), min_seconds=1.0)
 GENRES = 3

@@ -5,15 +5,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import GENRES
-from runs import draw_nothing, other_fingerprint, parent_of, trained
+from helpers.feature_sets import GENRES
+from helpers.runs import draw_nothing, other_fingerprint, parent_of, trained
 
-from mgc import store, tracking
-from mgc.compare import compare, summary
-from mgc.errors import InputError
-from mgc.evaluate import evaluate
-from mgc.metrics import paired, wilson
-from mgc.predictions import Predictions, Source
+from mgc.core.errors import InputError
+from mgc.evaluation.compare import compare, summary
+from mgc.evaluation.evaluate import evaluate
+from mgc.evaluation.metrics import paired, wilson
+from mgc.evaluation.predictions import Predictions, Source
+from mgc.tracking import runs as tracking
+from mgc.tracking import store
 
 
 @pytest.fixture(scope="module")

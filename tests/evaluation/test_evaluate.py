@@ -11,15 +11,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import GENRES, make_features
-from runs import CONFIG, draw_nothing, other_fingerprint, parent_of, trained
+from helpers.feature_sets import GENRES, make_features
+from helpers.runs import CONFIG, draw_nothing, other_fingerprint, parent_of, trained
 
-from mgc import checkpoint, clips, learning
 from mgc.config import TrainConfig
-from mgc.errors import InputError, MgcError
-from mgc.evaluate import evaluate, summary
-from mgc.metrics import score
-from mgc.tracking import Run
+from mgc.core.errors import InputError, MgcError
+from mgc.dataset import clips
+from mgc.dataset import protocols as learning
+from mgc.evaluation.evaluate import evaluate, summary
+from mgc.evaluation.metrics import score
+from mgc.model import checkpoint
+from mgc.tracking.runs import Run
 
 LEAK = {"by": "id", "artist_id": "7", "artist_name": "AWOL", "splits": {"training": 2, "test": 1}}
 

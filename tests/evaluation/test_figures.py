@@ -4,10 +4,11 @@ import io
 
 import numpy as np
 import pytest
-from conftest import GENRES, SPEC
+from helpers.feature_sets import GENRES, SPEC
 
-from mgc import clips, pictures
-from mgc.metrics import score, wilson
+from mgc.dataset import clips
+from mgc.evaluation import figures as pictures
+from mgc.evaluation.metrics import score, wilson
 
 HISTORY = [
     {"epoch": e, "train_loss": 2 / e, "val_loss": 2.5 / e, "train_accuracy": 0.2 * e, "val_accuracy": 0.1 * e}

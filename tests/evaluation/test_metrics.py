@@ -5,8 +5,8 @@ import pytest
 from scipy.stats import binom
 from sklearn.metrics import f1_score
 
-from mgc import metrics
-from mgc.metrics import BINS, RESAMPLES, Estimate, bins, over_seeds, paired, score, wilson
+from mgc.evaluation import metrics
+from mgc.evaluation.metrics import BINS, RESAMPLES, Estimate, bins, over_seeds, paired, score, wilson
 
 
 def one_hot(predicted, genres):

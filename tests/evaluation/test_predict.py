@@ -3,12 +3,12 @@ import pytest
 import soundfile
 import torch
 
-from mgc import checkpoint
+from mgc.audio.logmel import LogMelSpec, log_mel, standardize
 from mgc.config import ModelConfig, TrainConfig
-from mgc.errors import InputError
-from mgc.logmel import LogMelSpec, log_mel, standardize
-from mgc.model import GenreCNN
-from mgc.predict import predict
+from mgc.core.errors import InputError
+from mgc.evaluation.predict import predict
+from mgc.model import checkpoint
+from mgc.model.cnn import GenreCNN
 
 SPEC = LogMelSpec(seconds=2.0)
 GENRES = ("a", "b", "c")

@@ -12,18 +12,21 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import GENRES
-from runs import draw_nothing, other_fingerprint, parent_of, trained
+from helpers.feature_sets import GENRES
+from helpers.runs import draw_nothing, other_fingerprint, parent_of, trained
 
-from mgc import champion, checkpoint, clips, registry, store
-from mgc.champion import crown, summary
 from mgc.config import ModelConfig
-from mgc.errors import InputError
-from mgc.evaluate import evaluate, evaluate_once
-from mgc.model import Ensemble, GenreCNN
-from mgc.predict import predict
-from mgc.predictions import Member, Predictions, Source
-from mgc.tracking import CHECKPOINT, Run
+from mgc.core.errors import InputError
+from mgc.dataset import clips
+from mgc.evaluation import promote as champion
+from mgc.evaluation.evaluate import evaluate, evaluate_once
+from mgc.evaluation.predict import predict
+from mgc.evaluation.predictions import Member, Predictions, Source
+from mgc.evaluation.promote import crown, summary
+from mgc.model import checkpoint
+from mgc.model.cnn import Ensemble, GenreCNN
+from mgc.tracking import registry, store
+from mgc.tracking.runs import CHECKPOINT, Run
 
 CLIPS = 100
 SMALL = ModelConfig(channels=(4, 8), head="avgmax")
@@ -391,7 +394,7 @@ def test_the_search_job_looks_once_and_crowns_its_winner_whenever_it_was_killed(
     features, tmp_path, undrawn, programs, monkeypatch
 ):
     """In a Ray job the store is beside the set; killed between look and crown, the job again does not look again."""
-    job = runpy.run_path(str(Path(__file__).parents[1] / "pipelines" / "sweep.py"))["tune_and_crown"]
+    job = runpy.run_path(str(Path(__file__).parents[2] / "pipelines" / "sweep.py"))["tune_and_crown"]
     monkeypatch.setattr(store, "in_job", lambda: True)
     there = tmp_path / "there"
     there.mkdir()

@@ -1,48 +1,21 @@
 """The page: self-contained, whole, and honest about what it does not know."""
 
 import shutil
-from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import GENRES
-from runs import other_fingerprint, parent_of, trained
+from helpers.feature_sets import GENRES
+from helpers.pages import Page, page_of
+from helpers.runs import other_fingerprint, parent_of, trained
 
-from mgc import learning, predictions
-from mgc.errors import InputError
-from mgc.evaluate import evaluate
-from mgc.model import predict_probabilities
-from mgc.report import report
-from mgc.store import search
-from mgc.tracking import EVALUATIONS_EXPERIMENT
-
-
-class Page(HTMLParser):
-    """Tags, their attributes and the text of a page."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self._style = False
-        self.feed(text)
-        self.text = " ".join(self.text.split())
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        self._style = tag == "style"
-
-    def handle_data(self, data):
-        if not self._style:
-            self.text += f" {data} "
-
-    def pictures(self):
-        return {attributes["alt"].split()[0]: attributes["src"] for tag, attributes in self.tags if tag == "img"}
-
-
-def page_of(result) -> Page:
-    return Page(Path(result["report"].removeprefix("file://")).read_text())
+from mgc.core.errors import InputError
+from mgc.dataset import protocols as learning
+from mgc.evaluation import predictions
+from mgc.evaluation.evaluate import evaluate
+from mgc.evaluation.run_page import report
+from mgc.model.cnn import predict_probabilities
+from mgc.tracking.runs import EVALUATIONS_EXPERIMENT
+from mgc.tracking.store import search
 
 
 @pytest.fixture(scope="module")

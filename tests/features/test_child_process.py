@@ -21,8 +21,8 @@ import time
 import numpy as np
 import pytest
 
-from mgc.errors import ClipError, Reason
-from mgc.isolation import Lost, each
+from mgc.core.errors import ClipError, Reason
+from mgc.features.child_process import Lost, each
 
 LINUX = sys.platform == "linux"
 SEGFAULT = Lost("crashed", "killed by SIGSEGV")
@@ -101,7 +101,11 @@ def endless_in_c():
 
 
 def run(code, **options):
-    line = [sys.executable, "-c", "import atexit, ctypes, os, sys\nfrom mgc.isolation import each\n" + code]
+    line = [
+        sys.executable,
+        "-c",
+        "import atexit, ctypes, os, sys\nfrom mgc.features.child_process import each\n" + code,
+    ]
     return subprocess.run(line, capture_output=True, text=True, timeout=30, check=True, **options)
 
 
@@ -407,7 +411,7 @@ def test_signals_do_not_cut_the_wait_short():
 def test_a_child_dies_with_its_parent():
     seconds = 600 if LINUX else 3  # elsewhere by its alarm
     code = f"""
-from mgc.isolation import each
+from mgc.features.child_process import each
 def work(i):
     print("working", flush=True)
     while True:

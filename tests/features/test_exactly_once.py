@@ -26,15 +26,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from test_jobs import free_ports, processes_of
+from helpers.processes import free_ports, processes_of
 
-from mgc import clips as clips_of
-from mgc import shards
-from mgc.errors import InputError
-from mgc.features import MANIFEST, PLAN, QUARANTINE, FeatureSet
-from mgc.folder import Folder
-from mgc.plan import Plan, Recipe, with_sizes
-from mgc.tracks import read
+from mgc.collection.tracks import read
+from mgc.core.errors import InputError
+from mgc.core.storage import Folder
+from mgc.dataset import clips as clips_of
+from mgc.features import shards
+from mgc.features.feature_set import MANIFEST, PLAN, QUARANTINE, FeatureSet
+from mgc.features.plan import Plan, Recipe, with_sizes
 
 CARD = "README.md"
 RATE = 22_050
@@ -61,7 +61,9 @@ def serve():
     """Fork a process for each line of standard input, a run; answer with its id, and with its code when it ends."""
     import ray.data  # noqa: F401
 
-    from mgc import cli, preprocess, tracking  # noqa: F401
+    from mgc import cli  # noqa: F401
+    from mgc.features import preprocess  # noqa: F401
+    from mgc.tracking import runs as tracking  # noqa: F401
 
     for line in sys.stdin:
         pid = os.fork()
@@ -77,7 +79,8 @@ def serve():
 
 def drive(arguments, diary, run, weapons, arsenal, log, pause, environment):
     """One run of ``mgc preprocess`` in this process."""
-    from mgc import cli, preprocess
+    from mgc import cli
+    from mgc.features import preprocess
 
     for target in (1, 2):
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), target)
@@ -92,7 +95,10 @@ def watched(diary, run, weapons, arsenal, pause):
     """The task: it keeps a diary, takes its time, and is armed."""
 
     def task(block, *, job):
-        from mgc import preprocess, shards  # the worker's, which nobody has changed
+        from mgc.features import (
+            preprocess,  # the worker's, which nobody has changed
+            shards,  # the worker's, which nobody has changed
+        )
 
         extract = getattr(shards.extract, "plain", shards.extract)
 
@@ -634,7 +640,7 @@ def test_what_a_lost_worker_left_behind_goes_with_the_next_run_even_from_a_finis
         (tmp_path / "set" / name).write_bytes(data)
     shard = next(name for name in undisturbed if name.startswith("shards/"))
     code = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom mgc.folder import Folder\n"
+        "import os, signal, sys\nfrom pathlib import Path\nfrom mgc.core.storage import Folder\n"
         "Path.write_bytes = lambda path, data: (path.open('wb').write(data), os.kill(os.getpid(), signal.SIGKILL))\n"
         f"Folder({str(tmp_path / 'set')!r}).write({shard!r}, b'half')\n"
     )

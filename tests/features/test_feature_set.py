@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import GENRES, SPEC, make_features
+from helpers.feature_sets import GENRES, SPEC, make_features
 
-from mgc import clips
 from mgc.config import TrainConfig
-from mgc.errors import InputError
-from mgc.features import MANIFEST, FeatureSet, Manifest, logmels
-from mgc.learning import learning_set
+from mgc.core.errors import InputError
+from mgc.dataset import clips
+from mgc.dataset.protocols import learning_set
+from mgc.features.feature_set import MANIFEST, FeatureSet, Manifest, logmels
 
 
 @pytest.fixture

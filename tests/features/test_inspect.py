@@ -15,17 +15,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from helpers.wav_sets import BAD, GENRES, RATE, finish, tracks
 from matplotlib.image import imread
-from test_verify import BAD, GENRES, RATE, finish, tracks
 
-from mgc import overview as module
-from mgc.errors import InputError
-from mgc.features import MANIFEST, QUARANTINE, SHARDS
-from mgc.folder import Folder
-from mgc.logmel import LogMelSpec, log_mel
-from mgc.overview import COLUMNS, ROWS, SHOWN, overview, summary
-from mgc.plan import Plan, Recipe
-from mgc.splits import SPLITS
+from mgc.audio.logmel import LogMelSpec, log_mel
+from mgc.collection.splits import SPLITS
+from mgc.core.errors import InputError
+from mgc.core.storage import Folder
+from mgc.features import inspect as module
+from mgc.features.feature_set import MANIFEST, QUARANTINE, SHARDS
+from mgc.features.inspect import COLUMNS, ROWS, SHOWN, overview, summary
+from mgc.features.plan import Plan, Recipe
 
 SPEC = LogMelSpec(seconds=0.5)
 RECIPE = Recipe(spec=SPEC, min_seconds=0.2, clips_per_shard=10)

@@ -10,13 +10,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from mgc.errors import InputError
-from mgc.features import PLAN
-from mgc.folder import Folder
-from mgc.logmel import LogMelSpec
-from mgc.plan import Plan, Recipe, is_shard_name, with_sizes
-from mgc.splits import SPLITS
-from mgc.tracks import SCHEMA as TRACKS
+from mgc.audio.logmel import LogMelSpec
+from mgc.collection.splits import SPLITS
+from mgc.collection.tracks import SCHEMA as TRACKS
+from mgc.core.errors import InputError
+from mgc.core.storage import Folder
+from mgc.features.feature_set import PLAN
+from mgc.features.plan import Plan, Recipe, is_shard_name, with_sizes
 
 RECIPE = Recipe(spec=LogMelSpec(seconds=2.0), min_seconds=0.5, clips_per_shard=4)
 

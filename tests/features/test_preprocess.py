@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from mgc import clips
-from mgc import preprocess as module
-from mgc.errors import InputError, RunError
-from mgc.features import MANIFEST, PLAN, QUARANTINE, FeatureSet
-from mgc.folder import Folder
-from mgc.preprocess import preprocess
-from mgc.splits import SPLITS
+from mgc.collection.splits import SPLITS
+from mgc.core.errors import InputError, RunError
+from mgc.core.storage import Folder
+from mgc.dataset import clips
+from mgc.features import preprocess as module
+from mgc.features.feature_set import MANIFEST, PLAN, QUARANTINE, FeatureSet
+from mgc.features.preprocess import preprocess
 
 RATE = 22_050
 CONTRACT = {"written", "skipped", "quarantined", "shards", "seconds", "clips_per_second", "fingerprint", "features"}
@@ -79,7 +79,8 @@ def contents(folder):
 
 
 def mlflow_run(run_id):
-    from mgc import store, tracking
+    from mgc.tracking import runs as tracking
+    from mgc.tracking import store
 
     return tracking.Run.find(store.open_store(Folder.at(Path.cwd())), run_id)._client.get_run(run_id)
 
@@ -193,7 +194,7 @@ def test_a_second_run_writes_nothing_and_loads_neither_ray_nor_mlflow(made, coll
     before = {file: file.stat().st_mtime_ns for file in made[0].rglob("*")}
     code = (
         "import json, sys\n"
-        "from mgc.preprocess import preprocess\n"
+        "from mgc.features.preprocess import preprocess\n"
         f"result = preprocess({str(collection)!r}, {str(made[0])!r}, **{OPTIONS!r})\n"
         "heavy = [name for name in ('ray', 'mlflow', 'torch', 'librosa') if name in sys.modules]\n"
         "print(json.dumps([result, heavy]))\n"
@@ -369,7 +370,7 @@ def test_new_clips_get_new_shards_and_the_old_ones_stay_untouched(ray_session, c
 def test_a_second_run_into_one_set_is_refused_while_the_first_lives_and_not_after(copy, collection, no_ray):
     code = f"""
 import time
-from mgc.folder import Folder
+from mgc.core.storage import Folder
 with Folder({str(copy)!r}).claim("--out"):
     print("held", flush=True)
     time.sleep(600)

@@ -18,13 +18,13 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from mgc import shards
-from mgc.errors import ClipError, Reason
-from mgc.features import SCHEMA
-from mgc.folder import Folder
-from mgc.logmel import LogMelSpec, log_mel, standardize
-from mgc.plan import Plan, Recipe
-from mgc.tracks import SCHEMA as TRACKS
+from mgc.audio.logmel import LogMelSpec, log_mel, standardize
+from mgc.collection.tracks import SCHEMA as TRACKS
+from mgc.core.errors import ClipError, Reason
+from mgc.core.storage import Folder
+from mgc.features import shards
+from mgc.features.feature_set import SCHEMA
+from mgc.features.plan import Plan, Recipe
 
 RATE = 22_050
 RECIPE = Recipe(spec=LogMelSpec(seconds=2.0), min_seconds=0.5, clips_per_shard=4)

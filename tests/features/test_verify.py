@@ -4,90 +4,30 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
-import soundfile
+from helpers.wav_sets import BAD, GENRES, RECIPE, SPEC, finish, tracks
 
-from mgc import shards
-from mgc.errors import InputError
-from mgc.features import (
-    FORMAT,
+from mgc.collection.tracks import SCHEMA as TRACKS
+from mgc.core.errors import InputError
+from mgc.core.storage import Folder
+from mgc.features import shards
+from mgc.features.feature_set import (
     MANIFEST,
     PLAN,
     QUARANTINE,
     QUARANTINE_SCHEMA,
     SHARDS,
-    FeatureSet,
-    Manifest,
-    card,
     parquet_bytes,
     read_manifest,
 )
-from mgc.folder import Folder
-from mgc.logmel import LogMelSpec
-from mgc.plan import Plan, Recipe, with_sizes
-from mgc.splits import SPLITS, artist_leaks
-from mgc.tracks import SCHEMA as TRACKS
-from mgc.verify import summary, verify
-
-RATE = 22_050
-SPEC = LogMelSpec(seconds=0.5)
-RECIPE = Recipe(spec=SPEC, min_seconds=0.2, clips_per_shard=4)
-GENRES = ("Folk", "Jazz", "Rock")
-BAD = {"training/Folk-3.wav": b"", "training/Jazz-2.wav": b"no sound", "validation/Rock-0.wav": b""}
-"""Clips that end in quarantine."""
-
-
-def tracks(root, counts, genres=GENRES, seconds=0.55, bad=None):
-    """Make so many clips a genre in each split, as WAV files, and their tracks table."""
-    generator, rows = np.random.default_rng(0), []
-    for split, count in counts.items():
-        (root / split).mkdir(parents=True, exist_ok=True)
-        for label, genre in enumerate(genres):
-            for index in range(count):
-                path = f"{split}/{genre.replace('/', '')}-{index}.wav"
-                samples = generator.normal(0, 0.02 * 2**label, round(RATE * seconds))
-                soundfile.write(root / path, samples, RATE)
-                if path in (bad or {}):
-                    (root / path).write_bytes(bad[path])
-                row = {"track_id": 100 + len(rows), "path": path, "genre": genre, "label": label, "split": split}
-                rows.append(row | {"artist_id": f"a{len(rows)}", "artist_name": f"Artist {len(rows)}"})
-    return with_sizes(pa.Table.from_pylist(rows, schema=TRACKS), Folder.at(root))
-
-
-def finish(plan, root, out):
-    """Write the set of a plan by the product's own writers, as ``mgc preprocess`` does, without Ray."""
-    out.make(SHARDS)
-    plan.write(out)
-    records = [
-        shards.read_record(out, shard.file)
-        if shards.is_written(out, shard)
-        else shards.write(shard, Folder.at(root), out, recipe=plan.recipe, clip_timeout=60)
-        for shard in plan.shards
-    ]
-    out.write(QUARANTINE, parquet_bytes(shards.quarantine(records)))
-    clips = {split: Counter() for split in SPLITS}
-    for record in records:
-        clips[record.entry.split].update(record.genres)
-    manifest = Manifest(
-        FORMAT,
-        plan.fingerprint,
-        asdict(plan.recipe),
-        tuple(sorted(set(plan.clips["genre"].to_pylist()))),
-        {split: dict(counts) for split, counts in clips.items()},
-        dict(sorted(Counter(row["reason"] for record in records for row in record.quarantined).items())),
-        tuple(artist_leaks(plan.clips)),
-        tuple(record.entry for record in records),
-    )
-    out.write("README.md", card(manifest).encode())
-    out.write(MANIFEST, manifest.to_json().encode())
-    return FeatureSet.open(out)
+from mgc.features.plan import Plan
+from mgc.features.verify import summary, verify
 
 
 @pytest.fixture(scope="session")

@@ -8,10 +8,14 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from mgc import checkpoint, pictures, report, store, tracking
 from mgc.config import ModelConfig, TrainConfig
-from mgc.features import FeatureSet
-from mgc.model import GenreCNN
+from mgc.evaluation import figures as pictures
+from mgc.evaluation import run_page as report
+from mgc.features.feature_set import FeatureSet
+from mgc.model import checkpoint
+from mgc.model.cnn import GenreCNN
+from mgc.tracking import runs as tracking
+from mgc.tracking import store
 
 CONFIG = TrainConfig(model=ModelConfig(channels=(4, 8), head="avgmax"), epochs=3)
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from mgc import store, tracking
 from mgc.config import TrainConfig
-from mgc.folder import Folder
-from mgc.predictions import Predictions, Source
-from mgc.space import Space
-from mgc.sweep_view import SweepView, Trial
+from mgc.core.storage import Folder
+from mgc.evaluation.predictions import Predictions, Source
+from mgc.sweep.results import SweepView, Trial
+from mgc.sweep.space import Space
+from mgc.tracking import runs as tracking
+from mgc.tracking import store
 
 BASE = TrainConfig(epochs=4)
 CLIPS = 40

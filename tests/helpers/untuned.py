@@ -3,13 +3,15 @@
 import mlflow
 from matplotlib.figure import Figure
 
-from mgc import pictures, store, trial
 from mgc.config import ModelConfig, OptimConfig, SweepConfig, TrainConfig
-from mgc.errors import RunError
-from mgc.fit_state import discard, history
-from mgc.places import Place
-from mgc.sweep import Sweep
-from mgc.tracking import EXPERIMENT, Run
+from mgc.core.errors import RunError
+from mgc.evaluation import figures as pictures
+from mgc.sweep import trial
+from mgc.sweep.sweep_folder import Sweep
+from mgc.tracking import store
+from mgc.tracking.runs import EXPERIMENT, Run
+from mgc.training.fit_state import discard, history
+from mgc.training.placement import Place
 
 BASE = TrainConfig(
     model=ModelConfig(channels=(4, 8), norm=True, head="avgmax", dropout=0.0),

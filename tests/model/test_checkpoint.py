@@ -3,11 +3,11 @@ import json
 import pytest
 import torch
 
-from mgc import checkpoint
+from mgc.audio.logmel import LogMelSpec
 from mgc.config import ModelConfig, TrainConfig
-from mgc.errors import InputError
-from mgc.logmel import LogMelSpec
-from mgc.model import GenreCNN
+from mgc.core.errors import InputError
+from mgc.model import checkpoint
+from mgc.model.cnn import GenreCNN
 
 SPEC = LogMelSpec(seconds=0.75)
 CARD = checkpoint.Card(TrainConfig(model=ModelConfig(channels=(4,))), ("a", "b"), SPEC, "f" * 64, {"best_epoch": 1})

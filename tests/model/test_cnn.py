@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from mgc.config import PRESETS, ModelConfig
-from mgc.errors import InputError
-from mgc.model import Dropout, GenreCNN, predict_logits
+from mgc.core.errors import InputError
+from mgc.model.cnn import Dropout, GenreCNN, predict_logits
 
 
 def parameters(model: nn.Module) -> int:

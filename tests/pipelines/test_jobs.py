@@ -8,7 +8,6 @@ import re
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,11 +18,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import make_features
+from helpers.feature_sets import make_features
+from helpers.processes import free_ports, processes_of
 
-from mgc.features import FeatureSet
+from mgc.features.feature_set import FeatureSet
 
-REPO = Path(__file__).parents[1]
+REPO = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 CLIPS = 6
 
@@ -129,28 +129,6 @@ def test_the_sweep_job_as_a_script_scores_its_winner_on_the_test_split(tmp_path)
 
 
 # Through ray job submit
-
-
-def free_ports(count):
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [server.getsockname()[1] for server in sockets]
-    for server in sockets:
-        server.close()
-    return ports
-
-
-def processes_of(folder):
-    """Process ids whose command line or environment names a Ray session folder that only this test has."""
-    found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit() and int(process.name) != os.getpid():
-            try:
-                known = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
-            except OSError:
-                continue
-            if str(folder).encode() in known:
-                found.append(int(process.name))
-    return found
 
 
 @pytest.fixture(scope="module")

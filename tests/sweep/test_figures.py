@@ -4,12 +4,12 @@ import io
 
 import numpy as np
 import pytest
-import sweeps
+from helpers import sweeps
 from matplotlib.colors import to_hex, to_rgb
 
-from mgc import sweep_pictures as pictures
-from mgc.metrics import Estimate
-from mgc.sweep_view import Again, Bought, Model
+from mgc.evaluation.metrics import Estimate
+from mgc.sweep import figures as pictures
+from mgc.sweep.results import Again, Bought, Model
 
 BEST = sweeps.trial(
     1, 0.8, model__norm=True, model__dropout=0.5, optim__lr=0.001, augment__time_masks=2, augment__time_mask_frames=60

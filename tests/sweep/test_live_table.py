@@ -18,7 +18,7 @@ import time
 import pytest
 from rich.console import Console
 
-from mgc.scoreboard import Scoreboard
+from mgc.sweep.live_table import Scoreboard
 
 WIDE = 200
 
@@ -26,7 +26,7 @@ WIDE = 200
 @pytest.fixture
 def now(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr("mgc.console.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("mgc.core.progress.time.monotonic", lambda: clock[0])
     return clock
 
 
@@ -231,8 +231,8 @@ def test_a_sweep_goes_on_without_its_table(monkeypatch, capsys):
 
 SWEEP = """
 import sys, time
-from mgc.console import say
-from mgc.scoreboard import Scoreboard
+from mgc.core.progress import say
+from mgc.sweep.live_table import Scoreboard
 
 def sweep(board):
     for i in range(20):

@@ -9,19 +9,21 @@ from pathlib import Path
 import optuna
 import pytest
 import torch
+from helpers.untuned import BASE, Killed, keep_little, made, told, trainer
 from safetensors.torch import load_file
-from untuned import BASE, Killed, keep_little, made, told, trainer
 
-from mgc import checkpoint, population, tracking
 from mgc.config import PRESETS
-from mgc.errors import InputError, RunError
-from mgc.fit import fit
-from mgc.fit_state import STATE, Epoch, history
-from mgc.learning import learning_set
-from mgc.sampling import Drawing
-from mgc.space import DEFAULT, DEFAULT_PBT, Space, field_of
-from mgc.sweep import POPULATION, TASK, Task
-from mgc.tracking import Run
+from mgc.core.errors import InputError, RunError
+from mgc.dataset.protocols import learning_set
+from mgc.model import checkpoint
+from mgc.sweep import pbt as population
+from mgc.sweep.samplers import Drawing
+from mgc.sweep.space import DEFAULT, DEFAULT_PBT, Space, field_of
+from mgc.sweep.sweep_folder import POPULATION, TASK, Task
+from mgc.tracking import runs as tracking
+from mgc.tracking.runs import Run
+from mgc.training.fit_state import STATE, Epoch, history
+from mgc.training.loop import fit
 
 TREE = {
     "optim.lr": {"log_uniform": [1e-6, 0.05]},

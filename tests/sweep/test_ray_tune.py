@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from mgc.config import SweepConfig
-from mgc.errors import InputError
-from mgc.sweep import Sweep
-from mgc.tuner import _Budget, _part, share
+from mgc.core.errors import InputError
+from mgc.sweep.ray_tune import _Budget, _part, share
+from mgc.sweep.sweep_folder import Sweep
 
 
 def shared(cpus, gpus, **settings):

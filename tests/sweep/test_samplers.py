@@ -6,8 +6,8 @@ import optuna
 import pytest
 
 from mgc.config import TrainConfig
-from mgc.sampling import Drawing
-from mgc.space import Space
+from mgc.sweep.samplers import Drawing
+from mgc.sweep.space import Space
 
 SPACE = Space.of(
     {

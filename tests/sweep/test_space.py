@@ -7,8 +7,8 @@ import optuna
 import pytest
 
 from mgc.config import PRESETS, AugmentConfig, TrainConfig, overlay
-from mgc.errors import InputError
-from mgc.space import DEFAULT, Space, nested
+from mgc.core.errors import InputError
+from mgc.sweep.space import DEFAULT, Space, nested
 
 BASE = TrainConfig()
 EVERYTHING = """

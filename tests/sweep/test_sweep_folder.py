@@ -5,18 +5,21 @@ from dataclasses import replace
 
 import mlflow
 import pytest
-from untuned import BASE, made
+from helpers.untuned import BASE, made
 
-from mgc import checkpoint, sweep, tracking, tune
 from mgc.config import SweepConfig
-from mgc.errors import InputError
-from mgc.features import FeatureSet
-from mgc.files import write_text
-from mgc.fit_state import STATE
-from mgc.learning import learning_set
-from mgc.model import GenreCNN
-from mgc.sweep import OUTCOME, RUN_ID, SEARCHED, STATUS, SWEEP, TASK, Sweep, Task, trial_name
-from mgc.tracking import Run
+from mgc.core.atomic_files import write_text
+from mgc.core.errors import InputError
+from mgc.dataset.protocols import learning_set
+from mgc.features.feature_set import FeatureSet
+from mgc.model import checkpoint
+from mgc.model.cnn import GenreCNN
+from mgc.sweep import sweep_folder as sweep
+from mgc.sweep import tune
+from mgc.sweep.sweep_folder import OUTCOME, RUN_ID, SEARCHED, STATUS, SWEEP, TASK, Sweep, Task, trial_name
+from mgc.tracking import runs as tracking
+from mgc.tracking.runs import Run
+from mgc.training.fit_state import STATE
 
 DIFFERENCES = {"model.dropout": 0.25, "model.channels": [4, 8], "optim.lr": 1 / 3}
 

@@ -9,17 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import sweeps
-from sweeps import first
-from test_report import Page, page_of
+from helpers import sweeps
+from helpers.pages import Page, page_of
+from helpers.sweeps import first
 
-from mgc import cli, sweep_report, sweep_view, tracking
-from mgc.errors import InputError
-from mgc.importances import importances
-from mgc.metrics import Estimate, over_seeds
-from mgc.report import report
-from mgc.store import search
-from mgc.sweep_view import Bought
+from mgc import cli
+from mgc.core.errors import InputError
+from mgc.evaluation.metrics import Estimate, over_seeds
+from mgc.evaluation.run_page import report
+from mgc.sweep import results as sweep_view
+from mgc.sweep import sweep_page as sweep_report
+from mgc.sweep.importance import importances
+from mgc.sweep.results import Bought
+from mgc.tracking import runs as tracking
+from mgc.tracking.store import search
 
 NAME = "<script>alert(1)</script> & $co_{"
 

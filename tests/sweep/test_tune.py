@@ -12,17 +12,20 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from test_jobs import free_ports
+from helpers.processes import free_ports
+from helpers.twin_sweep import tune_twin
 
-from mgc import store, tracking, tune
 from mgc.config import ModelConfig, OptimConfig, SweepConfig, TrainConfig, read_config
-from mgc.errors import InputError
-from mgc.evaluate import evaluate
-from mgc.fit import is_kept
-from mgc.fit_state import STATE
-from mgc.predictions import Predictions
-from mgc.sweep import RUN_ID, SWEEP
-from mgc.tracking import OUTCOME_TAG, REASON_TAG, STAGE_TAG, STEP_TAG
+from mgc.core.errors import InputError
+from mgc.evaluation.evaluate import evaluate
+from mgc.evaluation.predictions import Predictions
+from mgc.sweep import tune
+from mgc.sweep.sweep_folder import RUN_ID, SWEEP
+from mgc.tracking import runs as tracking
+from mgc.tracking import store
+from mgc.tracking.runs import OUTCOME_TAG, REASON_TAG, STAGE_TAG, STEP_TAG
+from mgc.training.fit_state import STATE
+from mgc.training.loop import is_kept
 
 pytestmark = pytest.mark.timeout(600)  # a sweep on a machine that does other things too
 BASE = TrainConfig(model=ModelConfig(channels=(4, 8)), optim=OptimConfig(batch_size=8), epochs=4)
@@ -293,7 +296,7 @@ def test_a_tracking_server_keeps_a_sweep_that_its_time_budget_ends(
 ):
     trials = Path.cwd() / "mlflow_runs" / "sweeps" / "remote" / "trials"
     enough = property(lambda budget: sum(map(is_kept, trials.glob("*"))) >= 2)  # however slow the machine is
-    monkeypatch.setattr("mgc.tuner._Budget.passed", enough)
+    monkeypatch.setattr("mgc.sweep.ray_tune._Budget.passed", enough)
     settings = SweepConfig(trials=100, concurrent=2, time_budget=1, top=0, search="random")
     result = tune.tune(features.folder.path, replace(BASE, epochs=2), settings, space=space, name="remote")
     assert 1 < result["trials"] < 100
@@ -314,21 +317,11 @@ DRIVER = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from test_tune import tune_twin
-from mgc.ray_session import disconnect
+from helpers.twin_sweep import tune_twin
+from mgc.core.ray_session import disconnect
 print(tune_twin(*sys.argv[2:])["parent_run_id"])
 disconnect()
 """
-TWIN = SweepConfig(trials=3, concurrent=2, asha=False, top=1, seeds=2, without=())
-
-
-def tune_twin(features, name, *resume):
-    """The sweep that is interrupted again and again, and its undisturbed twin."""
-    base = TrainConfig(model=ModelConfig(channels=(4, 8)), optim=OptimConfig(batch_size=2), epochs=12)
-    Path("rate.yaml").write_text("optim.lr: {log_uniform: [0.001, 0.01]}")
-    if resume:
-        return tune.tune(features, base, resume=name)
-    return tune.tune(features, base, TWIN, space=Path("rate.yaml"), name=name)
 
 
 @pytest.mark.slow
@@ -337,7 +330,7 @@ def test_a_sweep_killed_again_and_again_ends_as_its_undisturbed_twin(features, r
     """Each trial once, each metric step once, one parent run, and every figure the same to the last bit."""
     whole = tune_twin(features.folder.path, "undisturbed")
     folder = working_directory / "mlflow_runs" / "sweeps" / "disturbed"
-    line = [sys.executable, "-c", DRIVER, str(Path(__file__).parent), str(features.folder.path), "disturbed"]
+    line = [sys.executable, "-c", DRIVER, str(Path(__file__).parents[1]), str(features.folder.path), "disturbed"]
     trials = folder / "trials"
     for moment, signal_number, reached in [
         ("before its first trial", signal.SIGKILL, lambda: (folder / SWEEP).exists()),

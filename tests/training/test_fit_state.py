@@ -10,51 +10,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers.feature_sets import make_sharded
+from helpers.fits import AUGMENT, EVERYTHING, PLAIN, changed, figures, one_thread  # noqa: F401 (a fixture)
 from safetensors.torch import load_file, save_file
-from test_clips import make_sharded
 
-from mgc import augment, checkpoint
 from mgc.config import AugmentConfig, ModelConfig, OptimConfig, TrainConfig
-from mgc.errors import InputError
-from mgc.feed import batches, order
-from mgc.fit import fit
-from mgc.fit_state import STATE, adopt, discard, history, signature_of
-from mgc.learning import learning_set
-from mgc.model import GenreCNN, predict_logits
-
-PLAIN = TrainConfig(
-    model=ModelConfig(channels=(4,), norm=True, head="avgmax", dropout=0.0), optim=OptimConfig(batch_size=8), epochs=3
-)
-AUGMENT = AugmentConfig(
-    mixup_alpha=0.5, time_masks=1, time_mask_frames=4, band_masks=1, band_mask_bands=3, equalize=0.3
-)
-EVERYTHING = TrainConfig(
-    model=ModelConfig(
-        channels=(4,), norm=True, input_norm=True, head="avgmax", dropout=0.3, head_dropout=0.2, window=11
-    ),
-    augment=AUGMENT,
-    optim=OptimConfig(
-        lr=0.01,
-        schedule="cosine",
-        weight_decay=0.01,
-        label_smoothing=0.1,
-        batch_size=8,
-        warmup_epochs=1.5,
-        clip_norm=0.5,
-        ema_epochs=0.7,
-    ),
-    epochs=8,
-    patience=3,
-)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Sums are then taken in one order, and two fits can be compared bit by bit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+from mgc.core.errors import InputError
+from mgc.dataset import augment
+from mgc.dataset.batches import batches, order
+from mgc.dataset.protocols import learning_set
+from mgc.model import checkpoint
+from mgc.model.cnn import GenreCNN, predict_logits
+from mgc.training.fit_state import STATE, adopt, discard, history, signature_of
+from mgc.training.loop import fit
 
 
 @pytest.fixture(scope="module")
@@ -88,20 +56,12 @@ def interrupted(config, data, folder, *, after=1):
     return folder / STATE
 
 
-def changed(config, **optim):
-    return replace(config, optim=replace(config.optim, **optim))
-
-
 def weights(folder):
     return checkpoint.read(folder)[0].state_dict()
 
 
 def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def figures(history):
-    return [{k: v for k, v in point.metrics().items() if k != "seconds"} for point in history]
 
 
 # A state that is not whole

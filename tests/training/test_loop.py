@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from mgc import checkpoint
 from mgc.config import PRESETS, ModelConfig, OptimConfig, TrainConfig
-from mgc.errors import InputError, RunError
-from mgc.fit import fit, is_kept
-from mgc.fit_state import STATE, discard
-from mgc.learning import learning_set
+from mgc.core.errors import InputError, RunError
+from mgc.dataset.protocols import learning_set
+from mgc.model import checkpoint
+from mgc.training.fit_state import STATE, discard
+from mgc.training.loop import fit, is_kept
 
 SMALL = TrainConfig(
     model=ModelConfig(channels=(4, 8), norm=True, head="avgmax"),
@@ -148,7 +148,7 @@ def test_too_little_memory_on_a_device_is_one_line_with_the_ways_out(data, tmp_p
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has …\nSee documentation")
 
-    monkeypatch.setattr("mgc.fit.Feed", full)  # the first that asks a device for memory
+    monkeypatch.setattr("mgc.training.loop.Feed", full)  # the first that asks a device for memory
     with pytest.raises(RunError) as error:
         fit(SMALL, data, tmp_path, device="meta", resident=resident)
     assert str(error.value) == line
@@ -158,7 +158,7 @@ def test_memory_that_runs_out_in_a_step_is_told_too(data, tmp_path, monkeypatch)
     def full(*_):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr("mgc.step.Step._learn", full)
+    monkeypatch.setattr("mgc.training.step.Step._learn", full)
     with pytest.raises(RunError, match="try a --batch-size below 8"):
         fit(SMALL, data, tmp_path)
 
@@ -167,7 +167,7 @@ def test_weight_decay_zero_is_adam(data, tmp_path):
     config = TrainConfig(model=ModelConfig(channels=(4,), dropout=0.0), optim=OptimConfig(batch_size=44), epochs=1)
     fit(config, data, tmp_path)
     torch.manual_seed(config.seed)
-    from mgc.model import GenreCNN
+    from mgc.model.cnn import GenreCNN
 
     model = GenreCNN(config.model, len(data.genres), data.spec.shape)
     adam = torch.optim.Adam(model.parameters(), lr=1e-3)

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_clips import SPEC, make_sharded
-from test_fit_state import PLAIN, figures
+from helpers.feature_sets import SHARDED_SPEC, make_sharded
+from helpers.fits import PLAIN, figures
 
-from mgc import places
-from mgc.errors import InputError
-from mgc.fit import fit
-from mgc.learning import learning_set
-from mgc.places import Place, available_memory, choose_feed
+from mgc.core.errors import InputError
+from mgc.dataset.protocols import learning_set
+from mgc.training import placement as places
+from mgc.training.loop import fit
+from mgc.training.placement import Place, available_memory, choose_feed
 
 CPU = Place(1, gpu=False)
-CLIP = 2 * SPEC.shape[0] * SPEC.shape[1]
+CLIP = 2 * SHARDED_SPEC.shape[0] * SHARDED_SPEC.shape[1]
 """Bytes in memory."""
 
 

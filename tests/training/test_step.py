@@ -9,19 +9,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_clips import make_sharded
-from test_fit_state import EVERYTHING, PLAIN, changed, one_thread  # noqa: F401 (a fixture)
+from helpers.feature_sets import make_sharded
+from helpers.fits import EVERYTHING, PLAIN, changed, one_thread  # noqa: F401 (a fixture)
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from mgc import passes
-from mgc.augment import draw
-from mgc.device import free_memory, prepare
-from mgc.errors import RunError
-from mgc.feed import Feed, batches, order
-from mgc.learning import learning_set
-from mgc.passes import begin, evaluate, train_epoch
-from mgc.step import WARM_UP, Graphs, Plan, Step, _average
+from mgc.core.errors import RunError
+from mgc.dataset.augment import draw
+from mgc.dataset.batches import Feed, batches, order
+from mgc.dataset.protocols import learning_set
+from mgc.model.device import free_memory, prepare
+from mgc.training import epoch as passes
+from mgc.training.epoch import begin, evaluate, train_epoch
+from mgc.training.step import WARM_UP, Graphs, Plan, Step, _average
 
 CPU = torch.device("cpu")
 
@@ -238,7 +238,7 @@ def test_bfloat16_is_of_the_layers_between_norms_and_loss_are_float32(data, conf
     cross_entropy = torch.nn.functional.cross_entropy
     with pytest.MonkeyPatch.context() as patch:
         watched = lambda logits, *rest, **named: losses.append(logits.dtype) or cross_entropy(logits, *rest, **named)  # noqa: E731
-        patch.setattr("mgc.step.functional.cross_entropy", watched)
+        patch.setattr("mgc.training.step.functional.cross_entropy", watched)
         train_epoch(Step(learner, Feed(data.clips, CPU), config), data, 1)
     assert seen["blocks.0"][1] == seen["linear"][1] == torch.bfloat16
     assert set(losses) == {torch.float32}

@@ -12,22 +12,23 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
-from conftest import SPEC, make_features
+from helpers.feature_sets import SPEC, make_features
+from helpers.long_fit import LONG, PLAIN
 
-from mgc import checkpoint, clips, store, tracking
 from mgc.config import ModelConfig, OptimConfig, TrainConfig
-from mgc.errors import InputError, RunError
-from mgc.evaluate import evaluate
-from mgc.fit_state import STATE
-from mgc.folder import Folder
-from mgc.predictions import Predictions
-from mgc.train import summary, train
+from mgc.core.errors import InputError, RunError
+from mgc.core.storage import Folder
+from mgc.dataset import clips
+from mgc.evaluation.evaluate import evaluate
+from mgc.evaluation.predictions import Predictions
+from mgc.model import checkpoint
+from mgc.tracking import runs as tracking
+from mgc.tracking import store
+from mgc.training.fit_state import STATE
+from mgc.training.train import summary, train
 
 CONFIG = TrainConfig(
     model=ModelConfig(channels=(4, 8), norm=True, head="avgmax"), optim=OptimConfig(lr=0.01, batch_size=8), epochs=6
-)
-PLAIN = TrainConfig(
-    model=ModelConfig(channels=(4, 8), dropout=0.0, norm=True, head="avgmax"), optim=OptimConfig(batch_size=8), epochs=3
 )
 LEAK = {"by": "id", "artist_id": "7", "artist_name": "AWOL", "splits": {"training": 2, "test": 1}}
 
@@ -174,11 +175,10 @@ def test_a_run_is_not_evaluated_on_other_genres(trained, tmp_path):
         evaluate(trained["run_id"], other.folder)
 
 
-LONG = replace(PLAIN, epochs=12, optim=replace(PLAIN.optim, batch_size=2))
 COMMAND = """
 import sys
-from test_train import LONG
-from mgc.train import train
+from helpers.long_fit import LONG, PLAIN
+from mgc.training.train import train
 print(train(sys.argv[1], LONG, run_name=sys.argv[2], seeds=int(sys.argv[3]))["run_id"])
 """
 
@@ -186,7 +186,7 @@ print(train(sys.argv[1], LONG, run_name=sys.argv[2], seeds=int(sys.argv[3]))["ru
 def command(features, name, seeds):
     """The same training as another process."""
     line = [sys.executable, "-c", COMMAND, str(features.folder.path), name, str(seeds)]
-    environment = os.environ | {"PYTHONPATH": os.path.dirname(__file__)}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     return subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
@@ -270,7 +270,7 @@ def test_the_same_training_twice_at_a_time_is_refused(features, client):
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mgc.train.Watch", lambda *_: again)
+        patch.setattr("mgc.training.train.Watch", lambda *_: again)
         with pytest.raises(KeyboardInterrupt):
             train(features.folder.path, PLAIN, run_name="twice")
     (run,) = runs_named(client, "twice")

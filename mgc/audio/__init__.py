@@ -1,0 +1,1 @@
+"""From an MP3's bytes to a log-Mel spectrogram."""

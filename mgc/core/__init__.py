@@ -1,0 +1,1 @@
+"""Errors, progress, storage, atomic files, joining Ray: what every room stands on."""

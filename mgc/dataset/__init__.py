@@ -1,0 +1,1 @@
+"""Clips for learning: which are trained on, in which batches, how they are augmented."""

@@ -1,0 +1,1 @@
+"""The feature set: planned, extracted, written as Parquet shards, verified, inspected."""

@@ -1,0 +1,1 @@
+"""The CNN, its checkpoint, and how it is run on a device."""

@@ -1,0 +1,1 @@
+"""MLflow: its store, its runs, its model registry, and where a run comes from."""

@@ -1,0 +1,1 @@
+"""A model fitted, resumed, logged; on one device or on several."""
