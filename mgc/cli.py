@@ -478,7 +478,7 @@ def run(arguments: list[str], step: Step | None = None) -> int:
     problem = command.problem(result)
     print(json.dumps(result) if command.json else command.show(result), flush=True)
     if problem:
-        say(f"mgc: {problem}")
+        say(f"mgc: {problem.for_command_line()}")
     return problem.exit_code if problem else 0
 
 
@@ -498,9 +498,10 @@ def _complain(error: MgcError, command: Output) -> int:
     disconnect()
     if command.debug:
         traceback.print_exception(error)
-    say(f"mgc: {error}")
+    message = error.for_command_line()
+    say(f"mgc: {message}")
     if command.json:
-        print(json.dumps({"error": str(error)}), flush=True)
+        print(json.dumps({"error": message}), flush=True)
     return error.exit_code
 
 

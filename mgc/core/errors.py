@@ -7,13 +7,23 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
+
+_PARAMETER = re.compile(r"`([a-z][a-z0-9_.]*)(?:=([^`]*))?`")
 
 
 class MgcError(Exception):
-    """Root of all errors that mgc raises on purpose; the message is one line for a person."""
+    """Root of all errors that mgc raises on purpose; the message is one line for a person.
+
+    A message names a parameter between backticks, as Python knows it: `` `min_seconds=-1`: must be at least 0``.
+    """
 
     exit_code = 1
+
+    def for_command_line(self) -> str:
+        """The message with its parameters as flags: ``--min-seconds -1: must be at least 0``."""
+        return _PARAMETER.sub(_flag, str(self))
 
 
 class InputError(MgcError):
@@ -26,8 +36,14 @@ class RunError(MgcError):
     """The work was started and failed."""
 
 
-class StoreError(RunError, OSError):
+class StoreError(RunError):
     """An object store did not answer or refused: this says nothing of the file that was asked for."""
+
+
+def _flag(parameter: re.Match[str]) -> str:
+    name, value = parameter.groups()
+    flag = f"--{name.replace('_', '-')}"
+    return flag if value in (None, "True") else f"{flag} {value}"
 
 
 def first_line(error: BaseException) -> str:

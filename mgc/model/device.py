@@ -16,6 +16,11 @@ from contextlib import suppress
 import torch
 
 
+def best_device() -> torch.device:
+    """Return the GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def prepare(device: torch.device, *, deterministic: bool = False) -> None:
     """Set how this process computes on a device.
 

@@ -1,0 +1,20 @@
+"""What a step gives back: a frozen dataclass that prints as a person reads it, and as ``--json`` prints it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+
+class Result:
+    """Base of the results of all steps, which are frozen dataclasses.
+
+    ``str`` of a result is what the command prints for a person.
+    """
+
+    def to_dict(self: DataclassInstance) -> dict[str, Any]:
+        """Return plain values that JSON holds: what the command prints with ``--json``."""
+        return asdict(self)
