@@ -11,20 +11,23 @@ before anything is written when an artist is in two splits. It runs as a plain s
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
 
-from mgc.cli import Audit, Preprocess, main
+import mgc
+from mgc.cli import Preprocess, main
 from mgc.core.progress import say
 
+if TYPE_CHECKING:
+    from mgc.core.results import Result
 
-def audit_and_preprocess(command: Preprocess) -> dict[str, Any]:
+
+def audit_and_preprocess(command: Preprocess) -> Result:
     """Refuse a collection that leaks; preprocess the others."""
-    audit = Audit(root=command.root, subset=command.subset)
-    found = audit.run()
-    say(audit.show(found))
-    if problem := audit.problem(found):
+    report = mgc.audit(command.root, subset=command.subset)
+    say(str(report))
+    if problem := report.problem():
         raise problem
-    return command.run()
+    return command.call()
 
 
 if __name__ == "__main__":

@@ -1,37 +1,60 @@
-"""The search job: tune on training and validation, look at the test split once, with the winner; crown it if better.
+"""The search job: tune on training and validation, evaluate the winner on the test split once, promote it if better.
 
     ray job submit --address http://HEAD:8265 --working-dir . -- \
         python pipelines/sweep.py --features /data/features --trials 100 --concurrent 4
 
 The working directory of a job is a copy, so ``--features`` must be absolute, on storage that every node of the cluster
 sees; MLflow's store is ``mlflow_runs/`` beside it, or ``MLFLOW_TRACKING_URI``. Flags, exit codes and ``--json`` are
-those of ``mgc tune``, whose result gains ``test`` and ``champion``: what ``mgc evaluate`` and ``mgc crown`` say of the
-winner (``champion`` is None of a leaky set). Killed after the look and resumed, it reads what was kept: no second look.
+those of ``mgc tune``, whose result gains ``test`` and ``champion``: what ``mgc evaluate`` and ``mgc promote`` say of the
+winner (``champion`` is None of a leaky set). Killed after the test-set evaluation and resumed, it reads the kept
+predictions: no second evaluation.
 It runs as a plain script too.
 """
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from mgc.cli import Tune, main
-from mgc.core.progress import say
+from mgc.core.results import Result
+
+if TYPE_CHECKING:
+    from mgc.evaluation.evaluate import Evaluation
+    from mgc.evaluation.promote import Promotion
+    from mgc.sweep.tune import SweepResult
 
 
-def tune_and_crown(command: Tune) -> dict[str, Any]:
+@dataclass(frozen=True)
+class SweepJob(Result):
+    """A sweep, its winner's test-set evaluation, and whether it became champion."""
+
+    sweep: SweepResult
+    test: Evaluation
+    promotion: Promotion | None
+    """None of a leaky set, which is never registered."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the sweep's values, and ``test`` and ``champion``."""
+        promotion = self.promotion and self.promotion.to_dict()
+        return {**self.sweep.to_dict(), "test": self.test.to_dict(), "champion": promotion}
+
+    def __str__(self) -> str:
+        champion = str(self.promotion) if self.promotion else "a leaky set's models are never registered"
+        return f"{self.sweep}\n\n{self.test}\n\n{champion}"
+
+
+def tune_and_promote(command: Tune) -> SweepJob:
     """Search, score the winner on the test split, and make it champion if it is shown to be better."""
-    from mgc.evaluation import evaluate
-    from mgc.evaluation import promote as champion
+    from mgc.evaluation.evaluate import evaluate_once
+    from mgc.evaluation.promote import promote
 
-    found = command.run()
-    winner = found["winner_run_id"]
-    test = evaluate.evaluate_once(winner, command.features)
-    say(evaluate.summary(test))
-    crowned = None if test["leaky"] else champion.crown(winner, command.features)
-    say(champion.summary(crowned) if crowned else "what leaks is never registered")
-    return found | {"test": test, "champion": crowned}
+    sweep = command.call()
+    test = evaluate_once(sweep.winner_run_id, command.features)
+    promotion = None if test.leaky else promote(sweep.winner_run_id, command.features)
+    return SweepJob(sweep, test, promotion)
 
 
 if __name__ == "__main__":
-    main(["tune", *sys.argv[1:]], tune_and_crown)
+    main(["tune", *sys.argv[1:]], tune_and_promote)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+    from mgc.core.errors import MgcError
+
 
 class Result:
     """Base of the results of all steps, which are frozen dataclasses.
@@ -18,3 +20,7 @@ class Result:
     def to_dict(self: DataclassInstance) -> dict[str, Any]:
         """Return plain values that JSON holds: what the command prints with ``--json``."""
         return asdict(self)
+
+    def problem(self) -> MgcError | None:
+        """Return what is wrong although the work could be done; the command ends with its exit code."""
+        return None

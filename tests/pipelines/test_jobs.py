@@ -114,8 +114,9 @@ def test_the_sweep_job_as_a_script_scores_its_winner_on_the_test_split(tmp_path)
     features = make_features(tmp_path / "set")
     config = tmp_path / "config.json"
     config.write_text(json.dumps({"optim": {"batch_size": 8}}))
-    flags = ["--preset", "baseline", "--config", config, "--epochs", "1", "--trials", "1", "--name", "small", "--json"]
-    done = script("sweep.py", "--features", features.folder.path, *flags, cwd=tmp_path)
+    flags = ["--preset", "plain_cnn", "--config", config, "--epochs", "1", "--trials", "1", "--name", "small", "--json"]
+    stages = ["--top", "1", "--seeds", "2", "--without"]
+    done = script("sweep.py", "--features", features.folder.path, *flags, *stages, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = last_line(done.stdout)
     assert (result["trials"], result["failed"]) == (1, 0)
@@ -124,7 +125,7 @@ def test_the_sweep_job_as_a_script_scores_its_winner_on_the_test_split(tmp_path)
     assert result["best_config"]["epochs"] == 1
     assert (result["test"]["run_id"], result["test"]["split"]) == (result["winner_run_id"], "test")
     assert (result["test"]["n"], result["test"]["looks"]) == (13, 1)
-    assert (result["champion"]["champion"], result["champion"]["crowned"]) == (result["winner_run_id"], True)
+    assert (result["champion"]["champion"], result["champion"]["promoted"]) == (result["winner_run_id"], True)
     assert (tmp_path / "mlflow_runs" / "sweeps" / "small" / "best_config.json").exists()
 
 
