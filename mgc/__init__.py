@@ -33,7 +33,7 @@ _NAMES = {
     "report": "sweep.report:report",
 }
 """The public names and where they are; ``__init__.pyi`` says the same to type checkers."""
-__all__ = ["__version__", *_NAMES]  # noqa: PLE0604 (names, all of them)
+__all__ = ["__version__", *_NAMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,5 @@ from mgc.evaluation.promote import promote as promote
 from mgc.features.feature_set import FeatureSet as FeatureSet
 from mgc.features.preprocess import extract_features as extract_features
 from mgc.sweep.report import report as report
-from mgc.sweep.tune import tune as search
-from mgc.training.train import train as fit
 
 __version__: str

@@ -22,7 +22,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
 from mgc.config import DEFAULT_PRESET, PRESETS, SweepConfig, TrainConfig, read_config
-from mgc.core.errors import InputError, MgcError
+from mgc.core.errors import MgcError
 from mgc.core.progress import say
 from mgc.core.ray_session import disconnect
 from mgc.core.results import Result
@@ -153,7 +153,7 @@ class Learning(Command):
     features: str
     """A finished feature set."""
     preset: Preset = DEFAULT_PRESET
-    """plain_cnn is the seed's plain CNN, regularized what helps it on whole clips, short_chunk the best, on 3 s each."""
+    """plain_cnn is the field's plain CNN, regularized what helps it on whole clips; short_chunk (best) hears 3 s."""
     config_file: Annotated[Path | None, arg(name="config")] = None
     """JSON file of (some) configuration fields, as mgc tune writes it."""
     allow_leaks: bool = False

@@ -5,8 +5,8 @@
 
 The working directory of a job is a copy, so ``--features`` must be absolute, on storage that every node of the cluster
 sees; MLflow's store is ``mlflow_runs/`` beside it, or ``MLFLOW_TRACKING_URI``. Flags, exit codes and ``--json`` are
-those of ``mgc tune``, whose result gains ``test`` and ``champion``: what ``mgc evaluate`` and ``mgc promote`` say of the
-winner (``champion`` is None of a leaky set). Killed after the test-set evaluation and resumed, it reads the kept
+those of ``mgc tune``, whose result gains ``test`` and ``champion``: what ``mgc evaluate`` and ``mgc promote`` give of
+the winner (``champion`` is None of a leaky set). Killed after the test-set evaluation and resumed, it reads the kept
 predictions: no second evaluation.
 It runs as a plain script too.
 """

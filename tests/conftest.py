@@ -19,12 +19,14 @@ RAY_FILES = pytest.StashKey[set[Path]]()
 def pytest_collection_modifyitems(config, items):
     """Forking goes first, then files that need Ray, then those that hold slow tests.
 
-    test_isolation counts what its own process has open, which Ray adds to. The slow ones early let neither of two
+    test_child_process counts what its own process has open, which Ray adds to. The slow ones early let neither of two
     processes end long after the other.
     """
     ray = config.stash[RAY_FILES] = {item.path for item in items if "ray_session" in item.fixturenames}
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (item.path.name != "test_isolation.py", item.path not in ray, item.path not in slow))
+    items.sort(
+        key=lambda item: (item.path.name != "test_child_process.py", item.path not in ray, item.path not in slow)
+    )
 
 
 def pytest_runtest_setup(item):
