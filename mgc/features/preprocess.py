@@ -108,7 +108,7 @@ def preprocess(
         A task failed, or too many clips did; the finished shards are kept.
     """
     start = time.monotonic()
-    target = output_folder("--out", out)
+    target = output_folder("out", out)
     _check_numbers(workers=workers, limit=limit, clips_per_shard=clips_per_shard)
     if not min_seconds >= 0:  # NaN neither
         raise InputError(f"--min-seconds {min_seconds}: must be at least 0")
@@ -146,7 +146,7 @@ def preprocess(
             records = [written.get(shard.file) or shards.read_record(target, shard.file) for shard in plan.shards]
             manifest = _manifest(plan, tracks, records, leaks)
             quarantine = shards.quarantine(records)
-            target.sweep(SHARDS)
+            target.remove_temporary_files(SHARDS)
             target.write(QUARANTINE, parquet_bytes(quarantine))
             _tell(quarantine, target)
             run.text(_csv(quarantine), "quarantine.csv")
@@ -175,9 +175,9 @@ def _claimed(target: Folder) -> Iterator[None]:
     except OSError as error:
         raise InputError(f"--out {target}: cannot be written ({error.strerror or error})") from None
     try:
-        with target.claim("--out"):
+        with target.claim("`out`"):
             for name in ("", SHARDS):
-                target.sweep(name)
+                target.remove_temporary_files(name)
             yield
     finally:
         if target.path:
