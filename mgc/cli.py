@@ -11,7 +11,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeAlias, Union
 
@@ -63,7 +63,7 @@ class Toy(Output):
     def run(self) -> dict[str, Any]:
         from mgc.collection import toy
 
-        return asdict(toy.make(self.out, clips_per_genre=self.clips_per_genre, seed=self.seed))
+        return toy.make_toy(self.out, clips_per_genre=self.clips_per_genre, seed=self.seed).to_dict()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class Download(Output):
     def run(self) -> dict[str, Any]:
         from mgc.collection import download
 
-        return download.download(self.name, self.root, base_url=self.base_url)
+        return download.download(self.name, self.root, base_url=self.base_url).to_dict()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,12 +95,12 @@ class Audit(Output):
     def run(self) -> dict[str, Any]:
         from mgc.collection import audit
 
-        return audit.audit(self.root, subset=self.subset)
+        return audit.audit(self.root, subset=self.subset).to_dict()
 
     def show(self, result: dict[str, Any]) -> str:
         from mgc.collection import audit
 
-        return audit.summary(result)
+        return str(audit.AuditReport(**{name: value for name, value in result.items() if name != "ok"}))
 
     def problem(self, result: dict[str, Any]) -> MgcError | None:
         from mgc.collection.splits import leak_message

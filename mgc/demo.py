@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mgc.collection import audit, toy
-from mgc.collection.tracks import read
+from mgc.collection.tracks import read_tracks
 from mgc.config import PRESETS, SweepConfig
 from mgc.core.errors import InputError
 from mgc.core.progress import stage
@@ -45,9 +45,9 @@ def demo(out: Path) -> dict[str, Any]:
     (out / MARK).write_text("mgc demo made this folder and makes data/ and features/ in it anew\n")
     results: dict[str, Any] = {"out": str(out.absolute())}
     with stage("1/7 generate a synthetic set"):
-        toy.make(root)
+        toy.make_toy(root)
     with stage("2/7 audit it"):
-        results["audit"] = audit.audit(str(root))
+        results["audit"] = audit.audit(str(root)).to_dict()
     with stage("3/7 preprocess it with Ray Data"):
         results["preprocess"] = preprocess.preprocess(root, features)
     runs = {}
@@ -62,7 +62,7 @@ def demo(out: Path) -> dict[str, Any]:
         for name, run in runs.items():
             runs[name] = run | {"test": evaluate.evaluate(run["run_id"], features)}
     with stage("7/7 predict one clip"):
-        tracks = read(root)
+        tracks = read_tracks(root)
         clip = tracks.table.filter(tracks.table["split"].to_numpy() == "test").slice(0, 1).to_pylist()[0]
         answer = predict.predict(runs["regularized"]["checkpoint"], [root / clip["path"]])["clips"][0]
         results["predict"] = answer | {"true": clip["genre"]}

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from mgc.collection.splits import artist_leaks, leak_message
-from mgc.collection.tracks import Tracks, read
+from mgc.collection.tracks import Tracks, read_tracks
 from mgc.core.errors import InputError, RunError
 from mgc.core.progress import Progress, say
 from mgc.core.ray_session import connect, output_folder
@@ -73,7 +73,7 @@ def preprocess(
     Parameters
     ----------
     root
-        An FMA folder, a folder with a folder per genre, or a CSV file: see ``tracks.read``; a path or a URI.
+        An FMA folder, a folder with a folder per genre, or a CSV file: see ``read_tracks``; a path or a URI.
     out
         The feature set's folder, by path or URI; what is finished in it is kept, and clips that are new get shards of
         their own.
@@ -118,7 +118,7 @@ def preprocess(
         raise InputError(f"--max-quarantined {max_quarantined}: must be a share, from 0 to 1")
     recipe = Recipe(min_seconds=min_seconds, keep_damaged=keep_damaged, clips_per_shard=clips_per_shard)
     before = None if overwrite else Plan.read(target)
-    tracks = read(root, subset=subset, known_splits=_splits_of(before))
+    tracks = read_tracks(root, subset=subset, known_splits=_splits_of(before))
     clips = with_sizes(tracks.table if limit is None else _draw(tracks.table, limit), tracks.audio_root)
     with _failing_clearly(), _claimed(target):
         plan = settle(target, clips, recipe, overwrite=overwrite)
