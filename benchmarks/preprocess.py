@@ -98,7 +98,7 @@ def time_cold(arguments: list[str], notes: Path) -> list[float]:
 def time_ways(root: str, clips: int, rounds: int, processes: int, sample: int, scratch: str) -> dict[str, list[float]]:
     """Clips per second of each way in each round."""
     rates: dict[str, list[float]] = {"job": [], "bare": [], "librosa": []}
-    audio_root = preprocess.read(root).audio_root
+    audio_root = preprocess.read_tracks(root).audio_root
 
     def job(name: str, limit: int) -> float:
         result = preprocess.preprocess(root, f"{scratch}/{name}", limit=limit, workers=processes, max_quarantined=1)

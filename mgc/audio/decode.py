@@ -1,8 +1,8 @@
-"""From an audio file to mono samples at one rate.
+"""From an audio file to mono samples at one sample rate.
 
-soundfile (libsndfile, libmpg123) decodes, a dot product mixes down, soxr's HQ mode resamples: what
-``librosa.load(path, sr=22050, duration=29.9)`` does when no other backend is installed, without the third of its time
-that ``librosa.to_mono`` costs. Whatever is wrong with a file becomes a ``ClipError`` with a reason of the fixed list.
+soundfile (libsndfile, libmpg123) decodes, a dot product mixes down, soxr resamples in its HQ mode: the samples of
+``librosa.load(path, sr=22050, duration=29.9)`` where librosa has no other backend, in less time (``librosa.to_mono``
+alone is a third of it). A file that gives no samples raises ``ClipError`` with a reason of the fixed list.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import soundfile
 import soxr
 
 from mgc.audio import mpeg_duration as mpeg
-from mgc.core.errors import ClipError, Reason, StoreError
+from mgc.core.errors import ClipError, Reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,47 +26,59 @@ if TYPE_CHECKING:
     from mgc.core.storage import Folder
 
 DECODER = f"soundfile {soundfile.__version__} ({soundfile.__libsndfile_version__}), soxr {soxr.__version__}"
-"""What turns bytes into samples; part of a feature set's fingerprint, because another version may differ."""
+"""The decoder and its versions; part of a feature set's fingerprint, because another version may differ."""
 OURS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-"""Errors of opening a file that are no fault of the file."""
+"""Errors of opening a file that are the process's own: too many open files, no memory."""
 LOUDEST = 1e6
 """Samples beyond this (120 dB above full scale) are no sound; unscaled 16-bit values, ±32,768, still are."""
 
 
 class Audio(NamedTuple):
-    """Mono samples and how much audio they stand for."""
+    """A piece of decoded audio."""
 
     samples: NDArray[np.float32]
-    """Samples in nominal ±1 [shape=(n,)]; MP3s of loud masters go beyond."""
+    """Mono samples, full scale at ±1 [shape=(n,)]; MP3s of loud masters exceed it."""
     seconds: float
-    """Length of the audio that was decoded, before resampling."""
+    """Length of the piece, before resampling."""
 
 
-class Clip(NamedTuple):
-    """The beginning of a file, and whether it is all that the file promises."""
+class DecodedClip(NamedTuple):
+    """The beginning of a file, decoded, and the length that the file promises."""
 
     samples: NDArray[np.float32]
-    """As ``Audio``'s [shape=(n,)]."""
+    """Mono samples, full scale at ±1 [shape=(n,)]."""
     seconds: float
-    """Length of the audio that was decoded, before resampling."""
+    """Length that was decoded, before resampling."""
     promised: float
-    """Length that the file's headers and size promise, as far as it was asked for."""
+    """Length that the file's headers and size promise, at most the length that was asked for."""
 
 
 def open_clip(folder: Folder, path: str) -> FileIO:
-    """Open a clip's file, which lies at ``path`` in ``folder``.
+    """Open the file of a clip, and find out why if that fails, which libsndfile does not tell.
+
+    Parameters
+    ----------
+    folder
+        Where the collection's audio is.
+    path
+        The clip's path, relative to ``folder``.
+
+    Returns
+    -------
+    FileIO
+        Open for reading, with a file descriptor; it is the caller's to close.
 
     Raises
     ------
     ClipError
-        ``missing``, ``unreadable`` or ``empty``, which libsndfile does not tell apart.
+        ``missing``, ``unreadable`` or ``empty``.
+    StoreError
+        The object store did not answer: the clip is not at fault.
     OSError
-        The object store did not answer, or the process has too many open files: no fault of the clip.
+        The process has too many open files or no memory: neither is it here.
     """
     try:
         file = folder.open(path)
-    except StoreError:
-        raise
     except FileNotFoundError:
         raise ClipError(Reason.MISSING, "no such file") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
@@ -82,17 +94,22 @@ def open_clip(folder: Folder, path: str) -> FileIO:
     return file
 
 
-def load(file: BinaryIO, *, sample_rate: int, seconds: float) -> Clip:
+def load(file: BinaryIO, *, sample_rate: int, seconds: float) -> DecodedClip:
     """Decode the first ``seconds`` of a file to mono at ``sample_rate``.
 
     Parameters
     ----------
     file
-        A real file, open to be read, of any kind that libsndfile reads: MP3, WAV, FLAC, Ogg.
+        Open for reading, with a file descriptor, of any format that libsndfile reads: MP3, WAV, FLAC, Ogg.
     sample_rate
         Hz of the result.
     seconds
-        The most to decode; the result is shorter when the file is, never padded here.
+        The most to decode; of a shorter file the result is shorter (it is not padded here).
+
+    Returns
+    -------
+    DecodedClip
+        Samples [shape=(n,)], seconds decoded, seconds promised.
 
     Raises
     ------
@@ -102,6 +119,11 @@ def load(file: BinaryIO, *, sample_rate: int, seconds: float) -> Clip:
     See Also
     --------
     windows : the whole file, piece by piece.
+
+    Examples
+    --------
+    >>> with open("song.mp3", "rb") as file:  # doctest: +SKIP
+    ...     samples, seconds, promised = load(file, sample_rate=22_050, seconds=29.9)
     """
     sound = _sound(file)
     with sound:
@@ -109,11 +131,11 @@ def load(file: BinaryIO, *, sample_rate: int, seconds: float) -> Clip:
         promised = sound.frames / sound.samplerate
         if first.seconds < seconds and sound.format == "MP3":  # of which libsndfile may guess
             promised = mpeg.promised_seconds(file, seconds) or promised
-    return Clip(*first, max(first.seconds, min(promised, seconds)))
+    return DecodedClip(*first, max(first.seconds, min(promised, seconds)))
 
 
 def native_rate(file: BinaryIO) -> int:
-    """The sample rate that a file has, in Hz; ClipError ``not_audio``."""
+    """The sample rate of a file in Hz; raises ``ClipError`` of reason ``not_audio``."""
     with _sound(file) as sound:
         return int(sound.samplerate)
 
@@ -121,8 +143,28 @@ def native_rate(file: BinaryIO) -> int:
 def windows(file: BinaryIO, *, sample_rate: int, seconds: float) -> Iterator[Audio]:
     """Decode a file of any length in successive pieces of ``seconds``, the last one shorter.
 
-    Each piece is resampled by itself, so the first is exactly what ``load`` gives, and memory does not grow with the
-    file. A file whose header promises audio but yields none gives one empty piece. Raises as ``load``.
+    Each piece is resampled on its own, so that the first is exactly that of ``load`` and memory does not grow with the
+    file.
+
+    Parameters
+    ----------
+    file
+        As for ``load``.
+    sample_rate
+        Hz of the pieces.
+    seconds
+        Length of each piece but the last.
+
+    Yields
+    ------
+    Audio
+        Samples [shape=(n,)] and seconds decoded; a single empty piece for a file whose header promises audio and which
+        holds none.
+
+    Raises
+    ------
+    ClipError
+        As ``load``.
     """
     with _sound(file) as sound:
         yield from _pieces(sound, sample_rate, seconds)
@@ -132,7 +174,7 @@ def _sound(file: BinaryIO) -> soundfile.SoundFile:
     file.seek(0)
     try:
         return soundfile.SoundFile(file.fileno(), closefd=False)
-    except soundfile.LibsndfileError:  # whose own words are «File does not exist»
+    except soundfile.LibsndfileError:  # its message is «File does not exist»
         raise ClipError(Reason.NOT_AUDIO, "no decoder recognises these bytes") from None
 
 

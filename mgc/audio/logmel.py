@@ -1,8 +1,8 @@
-"""From mono samples to a z-scored log-Mel spectrogram.
+"""From mono samples to a feature: a z-scored log-Mel spectrogram as float16.
 
-The recipe is librosa's ``melspectrogram`` + ``power_to_db`` to 0.002 dB, in less time: chunks of frames that stay in
-the cache, float32 FFTs, and a mel matrix of which only the band around the diagonal is multiplied. The tests hold it to
-librosa on real music.
+The spectrogram is that of librosa's ``melspectrogram`` and ``power_to_db`` within 0.002 dB, in less time: chunks of
+frames that stay in the cache, float32 FFTs, and a mel matrix of which only the band around the diagonal is multiplied.
+The tests compare it with librosa on synthetic sound and on real music.
 
 Shape suffixes: F mel bands, T frames, N samples.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import scipy.fft
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 CHUNK_FRAMES = 32
 """Frames transformed at once: 32 × 2048 float32 (256 kB) stay in the second-level cache; the whole clip does not."""
 BAND_MELS = 16
-"""Mel bands multiplied at once: each group sees only the FFT bins under its triangles."""
+"""Mel bands multiplied at once, with only those FFT bins that their triangles cover."""
 
 
 @dataclass(frozen=True)
 class LogMelSpec:
-    """What a feature is; all of it is in the fingerprint of a feature set."""
+    """The parameters of a feature; all of them are part of a feature set's fingerprint."""
 
     sample_rate: int = 22_050
     """Hz of the mono signal."""
@@ -40,9 +40,9 @@ class LogMelSpec:
     n_mels: int = 128
     """Mel bands (Slaney's scale and normalisation) from 0 Hz to half the sample rate."""
     top_db: float = 80.0
-    """Range kept below the loudest value."""
+    """dB kept below the loudest value; lower values are raised to that floor."""
     amin: float = 1e-10
-    """Power below this counts as this."""
+    """Floor of the power, before the logarithm."""
 
     @property
     def n_samples(self) -> int:
@@ -55,6 +55,42 @@ class LogMelSpec:
         return self.n_mels, 1 + self.n_samples // self.hop_length
 
 
+class Feature(NamedTuple):
+    """What the network sees of a clip, and what it takes to get the dB back: ``z * std_db + mean_db``."""
+
+    z_FT: NDArray[np.float16]
+    """Z-scores of the log-Mel spectrogram [shape=spec.shape, dtype="<f2"]."""
+    mean_db: float
+    """Mean of the spectrogram in dB."""
+    std_db: float
+    """Standard deviation of the spectrogram in dB; 0 for digital silence."""
+
+
+def feature(samples_N: NDArray[np.float32], spec: LogMelSpec) -> Feature:
+    """Compute the feature of a clip, as it is stored in a shard and given to a network.
+
+    Parameters
+    ----------
+    samples_N : np.ndarray [shape=(n,)]
+        Mono signal at ``spec.sample_rate``, of any length: it is zero-padded or cut to ``spec.n_samples``.
+    spec
+        The parameters.
+
+    Returns
+    -------
+    Feature
+        Z-scores [shape=spec.shape, dtype="<f2"], mean and standard deviation in dB.
+
+    Examples
+    --------
+    >>> z_FT, mean_db, std_db = feature(np.zeros(22_050, np.float32), LogMelSpec())
+    >>> z_FT.shape, mean_db, std_db
+    ((128, 1288), -100.0, 0.0)
+    """
+    z_FT, mean_db, std_db = standardize(log_mel(samples_N, spec))
+    return Feature(z_FT.astype("<f2"), mean_db, std_db)
+
+
 def log_mel(samples_N: NDArray[np.float32], spec: LogMelSpec) -> NDArray[np.float32]:
     """Compute the log-Mel spectrogram of a clip in dB.
 
@@ -63,7 +99,7 @@ def log_mel(samples_N: NDArray[np.float32], spec: LogMelSpec) -> NDArray[np.floa
     samples_N : np.ndarray [shape=(n,)]
         Mono signal at ``spec.sample_rate``, of any length: it is zero-padded or cut to ``spec.n_samples``.
     spec
-        The recipe.
+        The parameters.
 
     Returns
     -------
@@ -73,7 +109,7 @@ def log_mel(samples_N: NDArray[np.float32], spec: LogMelSpec) -> NDArray[np.floa
 
     See Also
     --------
-    librosa.feature.melspectrogram, librosa.power_to_db : the reference.
+    librosa.feature.melspectrogram, librosa.power_to_db : the reference implementation.
 
     Examples
     --------
@@ -107,10 +143,17 @@ def log_mel(samples_N: NDArray[np.float32], spec: LogMelSpec) -> NDArray[np.floa
 def standardize(db_FT: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, float]:
     """Z-score a spectrogram over all its values.
 
+    Parameters
+    ----------
+    db_FT : np.ndarray [shape=(f, t), dtype=float32]
+        A spectrogram in dB.
+
     Returns
     -------
-    (np.ndarray [shape as given, dtype=float32], float, float)
-        The z-scores, the mean and the standard deviation in dB. A constant spectrogram (silence) gives zeros.
+    z_FT : np.ndarray [shape=(f, t), dtype=float32]
+        The z-scores; zeros where the spectrogram is constant, as that of digital silence is.
+    mean, std : float
+        Mean and standard deviation in dB.
     """
     mean = float(db_FT.mean(dtype=np.float64))
     std = float(db_FT.std(dtype=np.float64))
@@ -119,8 +162,20 @@ def standardize(db_FT: NDArray[np.float32]) -> tuple[NDArray[np.float32], float,
 
 
 def mel_filters(spec: LogMelSpec) -> NDArray[np.float32]:
-    """Triangular filters on Slaney's mel scale, each of unit area [shape=(n_mels, 1 + n_fft / 2)].
+    """Triangular filters on Slaney's mel scale, each of unit area.
 
+    Parameters
+    ----------
+    spec
+        Sample rate, FFT size and number of bands.
+
+    Returns
+    -------
+    np.ndarray [shape=(n_mels, 1 + n_fft / 2), dtype=float32]
+        Weight of each FFT bin in each band.
+
+    Notes
+    -----
     The formula is that of M. Slaney's Auditory Toolbox (1998), as in ``librosa.filters.mel``, which is not called here
     because importing it costs a worker two seconds and 85 MB.
     """

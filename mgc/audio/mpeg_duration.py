@@ -1,7 +1,7 @@
-"""How much audio an MPEG file promises, by its headers and its size, without decoding it.
+"""The duration that an MPEG audio file promises, by its headers and its size, without decoding it.
 
-libsndfile (libmpg123) may end early on a damaged file and report no error. What it decoded is then compared with what
-the file promises: the frame count that its encoder wrote down, or the frames that are there to be found.
+libsndfile (libmpg123) may end early on a damaged file and report no error. What it decoded is therefore compared with
+what the file promises: the number of frames that its encoder wrote down, or the frames that are found in it.
 
 An MPEG audio stream is a chain of frames; each begins with 4 bytes that give its length (ISO 11172-3, §2.4.1.3 and
 §2.4.2.3; ISO 13818-3 for half the sampling rates; a quarter, «MPEG 2.5», is Fraunhofer's extension). By bits: 11 sync,
@@ -18,13 +18,14 @@ from functools import cache
 from typing import BinaryIO, NamedTuple
 
 CHAIN = 4
-"""Headers in a row that make a stream: in random bytes one begins at every 5,500th, four in a row at one of 10¹⁹."""
+"""Headers, each where the one before says, that make a stream: by chance one byte in 5,500 begins a header, one in
+10¹⁹ a chain of four."""
 SEARCH = 1 << 20
-"""The most bytes in which the next chain is looked for; as much as 26 s of 320 kb/s."""
+"""Bytes in which the next chain is searched for, at most: 26 s of 320 kb/s."""
 TRIES = 10_000
-"""The most places in a file that may look like a header and lead nowhere; 1 MiB of random bytes has some 250."""
+"""False headers in a file after which the search ends; 1 MiB of random bytes has some 250."""
 BLOCK, AHEAD = 1 << 15, 1 << 14
-"""Bytes searched at once, and bytes read beyond them; a chain is at most 8.7 kB (Layer II, 160 kb/s, 8 kHz)."""
+"""Bytes searched at once, and bytes read beyond them: a chain is at most 8.7 kB (Layer II, 160 kb/s, 8 kHz)."""
 
 _HEADER = re.compile(rb"\xff[\xe2-\xe7\xf2-\xf7\xfa-\xff][\x10-\xeb]")
 _ID3V2 = re.compile(rb"ID3[^\xff]{2}(.)([\x00-\x7f]{4})", re.DOTALL)
@@ -50,25 +51,25 @@ class _Frame(NamedTuple):
 
 
 def promised_seconds(file: BinaryIO, enough: float) -> float | None:
-    """Length of the audio that a file's own headers and size promise.
+    """Duration that a file's headers and size promise.
 
     It is the larger of two: what a Xing, Info or VBRI header counts, and what a walk from header to header finds.
-    After damage the walk goes on at the next chain of headers, and the bytes between count as much audio as the mean of
-    all frames. Bytes before the first frame, after the last and in ID3v2 tags promise nothing.
+    After damage the walk goes on at the next chain of headers, and the bytes skipped count as frames of mean size.
+    Bytes before the first frame, after the last and in ID3v2 tags count nothing.
 
     Parameters
     ----------
     file
         Open for reading in binary mode, and seekable; its position afterwards is undefined.
     enough
-        Seconds after which to look no further; a result of this or more may be less, or more, than the whole.
+        Seconds after which to stop: a result of this or more is not the duration of the whole file.
 
     Returns
     -------
     float or None
         Seconds, with the encoder's delay and padding (1,100 to 2,300 samples, which decoders drop).
-        None for what is not understood as MPEG audio: no ``CHAIN`` headers in a row in the ``SEARCH`` bytes after the
-        leading tags. Free format (bit rate index 0) and streams of fewer frames are not understood.
+        None for what is not recognised as MPEG audio: no ``CHAIN`` headers in a row in the ``SEARCH`` bytes after the
+        leading tags. Free format (bit rate index 0) and streams of fewer frames are not recognised.
 
     Raises
     ------
@@ -77,9 +78,9 @@ def promised_seconds(file: BinaryIO, enough: float) -> float | None:
 
     Notes
     -----
-    A file cut off promises the whole where its encoder wrote a count, else what is left. A count is believed whatever
-    it says. The walk ends where version, layer or sampling rate change, before a gap longer than ``SEARCH``, and after
-    ``TRIES`` false headers. So of any file no more than about ``enough`` × 56 kB + ``SEARCH`` are looked at.
+    A truncated file promises the whole where its encoder wrote a count, else what is left. The count is not checked.
+    The walk ends where version, layer or sampling rate change, before a gap longer than ``SEARCH``, and after
+    ``TRIES`` false headers, so that of any file no more than about ``enough`` × 56 kB + ``SEARCH`` are read.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""FMA's layout: ``fma_metadata/tracks.csv`` beside ``fma_small/NNN/NNNNNN.mp3``.
+"""Reading FMA: ``fma_metadata/tracks.csv`` beside ``fma_small/NNN/NNNNNN.mp3``.
 
 ``tracks.csv`` has three header rows, quoted cells of many lines, genres that are NaN, and 106,574 rows in 260 MB.
 Its subsets are nested: *medium* holds the rows of *small* too, and *large* holds all.
@@ -16,15 +16,14 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from mgc.collection.splits import SPLITS
-from mgc.core.errors import InputError, first_line
+from mgc.core.errors import InputError, first_line, path_error
 
 if TYPE_CHECKING:
+    from mgc.core.errors import MgcError
     from mgc.core.storage import Folder
 
 SUBSETS = ("small", "medium", "large")
 """From the smallest to the largest; each includes those before it."""
-
-
 TRACKS_CSV = "fma_metadata/tracks.csv"
 
 NEEDED = {
@@ -40,12 +39,19 @@ OPTIONAL = {"title": "track.title", "duration": "track.duration"}
 
 
 def is_fma(root: Folder) -> bool:
-    """Whether ``root`` is laid out like FMA, be it incomplete: any of its own folders is there."""
+    """Whether ``root`` is an FMA folder, complete or not: any of the folders that FMA's archives make is there."""
     return any(root.kind(name) == "folder" for name in ("fma_metadata", *(f"fma_{subset}" for subset in SUBSETS)))
 
 
 def clip_path(track_id: int, subset: str) -> str:
-    """Where FMA keeps a clip, as a POSIX path relative to its root.
+    """Path of a clip in FMA, relative to its folder.
+
+    Parameters
+    ----------
+    track_id
+        FMA's id.
+    subset
+        One of ``SUBSETS``.
 
     Examples
     --------
@@ -57,13 +63,13 @@ def clip_path(track_id: int, subset: str) -> str:
 
 
 def check_subset(subset: str) -> None:
-    """Refuse a subset that FMA does not have."""
+    """Raise ``InputError`` for a subset that FMA does not have."""
     if subset not in SUBSETS:
-        raise InputError(f"subset={subset!r} is not one of FMA's; choose from {', '.join(SUBSETS)}")
+        raise InputError(f"`subset={subset}`: FMA has no such subset; choose from {', '.join(SUBSETS)}")
 
 
-def read(root: Folder, subset: str) -> tuple[pa.Table, dict[str, int]]:
-    """Read the rows of one subset from FMA's ``tracks.csv``.
+def read_fma(root: Folder, subset: str) -> tuple[pa.Table, dict[str, int]]:
+    """Read the rows of a subset from FMA's ``tracks.csv``.
 
     Parameters
     ----------
@@ -77,7 +83,7 @@ def read(root: Folder, subset: str) -> tuple[pa.Table, dict[str, int]]:
     rows
         In the file's order: ``track_id`` (int64), ``path`` relative to ``root``, ``genre``,
         ``split`` (one of ``SPLITS``), ``artist_id``, ``artist_name``, ``title`` and ``duration`` (float64, seconds
-        of the whole track, of which the clip is 30 s). Whether the clips are there is not looked at.
+        of the whole track, of which the clip is 30 s). Rows whose file is missing are included.
     left_out
         How many rows are of an ``other_subset``, and how many of the subset have ``no_genre``.
 
@@ -85,6 +91,8 @@ def read(root: Folder, subset: str) -> tuple[pa.Table, dict[str, int]]:
     ------
     InputError
         No such root or file, columns missing, an unknown or an empty subset, a cell that is no number or no split.
+    StoreError, RunError
+        The object store, or the disk, does not answer.
     """
     check_subset(subset)
     if root.kind() != "folder":
@@ -127,7 +135,7 @@ def _of_subset(rows: pa.Table, subset: str, file: str) -> pa.Table:
 
 
 def _parse(root: Folder) -> pa.Table:
-    """The columns of ``NEEDED`` and ``OPTIONAL`` of every row, as stripped strings; empty cells are null."""
+    """The columns ``NEEDED`` and ``OPTIONAL`` of all rows, as stripped strings; empty cells are null."""
     file = f"{root}/{TRACKS_CSV}"
     found, width, header_lines = _header(root)
     missing = [theirs for theirs in NEEDED.values() if theirs not in found]
@@ -152,7 +160,9 @@ def _parse(root: Folder) -> pa.Table:
                 strings_can_be_null=True,
             ),
         )
-    except (pa.ArrowInvalid, OSError) as error:
+    except OSError as error:
+        raise _unreadable(file, error) from error
+    except pa.ArrowInvalid as error:
         raise InputError(f"{file}: not readable as CSV: {first_line(error)}; unpack it again") from error
     nothing = pa.nulls(cells.num_rows, pa.string())
     return pa.table(
@@ -167,12 +177,18 @@ def _header(root: Folder) -> tuple[dict[str, int], int, int]:
             reader = csv.reader(handle)
             top, second, third = ([cell.strip() for cell in next(reader, [])] for _ in range(3))
             lines = reader.line_num
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except OSError as error:
+        raise _unreadable(f"{root}/{TRACKS_CSV}", error) from error
+    except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{root}/{TRACKS_CSV}: not readable as CSV: {first_line(error)}; unpack it again") from error
     found = {".".join(pair): position for position, pair in enumerate(zip(top, second, strict=False))}
     if "track_id" in third:
         found["track_id"] = third.index("track_id")
     return found, len(top), lines
+
+
+def _unreadable(file: str, error: OSError) -> MgcError:
+    return path_error(f"{file}: cannot be read ({error.strerror or first_line(error)})", error)
 
 
 def _stripped(column: pa.ChunkedArray) -> pa.ChunkedArray:

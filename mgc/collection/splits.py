@@ -1,4 +1,4 @@
-"""Splits: drawing them where a collection has none, and finding artists that are in more than one.
+"""Splits: drawn where a collection has none; and the artists that are in more than one.
 
 An artist in two splits lets a model recognise the artist instead of the genre; on FMA that is worth about 13 points.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections import Counter, defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,31 +19,44 @@ SPLITS = ("training", "validation", "test")
 _TENTHS = {"training": 8, "validation": 1, "test": 1}
 
 
+class Leak(TypedDict):
+    """An artist that is in more than one split."""
+
+    by: str
+    """``id`` or ``name``: what the clips have in common."""
+    artist_id: str | None
+    """The artist's id; of a leak by name all ids of that name, joined by commas."""
+    artist_name: str | None
+    splits: dict[str, int]
+    """Clips in each split."""
+
+
 def draw_splits(
     groups: Sequence[str], genres: Sequence[str], seed: int, known: Mapping[str, str] | None = None
 ) -> list[str]:
     """Draw a split for each clip: 80/10/10 within each genre, all clips of a group in one split.
 
-    Genre by genre, the one of fewest groups first, the groups are shuffled by a hash of seed, genre and name (so
-    neither the clips' order nor a library's random numbers matter), the large ones before the small, and each goes
-    where most clips are lacking. Groups of one clip come out exact: 100 clips of a genre are 80, 10 and 10.
+    Genre by genre, the one of fewest groups first, groups are sorted by size, largest first, and shuffled among equals
+    by a hash of seed, genre and name (so that neither the clips' order nor a library's random numbers matter); each is
+    assigned to the split that lacks most clips. Groups of one clip come out exactly: 100 clips of a genre are split
+    into 80, 10 and 10.
 
     Parameters
     ----------
-    groups
-        A name a clip: its artist, or something of its own.
-    genres
-        A genre a clip. A group may have clips of several; it goes where the first of them puts it.
+    groups : sequence of str [length=n]
+        The group of each clip: its artist, or a name of its own.
+    genres : sequence of str [length=n]
+        The genre of each clip. A group of several genres is assigned with the first of them.
     seed
-        Another seed shuffles otherwise.
+        Seed of the shuffle.
     known
-        Splits of groups that have one already.
+        Split by group, for groups that have one already.
 
     Returns
     -------
-    list[str]
-        One of ``SPLITS`` a clip. A genre of three or more groups is in all three splits (unless other genres
-        have dealt its groups away already), one of fewer may be in training alone.
+    list of str [length=n]
+        One of ``SPLITS`` for each clip. A genre of three or more groups is in all three splits (unless its groups were
+        assigned with other genres), one of fewer may be in training alone.
     """
     clips: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for group, genre in zip(groups, genres, strict=True):
@@ -55,7 +68,7 @@ def draw_splits(
 
 
 def _deal(sizes: Counter[str], salt: str, drawn: dict[str, str]) -> None:
-    """Add the groups of one genre to ``drawn``, reckoning with those that are there already."""
+    """Add the groups of one genre to ``drawn``; groups that are there already count as assigned."""
     filled: Counter[str] = Counter()
     for group in drawn.keys() & sizes.keys():
         filled[drawn[group]] += sizes[group]
@@ -74,17 +87,21 @@ def _deal(sizes: Counter[str], salt: str, drawn: dict[str, str]) -> None:
         filled[drawn[group]] += sizes[group]
 
 
-def artist_leaks(table: pa.Table) -> list[dict[str, Any]]:
+def artist_leaks(table: pa.Table) -> list[Leak]:
     """Find the artists that occur in more than one split.
 
-    Artists are told apart by id, then by name, without regard to case and spacing. A name is listed only where
-    it reaches a split that none of its ids, listed already, does.
+    Artists are identified by id, then by name, regardless of case and spacing. A name is listed only where it is in a
+    split that none of its listed ids is in.
+
+    Parameters
+    ----------
+    table
+        A tracks table; its columns ``split``, ``artist_id`` and ``artist_name`` are read.
 
     Returns
     -------
-    list[dict]
-        ``{"by": "id" | "name", "artist_id", "artist_name", "splits": {split: clips}}``, those by id first, each by
-        name. ``artist_id`` of a leak by name is every id of that name, joined by commas.
+    list of Leak
+        Leaks by id first, each kind sorted by name.
     """
     by_id: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     by_name: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -103,7 +120,7 @@ def artist_leaks(table: pa.Table) -> list[dict[str, Any]]:
     return sorted(leaks, key=lambda leak: (leak["by"], same_name(leak["artist_name"] or ""), leak["artist_id"] or ""))
 
 
-def _where(by: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _where(by: str, rows: list[dict[str, Any]]) -> Leak:
     """One artist and the splits its clips are in."""
     counts = Counter(row["split"] for row in rows)
     return {
@@ -115,16 +132,24 @@ def _where(by: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def same_name(name: str) -> str:
-    """What two spellings of one name have in common."""
+    """A name in its normal form: NFC, lower case, single spaces."""
     return " ".join(unicodedata.normalize("NFC", name).casefold().split())
 
 
-def leak_message(leaks: Sequence[dict[str, Any]], *, most: int = 5) -> str:
-    """One line that names the artists of ``artist_leaks``: the first ``most``, and how many more there are."""
+def leak_message(leaks: Sequence[Leak], *, most: int = 5) -> str:
+    """One line that names the artists in more than one split.
+
+    Parameters
+    ----------
+    leaks
+        As ``artist_leaks`` returns them.
+    most
+        How many to name; the others are counted.
+    """
     if not leaks:
         return "no artist is in more than one split"
 
-    def who(leak: dict[str, Any]) -> str:
+    def who(leak: Leak) -> str:
         name = " ".join((leak["artist_name"] or f"artist id {leak['artist_id']}").split())
         same = ", by name" if leak["by"] == "name" else ""
         return f"{name} ({', '.join(f'{split} {clips}' for split, clips in leak['splits'].items())}{same})"

@@ -1,16 +1,17 @@
 """A synthetic set in FMA's layout: eight invented genres, MP3s, ``tracks.csv``, and a few broken files.
 
-It shows the whole pipeline at work where FMA itself is not at hand. No artist is in two splits, so that knowing a
-training artist by ear does not help. Logistic regression on the mean and deviation of the log-Mel over
-time gets every training clip of the default set right and .59 to .84 of the 32 others (seeds 0 to 3; chance .125).
+It runs the whole pipeline where FMA itself is not at hand. No artist is in two splits. Logistic regression on the mean
+and standard deviation of the log-Mel over time gets all training clips of the default set right and .59 to .84 of the
+32 others (seeds 0 to 3; chance is .125).
 
-Nearly all of the time is LAME's, at any bit rate: about 0.5 s for 30 s of silence, 0.7 to 0.9 s for music, up to 1.7
-times that where left and right differ, so here they are equal. Synthesis takes less than 0.1 s.
+Nearly all of the time goes into LAME, at any bit rate: about 0.5 s for 30 s of silence, 0.7 to 0.9 s for music, up to
+1.7 times that where left and right differ, so here they are equal. Synthesis takes less than 0.1 s.
 """
 
 from __future__ import annotations
 
 import csv
+import json
 import math
 import os
 import shutil
@@ -24,8 +25,9 @@ import soundfile
 
 from mgc.collection.splits import SPLITS
 from mgc.collection.toy_synthesis import GENRES, SAMPLE_RATE, Genre, Signal, synthesise
-from mgc.core.errors import InputError, Reason, RunError
+from mgc.core.errors import InputError, Reason, RunError, path_error
 from mgc.core.progress import Progress
+from mgc.core.results import Result
 
 CLIP_SECONDS = 30.0
 SHORT_SECONDS = 1.5
@@ -53,8 +55,8 @@ GENRE_IDS = {name: number for number, name in enumerate(("", *(genre.name for ge
 
 
 @dataclass(frozen=True)
-class Clip:
-    """One row of subset small and the file it stands for."""
+class ToyClip:
+    """One row of subset small, and its file."""
 
     track_id: int
     genre: Genre
@@ -62,24 +64,34 @@ class Clip:
     split: str
     seconds: float
     broken: Reason | None = None
+    """The reason that preprocessing will give for quarantining it."""
 
     @property
     def path(self) -> str:
-        """Relative to the root of the set."""
+        """Path of the file, relative to the set's folder."""
         return f"fma_small/{self.track_id // 1000:03d}/{self.track_id:06d}.mp3"
 
 
 @dataclass(frozen=True)
-class ToySummary:
-    """What was made: number of clips (rows of subset small), genres, reason → path of broken clips, folder."""
+class ToySet(Result):
+    """A synthetic set."""
 
     clips: int
+    """Rows of subset small, broken ones included."""
     genres: list[str]
+    """Names of the eight genres."""
     broken: dict[str, str]
+    """Path of each broken clip, relative to ``root``, by the reason that preprocessing will give."""
     root: str
+    """The set's folder, by its absolute path."""
+
+    def __str__(self) -> str:
+        """The fields as aligned lines."""
+        values = {"clips": self.clips, "genres": self.genres, "broken": json.dumps(self.broken), "root": self.root}
+        return "\n".join(f"{name:<6}  {value}" for name, value in values.items())
 
 
-def make(out: Path, *, clips_per_genre: int = 12, seed: int = 0) -> ToySummary:
+def make_toy(out: str | Path, *, clips_per_genre: int = 12, seed: int = 0) -> ToySet:
     """Generate the set in a new folder: ``OUT/fma_small/NNN/NNNNNN.mp3`` and ``OUT/fma_metadata/tracks.csv``.
 
     Parameters
@@ -87,26 +99,32 @@ def make(out: Path, *, clips_per_genre: int = 12, seed: int = 0) -> ToySummary:
     out
         A folder that is not there yet, or is empty. It appears under its name only when it is complete.
     clips_per_genre
-        At least 3, one for each split; with 3, the genre of the broken clip has no sound training clip.
+        From 3 (one for each split; the genre of the broken clip then has no sound training clip) to 10,000.
     seed
         The same seed and number of clips give the same bytes in every file.
 
     Returns
     -------
-    ToySummary
-        Clips, genres, broken clips and folder; ``dataclasses.asdict`` of it is plain JSON.
+    ToySet
+        Clips, genres, broken clips and folder.
 
     Raises
     ------
     InputError
-        An argument cannot be used; nothing was written.
+        A parameter cannot be used; nothing was written.
     RunError
-        Writing failed on the way, as on a full disk; nothing is left behind.
+        Writing failed, as on a full disk; nothing is left behind.
+
+    Examples
+    --------
+    >>> make_toy("toy", clips_per_genre=4).clips  # doctest: +SKIP
+    32
     """
+    out = Path(out)
     if not 3 <= clips_per_genre <= 10_000:
-        raise InputError(f"--clips-per-genre {clips_per_genre}: give 3 (one for each split) to 10000")
+        raise InputError(f"`clips_per_genre={clips_per_genre}`: must be from 3 (one for each split) to 10000")
     if seed < 0:
-        raise InputError(f"--seed {seed} is negative: give 0 or more")
+        raise InputError(f"`seed={seed}`: must be at least 0")
     root, partial = _claim(out)
     clips = plan(clips_per_genre, seed)
     try:
@@ -118,39 +136,52 @@ def make(out: Path, *, clips_per_genre: int = 12, seed: int = 0) -> ToySummary:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     broken = {str(reason): clip.path for reason in BREAKAGE for clip in clips if clip.broken is reason}
-    return ToySummary(len(clips), [genre.name for genre in GENRES], broken, str(root))
+    return ToySet(len(clips), [genre.name for genre in GENRES], broken, str(root))
 
 
 def _claim(out: Path) -> tuple[Path, Path]:
-    """Check that ``out`` can be made; return its resolved path and a fresh folder beside it to work in."""
+    """Check that ``out`` can be made; return its resolved path and a new folder beside it to work in."""
     try:
         root = out.resolve()
         if root.exists() and not root.is_dir():
-            raise InputError(f"{out} is a file; choose another folder")
+            raise InputError(f"`out={out}`: is a file; choose another folder")
         if root.exists() and any(root.iterdir()):
-            raise InputError(f"{out} is not empty; choose another folder")
+            raise InputError(f"`out={out}`: is not empty; choose another folder")
         if root == Path.cwd():
-            raise InputError(f"{out} is the current folder, which would be replaced; name a new one inside it")
+            raise InputError(f"`out={out}`: is the current folder, which would be replaced; name a new one inside it")
         partial = root.with_name(f".{root.name}.{os.getpid()}.partial")
         partial.mkdir(parents=True)
     except OSError as error:
-        raise InputError(f"{out} cannot be written: {error.strerror}; choose another folder") from error
+        raise path_error(f"`out={out}`: cannot be written ({error.strerror}); choose another folder", error) from error
     return root, partial
 
 
-# The plan: which clips there are, whose, in which split, and which of them are broken.
+# The plan: which clips there are, by which artist, in which split, and which of them are broken
 
 
-def plan(clips_per_genre: int, seed: int) -> list[Clip]:
-    """All rows of subset small by track id; broken ones are training clips of different genres."""
+def plan(clips_per_genre: int, seed: int) -> list[ToyClip]:
+    """Decide on all clips of subset small; the broken ones are training clips of different genres.
+
+    Parameters
+    ----------
+    clips_per_genre
+        At least 3.
+    seed
+        Draws the track ids and the genres of the broken clips.
+
+    Returns
+    -------
+    list of ToyClip
+        Sorted by track id.
+    """
     rng = np.random.default_rng([seed, 0])
     track_ids = iter(rng.permutation(np.arange(2, 156_000))[: clips_per_genre * len(GENRES)].tolist())
-    seats = _seats(clips_per_genre)
-    artists = 1 + max(artist for _, artist in seats)
+    places = _splits_and_artists(clips_per_genre)
+    artists = 1 + max(artist for _, artist in places)
     clips = [
-        Clip(next(track_ids), genre, 1 + number * artists + artist, split, CLIP_SECONDS)
+        ToyClip(next(track_ids), genre, 1 + number * artists + artist, split, CLIP_SECONDS)
         for number, genre in enumerate(GENRES)
-        for split, artist in seats
+        for split, artist in places
     ]
     count = min(len(BREAKAGE), max(1, len(clips) * 4 // 100))
     for reason, genre_number in zip(BREAKAGE[:count], rng.permutation(len(GENRES)), strict=False):
@@ -160,19 +191,19 @@ def plan(clips_per_genre: int, seed: int) -> list[Clip]:
     return sorted(clips, key=lambda clip: clip.track_id)
 
 
-def _seats(clips: int) -> list[tuple[str, int]]:
-    """Split and artist of each clip of one genre: two clips a training artist, one of each held-out artist."""
+def _splits_and_artists(clips: int) -> list[tuple[str, int]]:
+    """Split and artist of each clip of one genre: two clips by each training artist, one by each other artist."""
     held = math.ceil(clips / 10)
     training = clips - 2 * held
     artists = max(math.ceil(training / 2), min(training, 2))
-    seats = [("training", index % artists) for index in range(training)]
-    return seats + [(SPLITS[1 + index // held], artists + index) for index in range(2 * held)]
+    places = [("training", index % artists) for index in range(training)]
+    return places + [(SPLITS[1 + index // held], artists + index) for index in range(2 * held)]
 
 
-# Files.
+# Files
 
 
-def _write_audio(clips: list[Clip], root: Path, seed: int) -> None:
+def _write_audio(clips: list[ToyClip], root: Path, seed: int) -> None:
     progress = Progress("toy", len(clips), "clips")
     pool = ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"))
     try:
@@ -183,7 +214,7 @@ def _write_audio(clips: list[Clip], root: Path, seed: int) -> None:
         pool.shutdown(cancel_futures=True)
 
 
-def _write_clip(clip: Clip, root: Path, seed: int) -> None:
+def _write_clip(clip: ToyClip, root: Path, seed: int) -> None:
     if clip.broken is Reason.MISSING:
         return
     path = root / clip.path
@@ -197,13 +228,26 @@ def _write_clip(clip: Clip, root: Path, seed: int) -> None:
         soundfile.write(path, audio(clip, seed), SAMPLE_RATE, compression_level=KBPS_256, **mp3)
 
 
-def audio(clip: Clip, seed: int) -> Signal:
-    """A clip's samples [shape=(n, 2)], drawn from the seed and its artist (the artist's traits) or id (the rest)."""
+def audio(clip: ToyClip, seed: int) -> Signal:
+    """Synthesise a clip.
+
+    Parameters
+    ----------
+    clip
+        Its artist and the seed draw the artist's traits, its track id and the seed all else.
+    seed
+        Of the set.
+
+    Returns
+    -------
+    np.ndarray [shape=(n, 2), dtype=float32]
+        Stereo at 44.1 kHz, within ±1.
+    """
     artist, rng = np.random.default_rng([seed, 2, clip.artist_id]), np.random.default_rng([seed, 3, clip.track_id])
     return synthesise(clip.genre, clip.seconds, artist, rng)
 
 
-def _write_tracks(clips: list[Clip], path: Path, seed: int) -> None:
+def _write_tracks(clips: list[ToyClip], path: Path, seed: int) -> None:
     rows = {clip.track_id: _row(clip.genre.name, clip.artist_id, clip.split, "small") for clip in clips}
     rng = np.random.default_rng([seed, 1])
     unused = (int(track_id) for track_id in rng.permutation(np.arange(2, 156_000)) if int(track_id) not in rows)

@@ -1,7 +1,7 @@
-"""The sound of the synthetic set: eight invented genres, as data, and one clip from a genre and two generators.
+"""The sound of the synthetic set: eight invented genres, as data, and the synthesis of a clip.
 
-A clip is a loop of four bars, repeated; whatever rings past the loop's end goes on at its start. Genres differ in
-metre, tempo, rhythm, chords, timbre and register; artists differ in key, tone, level, echo and hiss.
+A clip is a loop of four bars, repeated; notes that outlast the loop continue at its start. Genres differ in metre,
+tempo, rhythm, chords, timbre and register; artists differ in key, tone, level, echo and hiss.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ Signal: TypeAlias = npt.NDArray[np.floating[Any]]
 SAMPLE_RATE = 44100
 BARS = 4
 TABLE = 2048
-"""Samples of the one period from which notes are read; a power of two, so that wrapping is a bit mask."""
+"""Samples of the wavetable, one period; a power of two, so that wrapping around is a bit mask."""
 
 
 @dataclass(frozen=True)
 class Genre:
-    """How a genre sounds. A pattern has a sign a sixteenth, ``x`` strikes, and repeats until the bar is full."""
+    """How a genre sounds. A pattern has one character per sixteenth, ``x`` for a note, and repeats within the bar."""
 
     name: str
     bpm: float
@@ -62,7 +62,18 @@ GENRES = (
 
 
 def synthesise(genre: Genre, seconds: float, artist: np.random.Generator, rng: np.random.Generator) -> Signal:
-    """A clip's audio: its artist's traits and its own notes are drawn from a generator each.
+    """Synthesise a clip.
+
+    Parameters
+    ----------
+    genre
+        How it sounds.
+    seconds
+        Its length.
+    artist
+        Draws the artist's traits: key, tempo, tone, level, echo, hiss.
+    rng
+        Draws what is the clip's own: its notes, and where in the loop it begins.
 
     Returns
     -------

@@ -1,6 +1,6 @@
-"""The tracks table: one row a clip, from FMA's metadata, from a folder per genre or from a CSV file.
+"""The tracks table: one row per clip, from FMA's metadata, from a folder per genre or from a CSV file.
 
-``read(root)`` tells the three kinds of root apart:
+``read_tracks(root)`` finds out which of the three it is:
 
 - **FMA**: ``fma_metadata/tracks.csv`` beside ``fma_small/``; the official split. Rows stay even where the clip's file
   is absent: the audit reports it, preprocessing quarantines it.
@@ -29,7 +29,7 @@ import pyarrow.compute as pc
 
 from mgc.collection import fma
 from mgc.collection.splits import SPLITS, draw_splits, same_name
-from mgc.core.errors import InputError
+from mgc.core.errors import InputError, path_error
 from mgc.core.storage import Folder
 
 if TYPE_CHECKING:
@@ -56,19 +56,19 @@ AUDIO_SUFFIXES = frozenset({".mp3", ".wav", ".flac", ".ogg", ".au", ".m4a", ".ai
 MAX_GENRES = 127  # an int8 label
 
 _KINDS = (
-    "ROOT is an FMA folder (fma_metadata/tracks.csv beside fma_small), a folder with a folder per genre, "
+    "`root` is an FMA folder (fma_metadata/tracks.csv beside fma_small), a folder with a folder per genre, "
     "or a CSV file with the columns path,genre"
 )
 
 
 @dataclass(frozen=True)
 class Tracks:
-    """The clips of one data set.
+    """The clips of one collection.
 
     Parameters
     ----------
     table
-        One row a clip, sorted by ``track_id``, of the schema ``SCHEMA``.
+        One row per clip, sorted by ``track_id``, of the schema ``SCHEMA``.
     audio_root
         The folder that a clip's ``path`` is relative to.
     left_out
@@ -85,26 +85,40 @@ class Tracks:
         return tuple(sorted(pc.unique(self.table["genre"]).to_pylist()))
 
 
-def read(
+def read_tracks(
     root: str | Path, *, subset: str = "small", seed: int = 0, known_splits: Mapping[str, str] | None = None
 ) -> Tracks:
-    """Read the tracks table of ``root``, whichever kind it is.
+    """Read the tracks table of a collection.
 
     Parameters
     ----------
     root
-        An FMA folder, a folder with a folder per genre, or a CSV file.
+        An FMA folder, a folder with a folder per genre, or a CSV file, by path or URI.
     subset
-        Which of FMA's nested subsets; other kinds of root have none and ignore it.
+        Of an FMA folder: ``small``, ``medium`` or ``large``; each includes those before it. Ignored otherwise.
     seed
-        Draws the split where the source has none.
+        Draws the split where the collection has none.
     known_splits
-        Of some clips, by path: these, and all clips of their artists, keep them where a split is drawn.
+        Split by path, of clips that have one already: where a split is drawn, these clips and all others of their
+        artists keep it.
+
+    Returns
+    -------
+    Tracks
+        The table, the folder of the audio files, and counts of what is not in the table.
 
     Raises
     ------
     InputError
-        ``root`` is none of the three, or something in it is not as it should be; the message says what and where.
+        ``root`` is none of the three, or something in it is wrong; the message says what and where.
+    StoreError, RunError
+        The object store, or the disk, does not answer.
+
+    Examples
+    --------
+    >>> tracks = read_tracks("fma")  # doctest: +SKIP
+    >>> tracks.table.num_rows, len(tracks.genres)  # doctest: +SKIP
+    (8000, 8)
     """
     fma.check_subset(subset)
     folder = Folder.at(root)
@@ -114,7 +128,7 @@ def read(
     if kind is None:
         raise InputError(f"{folder}: no such file or folder; {_KINDS}")
     if fma.is_fma(folder):
-        rows, left_out = fma.read(folder, subset)
+        rows, left_out = fma.read_fma(folder, subset)
         return _finish(rows, folder, left_out)
     return _from_folders(folder, seed, known_splits or {})
 
@@ -164,7 +178,7 @@ def _from_csv(folder: Folder, name: str, seed: int, known_splits: Mapping[str, s
 
 
 def _csv_rows(folder: Folder, name: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """Each row with the line it begins on; cells are stripped, rows that are all blank skipped."""
+    """Each row and the number of its first line; cells are stripped, blank rows skipped."""
     file = f"{folder}/{name}"
     try:
         with io.TextIOWrapper(io.BufferedReader(folder.open(name)), newline="", encoding="utf-8-sig") as handle:
@@ -187,7 +201,9 @@ def _csv_rows(folder: Folder, name: str) -> Iterator[tuple[int, dict[str, str]]]
                 if any(cells):
                     yield line, dict.fromkeys(header, "") | dict(zip(header, cells, strict=False))
                 line = reader.line_num + 1
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except OSError as error:
+        raise path_error(f"{file}: cannot be read ({error.strerror or error})", error) from error
+    except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{file}: not readable as CSV: {error}; {_KINDS}") from error
 
 
@@ -215,7 +231,7 @@ def _csv_row(cells: dict[str, str], folder: Folder, where: str) -> dict[str, Any
 
 
 def _relative(cell: str, root: Folder) -> str:
-    """A CSV's path relative to its folder; one that is absolute and outside stays as it is."""
+    """A path of a CSV file, relative to the file's folder; an absolute one outside the folder stays as it is."""
     folder = root.path
     inside = os.path.normpath(cell)
     if folder is None or not (os.path.isabs(inside) or inside.startswith("..")):
@@ -236,7 +252,13 @@ def _seconds(cell: str, where: str) -> float | None:
 
 
 def path_id(path: str) -> int:
-    """A positive 48-bit id that depends on the path alone, so that adding clips changes no other id."""
+    """The id of a clip: positive, 48 bits of a hash of its path, so that adding clips changes no other id.
+
+    Raises
+    ------
+    InputError
+        The file's name is not UTF-8.
+    """
     try:
         return 1 + int.from_bytes(_sha1(path)[:6], "big")
     except UnicodeEncodeError:

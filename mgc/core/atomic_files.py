@@ -1,8 +1,9 @@
-"""Writing a file whole or not at all."""
+"""Writing a file whole or not at all: under a temporary name that is then renamed."""
 
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
@@ -11,15 +12,48 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
+
+
+def temporary_name(name: str) -> str:
+    """A hidden name, new each time, to write a file under that will be called ``name``.
+
+    Examples
+    --------
+    >>> temporary_name("manifest.json")  # doctest: +SKIP
+    '.manifest.json.1b9d6bcd4a7e4f0c8a51d2f1c3e5a7b9.tmp'
+    """
+    return f".{name}.{uuid.uuid4().hex}.tmp"
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file name (without its folder) is one that ``temporary_name`` gives."""
+    return _TEMPORARY.fullmatch(name) is not None
+
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``target`` to write to; rename it to ``target`` when the block ends well.
+    """Give a temporary path beside ``target`` to write to; rename it to ``target`` when the block ends without error.
 
-    Whatever happens, ``target`` is what it was or what was written, and nothing else stays but after a SIGKILL, whose
-    leftover is hidden (``.NAME.….tmp``) and is never read.
+    ``target`` is what it was before or what was written, never a part of it. Only a SIGKILL leaves a temporary file
+    behind (``is_temporary``), which no reader looks at.
+
+    Parameters
+    ----------
+    target
+        The file to write, in a folder that is there; it is replaced.
+
+    Yields
+    ------
+    Path
+        The temporary path.
+
+    Raises
+    ------
+    OSError
+        The file cannot be renamed; the temporary one is removed.
     """
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    temporary = target.with_name(temporary_name(target.name))
     try:
         yield temporary
         os.replace(temporary, target)
@@ -29,6 +63,19 @@ def replacing(target: Path) -> Iterator[Path]:
 
 
 def write_text(text: str, target: Path) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file whole or not at all.
+
+    Parameters
+    ----------
+    text
+        The whole content.
+    target
+        The file to write, in a folder that is there; it is replaced.
+
+    Raises
+    ------
+    OSError
+        The file cannot be written; nothing of it is left.
+    """
     with replacing(target) as temporary:
         temporary.write_text(text)

@@ -1,15 +1,21 @@
-"""What can go wrong, in the words a user reads.
+"""The errors that mgc raises on purpose; the message of each is one line for a person.
 
 ``InputError`` (exit code 2): something the user gave cannot be used; nothing was written.
-``RunError`` (exit code 1): the work itself failed.
+``RunError`` (exit code 1): the work failed; ``StoreError``: because an object store did.
 ``ClipError``: one clip cannot become a feature; it is quarantined and the work goes on.
 """
 
 from __future__ import annotations
 
+import errno
 import re
 from enum import StrEnum
 
+_GIVEN = frozenset(
+    {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ELOOP}
+    | {errno.ENAMETOOLONG, errno.EINVAL}
+)
+"""Errors of the operating system that another path or other permissions mend; all others are the disk's."""
 _PARAMETER = re.compile(r"`([a-z][a-z0-9_.]*)(?:=([^`]*))?`")
 
 
@@ -37,7 +43,7 @@ class RunError(MgcError):
 
 
 class StoreError(RunError):
-    """An object store did not answer or refused: this says nothing of the file that was asked for."""
+    """An object store did not answer or refused; whether the file asked for is there is not known."""
 
 
 def _flag(parameter: re.Match[str]) -> str:
@@ -47,12 +53,31 @@ def _flag(parameter: re.Match[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error of a library says, or its kind if it says nothing."""
+    """The first line of an error's message, or the name of its class if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def path_error(message: str, error: OSError) -> MgcError:
+    """The error to raise for an ``OSError`` about a path that the user gave.
+
+    Parameters
+    ----------
+    message
+        One line that names the path.
+    error
+        What the operating system said.
+
+    Returns
+    -------
+    MgcError
+        ``InputError`` where the path is the fault (not there, no permission, of another kind), ``RunError`` where the
+        disk is (an input/output error, no space, a lost network drive).
+    """
+    return (InputError if error.errno in _GIVEN else RunError)(message)
+
+
 class Reason(StrEnum):
-    """Why a clip is in quarantine: the fixed list."""
+    """Why a clip is in quarantine."""
 
     MISSING = "missing"
     """The tracks table names a file that is not there."""
@@ -63,19 +88,19 @@ class Reason(StrEnum):
     NOT_AUDIO = "not_audio"
     """No decoder recognises the bytes as audio."""
     DECODE_ERROR = "decode_error"
-    """The decoder gave up inside the file."""
+    """The decoder failed inside the file."""
     TOO_SHORT = "too_short"
-    """Less audio came out than ``--min-seconds``."""
+    """Less audio was decoded than ``min_seconds``."""
     DAMAGED = "damaged"
-    """Clearly less audio came out than the file promises."""
+    """Clearly less audio was decoded than the file's headers and size promise."""
     NOT_FINITE = "not_finite"
     """The decoded samples hold NaN or infinity."""
     TOO_LOUD = "too_loud"
-    """The decoded samples are beyond anything that is sound."""
+    """The decoded samples exceed full scale by more than 120 dB."""
     CRASHED = "crashed"
-    """The decoder's process died of this clip."""
+    """The process that decoded this clip died."""
     TIMED_OUT = "timed_out"
-    """The decoder did not come back from this clip."""
+    """Decoding this clip took longer than ``clip_timeout``."""
     FAILED = "failed"
     """An error that no other reason covers; the detail names it."""
 
@@ -88,9 +113,9 @@ class ClipError(MgcError):
     reason
         The entry of the fixed list.
     detail
-        What was seen, for a person.
+        What was found, for a person.
     seconds
-        Length of the decoded audio, where any was decoded.
+        Length of the decoded audio, or None where none was decoded.
     """
 
     def __init__(self, reason: Reason, detail: str, seconds: float | None = None) -> None:

@@ -1,14 +1,16 @@
-"""Progress for people: done of total, rate and time left, on standard error.
+"""Lines for people: results on standard output; progress (done of total, rate, time left) on standard error.
 
-On a terminal one line is redrawn in place; in a log file or under a job a line is written every few seconds.
+On a terminal the line of progress is redrawn in place; elsewhere (a log file, a job) one is written every few seconds.
+A reader that has gone, as in ``mgc audit … | head``, is no error: what would follow is dropped.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,12 +19,26 @@ LOG_EVERY_SECONDS = 5.0
 
 
 def say(text: str) -> None:
-    """Write one line for a person to standard error; standard output belongs to results."""
-    print(text, file=sys.stderr, flush=True)
+    """Write one line for a person to standard error; standard output is for results."""
+    _write(text, sys.stderr)
+
+
+def show(text: str) -> None:
+    """Write a result to standard output."""
+    _write(text, sys.stdout)
+
+
+def _write(text: str, stream: TextIO, end: str = "\n") -> None:
+    try:
+        print(text, end=end, file=stream, flush=True)
+    except BrokenPipeError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())  # else Python tries again at its exit, and complains
+        os.close(null)
 
 
 class Pace:
-    """How long something has been going on, and when a line about it is due where lines cannot be redrawn."""
+    """How long something has been going on, and when to write the next line where lines cannot be redrawn."""
 
     def __init__(self) -> None:
         self._start = time.monotonic()
@@ -30,11 +46,17 @@ class Pace:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since it began."""
+        """Seconds since the object was made."""
         return time.monotonic() - self._start
 
     def due(self, *, now: bool = False) -> bool:
-        """Whether to write a line: the first time, every ``LOG_EVERY_SECONDS``, and if it must be ``now``."""
+        """Whether to write a line: the first time, and every ``LOG_EVERY_SECONDS``.
+
+        Parameters
+        ----------
+        now
+            Write one in any case, as at the end.
+        """
         elapsed = self.elapsed
         if not (now or elapsed - self._shown >= LOG_EVERY_SECONDS):
             return False
@@ -43,7 +65,7 @@ class Pace:
 
 
 class Progress:
-    """Counts finished units of work and shows rate and time left.
+    """Counts finished units of work and shows their rate and the time left.
 
     Parameters
     ----------
@@ -63,19 +85,27 @@ class Progress:
         self._live = sys.stderr.isatty()
 
     def resume(self, count: int) -> None:
-        """Count units as done that were done before this process: no rate is due to them."""
+        """Count units that an earlier process finished: they count for the total, not for the rate."""
         self.done += count
         self._before += count
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """Count ``count`` more units as done; ``note`` (a loss, an accuracy) is shown behind the figures."""
+        """Count more units as done, and show it when a line is due.
+
+        Parameters
+        ----------
+        count
+            How many.
+        note
+            Shown behind the figures: a loss, an accuracy.
+        """
         self.done += count
         last = self.done >= self.total
         if not self._pace.due(now=self._live or last):
             return
         line = f"{self.title}: {self._figures(self._pace.elapsed)}" + (f"  {note}" if note else "")
         if self._live:
-            print(f"\r\x1b[2K{line}", end="\n" if last else "", file=sys.stderr, flush=True)
+            _write(f"\r\x1b[2K{line}", sys.stderr, end="\n" if last else "")
         else:
             say(line)
 
@@ -94,7 +124,7 @@ def clock(seconds: float) -> str:
 
 @contextmanager
 def stage(title: str) -> Iterator[None]:
-    """Say that ``title`` begins, and how long it took."""
+    """Write that ``title`` begins and, after the ``with`` block, how long it took."""
     say(f"{title} …")
     start = time.monotonic()
     yield

@@ -1,6 +1,6 @@
-"""Joining or starting Ray, quietly: the one place that calls ``ray.init`` and that knows what a Ray job is.
+"""Joining or starting Ray: the only module that calls ``ray.init`` or asks whether this is a Ray job.
 
-Workers' output stays in Ray's logs; their errors arrive as exceptions.
+Workers' output stays in Ray's logs; their errors are raised here as exceptions.
 
 ``RAY_ADDRESS`` (set by ``ray job submit``, or by hand: ``RAY_ADDRESS=auto``) joins a cluster; without it Ray starts on
 this machine, on loopback, and ends with the process.
@@ -19,7 +19,13 @@ _connected_here = False
 
 
 def connect() -> int:
-    """Join or start Ray, unless this process already has, and return the cluster's CPUs."""
+    """Join or start Ray, unless this process already has.
+
+    Returns
+    -------
+    int
+        CPUs of the cluster, at least 1.
+    """
     import ray  # here, because asking whether this is a job must not cost the second that importing Ray takes
 
     global _connected_here
@@ -47,14 +53,24 @@ def in_job() -> bool:
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
-def output_folder(flag: str, path: str | Path) -> Folder:
-    """The folder, of absolute path, that a command writes to.
+def output_folder(parameter: str, path: str | Path) -> Folder:
+    """The folder that a step writes to, by its absolute path.
+
+    Parameters
+    ----------
+    parameter
+        Name of the step's parameter that ``path`` comes from, for the message: ``"out"``.
+    path
+        A path or a URI.
 
     Raises
     ------
     InputError
-        The path is relative and this is a Ray job: the output would land in the copy and be lost.
+        The path is relative and this is a Ray job: the output would land in the copy and be lost; or the URI is not
+        understood.
+    StoreError
+        The object store does not answer.
     """
     if in_job() and not (Path(path).is_absolute() or URI.match(str(path))):
-        raise InputError(f"{flag} {path}: must be absolute in a Ray job, whose working directory is a copy")
+        raise InputError(f"`{parameter}={path}`: must be absolute in a Ray job, whose working directory is a copy")
     return Folder.at(path)

@@ -1,4 +1,4 @@
-"""What a step gives back: a frozen dataclass that prints as a person reads it, and as ``--json`` prints it."""
+"""The base of all results: frozen dataclasses that print for a person (``str``) and for JSON (``to_dict``)."""
 
 from __future__ import annotations
 

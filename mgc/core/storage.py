@@ -1,60 +1,68 @@
-"""A folder on a disk or in an object store (``s3://bucket/prefix``): the one place that knows the difference.
+"""A folder on a disk or in an object store (``s3://bucket/prefix``); no other module tells the two apart.
 
 A file is written whole or not at all: on a disk under a temporary name that is then renamed, in an object store by an
-upload whose completion is atomic. A process killed with SIGKILL leaves on a disk at most a hidden ``.NAME.….tmp``,
-which ``sweep`` removes, in a store an upload that nobody sees and that the bucket's lifecycle rule
+upload whose completion is atomic. A process killed with SIGKILL leaves on a disk at most a temporary file
+(``remove_temporary_files``), in a store an incomplete upload, which is not listed and which the bucket's lifecycle rule
 (AbortIncompleteMultipartUpload) removes. Object stores are reached through pyarrow's filesystems: credentials and
 endpoint come from the environment (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL`` …) or from the URI's query
 (``?endpoint_override=…&scheme=http``).
+
+Errors: what looks for files raises ``StoreError`` or, of a disk, what ``path_error`` makes of it. What reads or writes
+one file raises ``OSError`` of a disk, ``FileNotFoundError`` where there is no such file, and ``StoreError`` for all
+else that an object store can answer.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import re
 import shutil
-import socket
-import stat
 import tempfile
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from io import FileIO
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
-from mgc.core.atomic_files import replacing
+from mgc.core import disk
+from mgc.core.atomic_files import is_temporary, replacing
 from mgc.core.errors import InputError, StoreError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from io import FileIO
 
     import pyarrow as pa
     import pyarrow.fs as pafs
 
 URI = re.compile(r"[a-z][a-z0-9+.-]+://")
-LOCK = ".lock"
 _PASSWORD = re.compile(r"(?<=://)(?:[^/@:]*(?::[^@]*)?@)+")
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder by its absolute path or its URI; small and picklable, so that a task can be handed it."""
+    """A folder by its absolute path or its URI; it pickles as this string alone, so that tasks take it."""
 
     uri: str
+    """The absolute path or the URI."""
 
     @classmethod
     def at(cls, place: str | Path | Folder) -> Folder:
         """The folder at a path (made absolute) or a URI; it need not be there.
 
+        Parameters
+        ----------
+        place
+            A path, a URI of a scheme that pyarrow knows (``s3://``, ``gs://``, ``file:///``), or a ``Folder``, which is
+            returned.
+
         Raises
         ------
         InputError
-            The URI's scheme is unknown, or the URI names no bucket.
+            The URI is not understood, or names no bucket.
+        StoreError
+            The object store does not answer: S3 is asked for the bucket's region if neither URI nor environment has it.
         """
         if isinstance(place, Folder):
             return place
@@ -68,6 +76,8 @@ class Folder:
             bucket = folder._key("").partition("/")[0]
         except (OSError, ValueError) as error:
             why = _PASSWORD.sub("", first_line(error))
+            if isinstance(error, OSError):
+                raise StoreError(f"{folder}: cannot be reached ({why})") from None
             raise InputError(
                 f"{folder}: not understood ({why}); give a path or a URI such as s3://bucket/folder"
             ) from None
@@ -102,66 +112,84 @@ class Folder:
 
     @property
     def parent(self) -> tuple[Folder, str]:
-        """The folder above, and this one's name in it: how a file that a user names is opened."""
+        """The folder above and this one's name in it, which is how to open a file of which only the path is known."""
         if self.path:
             return Folder(str(self.path.parent)), self.path.name
         base, question, query = self.uri.partition("?")
         above, _, name = base.rstrip("/").rpartition("/")
         return Folder(f"{above}{question}{query}"), unquote(name)
 
-    # Looking
+    # Looking for files
 
     def kind(self, name: str = "") -> str | None:
-        """``"file"``, ``"folder"`` or None for what is at ``name``.
+        """What is at ``name``: ``"file"``, ``"folder"`` or None.
+
+        Parameters
+        ----------
+        name
+            Relative path; the folder itself by default.
 
         Raises
         ------
+        StoreError, RunError
+            The object store, or the disk, does not answer.
         InputError
-            The object store does not answer or refuses.
+            The path may not be looked at.
         """
         if self.path:
-            path = self.path / name
-            return "file" if path.is_file() else "folder" if path.is_dir() else None
-        try:
+            return disk.kind(self.path / name)
+        with self._asking():
             found = self._store[0].get_file_info(self._key(name)).type.name
-        except OSError as error:
-            raise InputError(f"{self}: cannot be looked at ({first_line(error)})") from None
         return {"File": "file", "Directory": "folder"}.get(found)
 
     def files(self, name: str = "") -> list[str]:
-        """Names of the files directly in the folder ``name``, sorted; none where there is no such folder."""
+        """Names of the files directly in the folder ``name``, sorted; empty where there is no such folder.
+
+        Parameters
+        ----------
+        name
+            Relative path; the folder itself by default.
+
+        Raises
+        ------
+        StoreError, RunError, InputError
+            As ``kind``.
+        """
         if self.path:
-            try:
-                return sorted(entry.name for entry in os.scandir(self.path / name) if entry.is_file())
-            except (FileNotFoundError, NotADirectoryError):
-                return []
+            return disk.files(self.path / name)
         return sorted(path for path in self._below(name) if "/" not in path)
 
     def walk(self) -> Iterator[str]:
-        """Relative POSIX paths of all files below, sorted by folder, but for what is hidden.
+        """Relative POSIX paths of all files below that are not hidden, nor in a hidden folder; sorted by folder.
 
         Links to folders are followed, each folder once, so that a loop of links ends.
+
+        Raises
+        ------
+        StoreError, RunError, InputError
+            As ``kind``, of this folder or one below.
         """
-        if self.path is None:
+        if self.path:
+            yield from disk.walk(self.path)
+        else:
             yield from (path for path in sorted(self._below("")) if not re.search(r"(^|/)\.", path))
-            return
-        seen: set[tuple[int, int]] = set()
-        for folder, folders, files in os.walk(self.path, followlinks=True):
-            status = os.stat(folder)
-            here = (status.st_dev, status.st_ino)
-            folders[:] = [] if here in seen else sorted(name for name in folders if not name.startswith("."))
-            if here in seen:
-                continue
-            seen.add(here)
-            for name in sorted(files):
-                if not name.startswith("."):
-                    yield (Path(folder) / name).relative_to(self.path).as_posix()
 
     def sizes(self, names: Iterable[str]) -> list[int]:
-        """Bytes of each file, -1 where there is none; an object store is asked once a top-level folder."""
+        """Size of each file in bytes, -1 where there is none or it may not be looked at.
+
+        Parameters
+        ----------
+        names
+            Relative paths. An object store is asked once for each top-level folder of them, not for each file.
+
+        Raises
+        ------
+        StoreError, RunError
+            The object store, or the disk, does not answer.
+        """
         if self.path:
             base = self.path
-            return [_size(os.path.join(base, name)) for name in names]
+            return [disk.size(os.path.join(base, name)) for name in names]
         names = list(names)
         sizes: dict[str, int] = {}
         for top in sorted({name.partition("/")[0] if "/" in name else "" for name in names}):
@@ -171,34 +199,36 @@ class Folder:
     # Reading
 
     def open(self, name: str) -> FileIO:
-        """Open a file as a real, unbuffered file of this machine, to be read.
+        """Open a file for reading as an unbuffered file of this machine, with a file descriptor.
 
-        A file of an object store is copied to an anonymous temporary file, which is gone with the process.
+        A file of an object store is first copied to an anonymous temporary file, which ends with the process.
+
+        Parameters
+        ----------
+        name
+            Relative path.
 
         Raises
         ------
         OSError
-            It is not there (FileNotFoundError), may not be read, or is not a regular file; StoreError if the object
-            store did not answer.
+            There is no such file (FileNotFoundError), it may not be read, or is not a regular file.
+        StoreError
+            The object store does not answer or refuses.
         """
-        if self.path is None:
-            copy = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (the caller closes it)
-            try:
-                with self._asking(), self._store[0].open_input_stream(self._key(name)) as stream:
-                    shutil.copyfileobj(stream, copy, 1 << 24)  # a request each
-                copy.seek(0)
-            except BaseException:
-                copy.close()
-                raise
-            return copy
-        handle = os.open(self.path / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe must not block
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            os.close(handle)
-            raise OSError(errno.EINVAL, "not a regular file")
-        return FileIO(handle)
+        if self.path:
+            return disk.open_regular(self.path / name)
+        copy = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (the caller closes it)
+        try:
+            with self._asking(), self._store[0].open_input_stream(self._key(name)) as stream:
+                shutil.copyfileobj(stream, copy, 1 << 24)  # a request each
+            copy.seek(0)
+        except BaseException:
+            copy.close()
+            raise
+        return copy
 
     def read(self, name: str) -> bytes:
-        """All bytes of a file. Raises as ``open``."""
+        """All bytes of a file; raises as ``open``."""
         if self.path:
             return (self.path / name).read_bytes()
         # One request for all: a stream would ask for 256 kB at a time, and of a file that is replaced get a mixture.
@@ -207,34 +237,54 @@ class Folder:
             return data
 
     def random_access(self, name: str) -> pa.NativeFile:
-        """Open a file for pyarrow, which then reads the parts that it needs. Raises as ``open``."""
+        """Open a file for pyarrow, which then reads only the parts that it needs; raises as ``open``."""
         with self._asking():
             return self._store[0].open_input_file(self._key(name))
 
     # Writing
 
     def make(self, name: str = "") -> None:
-        """Make a folder, and those above it, if it is not there; an object store needs its bucket only.
+        """Make a folder, and those above it, where it is not there; an object store needs its bucket only.
+
+        Parameters
+        ----------
+        name
+            Relative path; the folder itself by default.
 
         Raises
         ------
         OSError
-            It cannot be made, or there is no such bucket.
+            It cannot be made on the disk.
+        InputError
+            There is no such bucket.
+        StoreError
+            The object store does not answer or refuses.
         """
         if self.path:
             (self.path / name).mkdir(parents=True, exist_ok=True)
             return
         bucket = self._key("").partition("/")[0]
-        if self._store[0].get_file_info(bucket).type.name == "NotFound":
-            raise OSError(f"no bucket named {bucket}")
+        with self._asking():
+            found = self._store[0].get_file_info(bucket).type.name
+        if found == "NotFound":
+            raise InputError(f"{self}: there is no bucket named {bucket}; make it or choose another")
 
     def write(self, name: str, data: bytes | pa.Buffer) -> None:
         """Write a file whole or not at all; it replaces what is there.
 
+        Parameters
+        ----------
+        name
+            Relative path, in a folder that is there (an object store has no folders to be made).
+        data
+            The whole content.
+
         Raises
         ------
         OSError
-            It cannot be written; nothing of it is left.
+            The disk cannot take it; nothing of it is left.
+        StoreError
+            The object store did not take it; nothing of it is left.
         """
         if self.path:
             with replacing(self.path / name) as temporary:
@@ -245,60 +295,72 @@ class Folder:
             stream.write(data)
 
     def remove(self, name: str) -> None:
-        """Remove a file if it is there."""
+        """Remove a file if it is there.
+
+        Parameters
+        ----------
+        name
+            Relative path.
+
+        Raises
+        ------
+        OSError, StoreError
+            The disk, or the object store, refuses.
+        """
         with suppress(FileNotFoundError):
             if self.path:
                 (self.path / name).unlink()
             else:
-                self._store[0].delete_file(self._key(name))
+                with self._asking():
+                    self._store[0].delete_file(self._key(name))
 
-    def sweep(self, name: str = "") -> None:
-        """Remove the temporary files that killed processes have left in the folder ``name``."""
+    def remove_temporary_files(self, name: str = "") -> None:
+        """Remove the temporary files that killed processes have left directly in a folder.
+
+        Parameters
+        ----------
+        name
+            Relative path; the folder itself by default.
+        """
         if self.path:
             for file in self.files(name):
-                if _TEMPORARY.fullmatch(file):
+                if is_temporary(file):
                     self.remove(f"{name}/{file}" if name else file)
 
     @contextmanager
-    def claim(self, flag: str, way_out: str = "or choose another folder") -> Iterator[None]:
-        """Hold the folder, which must be there, against a second writer.
+    def claim(self, what: str, way_out: str = "or choose another folder") -> Iterator[None]:
+        """Lock the folder, which must be there, against a second writer, for the ``with`` block.
 
-        The lock is the kernel's (``flock``), so that it ends with its process, however that dies. Object stores have
-        no locks: there two writers of one plan write the same bytes twice.
+        The lock ends with its process, however that ends. Object stores have no locks: there two writers of one plan
+        write the same bytes twice.
+
+        Parameters
+        ----------
+        what
+            Begins the message, before the folder's path: the parameter that names the folder, between backticks.
+        way_out
+            Ends the message, after «wait until it is done,».
 
         Raises
         ------
         InputError
-            Another process holds it.
+            Another process holds the lock.
         """
         if self.path is None:
             yield
             return
-        while True:
-            file = (self.path / LOCK).open("a+")
-            with file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    file.seek(0)
-                    who = file.read().strip() or "another process"
-                    raise InputError(f"{flag} {self}: {who} is writing it; wait until it is done, {way_out}") from None
-                if not _same_file(file, self.path / LOCK):
-                    continue  # its holder has just ended and removed it: the next round makes a new one
-                file.truncate(0)
-                file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-                file.flush()
-                try:
-                    yield
-                finally:
-                    self.remove(LOCK)
-                return
+        with ExitStack() as held:
+            try:
+                held.enter_context(disk.locked(self.path))
+            except disk.LockedError as error:
+                raise InputError(f"{what} {self}: {error} is writing it; wait until it is done, {way_out}") from None
+            yield
 
     # The object store
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
-        """Tell what the store says of a file, that it is not there, from all else that can go wrong with it."""
+        """Turn all errors of an object store into StoreError, but for FileNotFoundError; a disk's stay OSError."""
         try:
             yield
         except FileNotFoundError:
@@ -329,23 +391,6 @@ class Folder:
         import pyarrow.fs as pafs
 
         base = self._key(name)
-        selector = pafs.FileSelector(base, recursive=True, allow_not_found=True)
-        try:
-            found = self._store[0].get_file_info(selector)
-        except OSError as error:
-            raise InputError(f"{self}: cannot be listed ({first_line(error)})") from None
+        with self._asking():
+            found = self._store[0].get_file_info(pafs.FileSelector(base, recursive=True, allow_not_found=True))
         return {entry.path[len(base) + 1 :]: entry.size for entry in found if entry.type == pafs.FileType.File}
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except (OSError, ValueError):  # ValueError: a NUL in the name
-        return -1
-
-
-def _same_file(file: IO[str], path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False

@@ -22,7 +22,7 @@ import numpy as np
 
 from mgc.audio import decode as audio
 from mgc.collection.splits import SPLITS
-from mgc.collection.tracks import read
+from mgc.collection.tracks import read_tracks
 from mgc.core.errors import ClipError, InputError
 from mgc.core.progress import Progress
 from mgc.core.storage import Folder
@@ -58,7 +58,7 @@ def floor(
     Parameters
     ----------
     root
-        The collection that the feature set was made from, as ``mgc.collection.tracks.read`` takes it.
+        The collection that the feature set was made from, as ``mgc.collection.tracks.read_tracks`` takes it.
     features
         A finished feature set.
     split
@@ -95,7 +95,7 @@ def floor(
     feature_set = FeatureSet.open(features)
     manifest = feature_set.manifest
     clips = clips_of.load(feature_set, *SPLITS, lazily=True)
-    audio_root = read(root).audio_root
+    audio_root = read_tracks(root).audio_root
     uri = store.open_store(feature_set.folder)
     statistics_ND = _statistics(audio_root, clips.paths, manifest.spec.seconds, workers)
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from mgc.audio import decode as audio
-from mgc.audio.logmel import log_mel, standardize
+from mgc.audio.logmel import feature
 from mgc.core.errors import ClipError, InputError, Reason
 from mgc.core.storage import Folder
 from mgc.model import checkpoint
@@ -98,4 +98,4 @@ def _windows(path: Path, card: Card) -> Iterator[Any]:
                 raise ClipError(Reason.TOO_SHORT, "no audio came out", 0.0)
             if index and piece.seconds < MIN_REST * spec.seconds:
                 return
-            yield standardize(log_mel(piece.samples, spec))[0].astype(np.float16)  # as in a shard
+            yield feature(piece.samples, spec).z_FT

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from mgc.collection.splits import artist_leaks, leak_message
-from mgc.collection.tracks import Tracks, read
+from mgc.collection.tracks import Tracks, read_tracks
 from mgc.core.errors import InputError, RunError
 from mgc.core.progress import Progress, say
 from mgc.core.ray_session import connect, output_folder
@@ -73,7 +73,7 @@ def preprocess(
     Parameters
     ----------
     root
-        An FMA folder, a folder with a folder per genre, or a CSV file: see ``tracks.read``; a path or a URI.
+        An FMA folder, a folder with a folder per genre, or a CSV file: see ``read_tracks``; a path or a URI.
     out
         The feature set's folder, by path or URI; what is finished in it is kept, and clips that are new get shards of
         their own.
@@ -108,7 +108,7 @@ def preprocess(
         A task failed, or too many clips did; the finished shards are kept.
     """
     start = time.monotonic()
-    target = output_folder("--out", out)
+    target = output_folder("out", out)
     _check_numbers(workers=workers, limit=limit, clips_per_shard=clips_per_shard)
     if not min_seconds >= 0:  # NaN neither
         raise InputError(f"--min-seconds {min_seconds}: must be at least 0")
@@ -118,7 +118,7 @@ def preprocess(
         raise InputError(f"--max-quarantined {max_quarantined}: must be a share, from 0 to 1")
     recipe = Recipe(min_seconds=min_seconds, keep_damaged=keep_damaged, clips_per_shard=clips_per_shard)
     before = None if overwrite else Plan.read(target)
-    tracks = read(root, subset=subset, known_splits=_splits_of(before))
+    tracks = read_tracks(root, subset=subset, known_splits=_splits_of(before))
     clips = with_sizes(tracks.table if limit is None else _draw(tracks.table, limit), tracks.audio_root)
     with _failing_clearly(), _claimed(target):
         plan = settle(target, clips, recipe, overwrite=overwrite)
@@ -146,7 +146,7 @@ def preprocess(
             records = [written.get(shard.file) or shards.read_record(target, shard.file) for shard in plan.shards]
             manifest = _manifest(plan, tracks, records, leaks)
             quarantine = shards.quarantine(records)
-            target.sweep(SHARDS)
+            target.remove_temporary_files(SHARDS)
             target.write(QUARANTINE, parquet_bytes(quarantine))
             _tell(quarantine, target)
             run.text(_csv(quarantine), "quarantine.csv")
@@ -175,9 +175,9 @@ def _claimed(target: Folder) -> Iterator[None]:
     except OSError as error:
         raise InputError(f"--out {target}: cannot be written ({error.strerror or error})") from None
     try:
-        with target.claim("--out"):
+        with target.claim("`out`"):
             for name in ("", SHARDS):
-                target.sweep(name)
+                target.remove_temporary_files(name)
             yield
     finally:
         if target.path:

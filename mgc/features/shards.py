@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mgc.audio import decode as audio
-from mgc.audio.logmel import log_mel, standardize
+from mgc.audio.logmel import feature
 from mgc.collection.splits import SPLITS
 from mgc.core.errors import ClipError, Reason, StoreError
 from mgc.features import child_process as isolation
@@ -144,7 +144,7 @@ def extract(clip: dict[str, Any], file: FileIO, recipe: Recipe) -> dict[str, Any
         if seconds < recipe.min_seconds:
             detail = f"{seconds:.2f} s of audio, --min-seconds is {recipe.min_seconds:g}"
             raise ClipError(Reason.TOO_SHORT, detail, seconds)
-        z_FT, mean_db, std_db = standardize(log_mel(samples, spec))
+        z_FT, mean_db, std_db = feature(samples, spec)
         file.seek(0)
         sha1 = hashlib.file_digest(file, "sha1").hexdigest()
     except (ClipError, MemoryError):
@@ -159,7 +159,7 @@ def extract(clip: dict[str, Any], file: FileIO, recipe: Recipe) -> dict[str, Any
         "padded": len(samples) < spec.n_samples,
         "mean_db": mean_db,
         "std_db": std_db,
-        "logmel": z_FT.astype("<f2").tobytes(),
+        "logmel": z_FT.tobytes(),
     }
 
 

@@ -31,7 +31,7 @@ PICTURED = 400
 
 def open_for_learning(features: str | Path, *, allow_leaks: bool) -> FeatureSet:
     """Open a feature set; refuse one with artists in two splits, whose figures would flatter."""
-    feature_set = FeatureSet.open(output_folder("--features", features))  # MLflow's store may go beside it
+    feature_set = FeatureSet.open(output_folder("features", features))  # MLflow's store may go beside it
     leaks = list(feature_set.manifest.artist_leaks)
     if leaks and not allow_leaks:
         raise InputError(

@@ -12,6 +12,7 @@ import librosa
 import numpy as np
 import pytest
 import soundfile
+from helpers.sounds import chirp, stereo, write
 
 from mgc.audio import decode as audio
 from mgc.core.errors import ClipError, Reason
@@ -165,6 +166,22 @@ def test_a_short_clip_is_a_feature_where_the_limit_allows_it(odd_mp3):
     samples, seconds, _ = load(odd_mp3 / "short_1s.mp3", sample_rate=RATE, seconds=SECONDS)
     assert seconds == pytest.approx(54_767 / 44_100)
     assert len(samples) == pytest.approx(seconds * RATE, abs=1)
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg", ".mp3"])
+@pytest.mark.parametrize("rate", [44_100, 48_000, RATE, 8_000])
+@pytest.mark.parametrize("sound", [stereo, chirp], ids=["stereo", "mono"])
+@pytest.mark.parametrize("seconds", [2.0, 6.0], ids=["shorter", "longer"])
+def test_synthetic_samples_are_those_of_librosa_at_any_rate_and_channel_count(tmp_path, suffix, rate, sound, seconds):
+    path = write(tmp_path / f"x{suffix}", sound(rate, seconds), rate)
+    samples, decoded, promised = load(path, sample_rate=RATE, seconds=5.0)
+    reference, _ = librosa.load(path, sr=RATE, duration=5.0)
+    assert samples.dtype == np.float32
+    assert decoded == pytest.approx(min(seconds, 5.0), abs=1e-3)
+    assert promised == pytest.approx(decoded, abs=0.2)  # an MP3's frames count its encoder's padding too
+    assert len(samples) == len(reference) == pytest.approx(decoded * RATE, abs=1)
+    np.testing.assert_allclose(samples, reference, atol=2e-6)
+    assert np.abs(samples).max() > 0.1
 
 
 @pytest.mark.parametrize("name", ["ok_cbr256_44k_stereo.mp3", "ok_mono_48k.mp3", "odd_wav_renamed.mp3"])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mgc.collection import audit as audit_module
-from mgc.collection.audit import audit, summary
+from mgc.collection.audit import audit
 from mgc.core.errors import InputError
 
 MINI = Path(__file__).parents[3] / "shared" / "data" / "soundtrack8-mini"
@@ -36,12 +37,12 @@ def test_the_mini_set_is_whole_and_does_not_leak():
     if not MINI.is_dir():
         pytest.skip(f"{MINI} is absent: a checkout without the shared data")
     report = audit(MINI)
-    assert report["ok"] is True
-    assert report["clips"] == 120
-    assert report["by_split"] == {"training": 88, "validation": 16, "test": 16}
-    assert set(report["by_genre"].values()) == {15}
-    assert report["missing"] == report["artist_leaks"] == report["duplicate_clips"] == []
-    assert report["left_out"]["other_subset"] == 60
+    assert report.ok is True
+    assert report.clips == 120
+    assert report.by_split == {"training": 88, "validation": 16, "test": 16}
+    assert set(report.by_genre.values()) == {15}
+    assert report.missing == report.artist_leaks == report.duplicate_clips == []
+    assert report.left_out["other_subset"] == 60
 
 
 def test_counts_by_split_and_genre_each_add_up_to_the_clips(data):
@@ -54,22 +55,24 @@ def test_counts_by_split_and_genre_each_add_up_to_the_clips(data):
             }
         )
     )
-    assert report["clips"] == 3
-    assert report["by_split"] == {"training": 2, "validation": 0, "test": 1}
-    assert report["by_genre"] == {"Pop": 1, "Rock": 2}
-    assert report["by_genre_and_split"]["Rock"] == {"training": 1, "validation": 0, "test": 1}
-    assert json.loads(json.dumps(report)) == report
+    assert report.clips == 3
+    assert report.by_split == {"training": 2, "validation": 0, "test": 1}
+    assert report.by_genre == {"Pop": 1, "Rock": 2}
+    assert report.by_genre_and_split["Rock"] == {"training": 1, "validation": 0, "test": 1}
+    names = "clips by_split by_genre by_genre_and_split missing artist_leaks duplicate_clips left_out ok"
+    assert list(json.loads(json.dumps(report.to_dict()))) == names.split()
+    assert report.to_dict()["ok"] is True
 
 
 def test_missing_lists_exactly_the_paths_without_a_file(data):
     clips = {f"{i}.mp3": (b"x" * i if i % 3 else None, "Rock", "train", "") for i in range(1, 30)}
     report = audit(data(clips))
-    assert set(report["missing"]) == {path for path, clip in clips.items() if clip[0] is None}
-    text = summary(report)
+    assert set(report.missing) == {path for path, clip in clips.items() if clip[0] is None}
+    text = str(report)
     assert "missing files: 9 of 29 clips" in text
-    assert sum(path in text.split() for path in report["missing"]) == 5
+    assert sum(path in text.split() for path in report.missing) == 5
     assert "… and 4 more" in text
-    assert report["ok"] is True
+    assert report.ok is True
 
 
 def test_identical_files_are_grouped_and_those_across_splits_named_first_of_all(data):
@@ -85,14 +88,14 @@ def test_identical_files_are_grouped_and_those_across_splits_named_first_of_all(
             }
         )
     )
-    assert report["duplicate_clips"] == [
+    assert report.duplicate_clips == [
         {"paths": ["a.mp3", "b.mp3", "c.mp3"], "splits": ["training", "test"]},
         {"paths": ["d.mp3", "e.mp3"], "splits": ["training"]},
     ]
-    text = summary(report)
+    text = str(report)
     assert "WARNING: 1 of these groups span" in text
     assert "a.mp3 = b.mp3 = c.mp3  (training, test)" in text
-    assert "WARNING" not in summary(report | {"duplicate_clips": report["duplicate_clips"][1:]})
+    assert "WARNING" not in str(replace(report, duplicate_clips=report.duplicate_clips[1:]))
 
 
 def test_files_that_differ_only_outside_the_middle_are_no_duplicates(data):
@@ -106,19 +109,19 @@ def test_files_that_differ_only_outside_the_middle_are_no_duplicates(data):
             }
         )
     )
-    assert report["duplicate_clips"] == []
+    assert report.duplicate_clips == []
 
 
 def test_empty_files_are_neither_duplicates_nor_missing(data):
     report = audit(data({"1.mp3": (b"", "Rock", "train", ""), "2.mp3": (b"", "Rock", "test", "")}))
-    assert report["duplicate_clips"] == report["missing"] == []
+    assert report.duplicate_clips == report.missing == []
 
 
 def test_a_folder_in_a_clips_place_is_not_read(data, tmp_path):
     (tmp_path / "1.mp3").mkdir()
     (tmp_path / "2.mp3").mkdir()
     report = audit(data({"1.mp3": (None, "Rock", "train", ""), "2.mp3": (None, "Rock", "train", "")}))
-    assert report["duplicate_clips"] == report["missing"] == []
+    assert report.duplicate_clips == report.missing == []
 
 
 def test_whole_files_are_read_only_where_size_and_middle_agree(data, monkeypatch):
@@ -146,21 +149,21 @@ def test_whole_files_are_read_only_where_size_and_middle_agree(data, monkeypatch
 
 def test_an_artist_in_two_splits_fails_the_audit_and_is_named(data):
     report = audit(data({"1.mp3": (b"1", "Rock", "train", "AWOL"), "2.mp3": (b"2", "Rock", "test", "Awol")}))
-    assert report["ok"] is False
-    assert [leak["artist_name"] for leak in report["artist_leaks"]] == ["AWOL"]
-    assert "LEAK: 1 artist is in more than one split: AWOL (training 1, test 1)" in summary(report)
+    assert report.ok is report.to_dict()["ok"] is False
+    assert [leak["artist_name"] for leak in report.artist_leaks] == ["AWOL"]
+    assert "LEAK: 1 artist is in more than one split: AWOL (training 1, test 1)" in str(report)
 
 
 def test_the_summary_has_a_line_a_genre_with_its_counts(data):
     report = audit(data({"1.mp3": (b"1", "Hip-Hop", "train", "A"), "2.mp3": (b"22", "Pop", "val", "B")}))
-    lines = [line.split() for line in summary(report).splitlines()]
+    lines = [line.split() for line in str(report).splitlines()]
     assert lines[:4] == [
         ["genre", "training", "validation", "test", "all"],
         ["Hip-Hop", "1", "0", "0", "1"],
         ["Pop", "0", "1", "0", "1"],
         ["all", "1", "1", "0", "2"],
     ]
-    assert "artists: none is in more than one split" in summary(report)
+    assert "artists: none is in more than one split" in str(report)
 
 
 def test_what_cannot_be_read_is_an_input_error(tmp_path):

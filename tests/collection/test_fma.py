@@ -63,7 +63,7 @@ def test_the_small_rows_of_the_real_head_are_what_the_csv_module_reads(real_root
     names = [f"{a}.{b}" for a, b in zip(top, second, strict=True)]
     want = [dict(zip(names, row, strict=True)) | {"id": row[0]} for row in rows]
     want = [row for row in want if row["set.subset"] == "small" and row["track.genre_top"]]
-    table, left_out = fma.read(Folder.at(real_root), "small")
+    table, left_out = fma.read_fma(Folder.at(real_root), "small")
     assert len(rows) == 9
     assert table["track_id"].to_pylist() == [int(row["id"]) for row in want]
     assert table["genre"].to_pylist() == [row["track.genre_top"] for row in want]
@@ -77,7 +77,7 @@ def test_the_small_rows_of_the_real_head_are_what_the_csv_module_reads(real_root
 
 
 def test_the_real_rows_without_a_genre_are_left_out_and_counted(real_root):
-    table, left_out = fma.read(Folder.at(real_root), "large")
+    table, left_out = fma.read_fma(Folder.at(real_root), "large")
     with REAL_HEAD.open(newline="", encoding="utf-8") as handle:
         without = sum(not row[40] for row in list(csv.reader(handle))[3:])
     assert without > 0
@@ -89,7 +89,7 @@ def test_each_subset_holds_those_before_it_under_its_own_folder(tmp_path):
     rows = [{"track_id": i, "set.subset": name} for i, name in enumerate(("small", "medium", "large", "large"), 1)]
     write_fma(tmp_path, rows)
     for subset, count in (("small", 1), ("medium", 2), ("large", 4)):
-        table, left_out = fma.read(Folder.at(tmp_path), subset)
+        table, left_out = fma.read_fma(Folder.at(tmp_path), subset)
         assert table["track_id"].to_pylist() == list(range(1, count + 1))
         assert table["path"].to_pylist()[0] == f"fma_{subset}/000/000001.mp3"
         assert left_out == {"other_subset": 4 - count, "no_genre": 0}
@@ -98,7 +98,7 @@ def test_each_subset_holds_those_before_it_under_its_own_folder(tmp_path):
 @pytest.mark.parametrize("genre", ["", " ", "NaN", "nan"])
 def test_an_empty_or_nan_genre_counts_as_none(tmp_path, genre):
     write_fma(tmp_path, [{"track_id": 1, "track.genre_top": genre}, {"track_id": 2}])
-    table, left_out = fma.read(Folder.at(tmp_path), "small")
+    table, left_out = fma.read_fma(Folder.at(tmp_path), "small")
     assert table["track_id"].to_pylist() == [2]
     assert left_out == {"other_subset": 0, "no_genre": 1}
 
@@ -107,7 +107,7 @@ def test_quoted_empty_cells_are_null_and_cells_are_stripped(tmp_path):
     write_fma(tmp_path, [{"artist.id": "", "artist.name": " AWOL\n", "track.title": "", "track.duration": ""}])
     file = tmp_path / fma.TRACKS_CSV
     file.write_text(file.read_text().replace(",,", ',"",'))
-    (row,) = fma.read(Folder.at(tmp_path), "small")[0].to_pylist()
+    (row,) = fma.read_fma(Folder.at(tmp_path), "small")[0].to_pylist()
     assert (row["artist_id"], row["artist_name"], row["title"], row["duration"]) == (None, "AWOL", None, None)
 
 
@@ -120,7 +120,7 @@ def test_line_ends_byte_order_mark_and_long_headers_do_not_matter(tmp_path, chan
         text = text.replace("bio", '"bio\nand more"', 1)
     text = change.get("bom", "") + text.replace("\n", change.get("eol", "\n"))
     file.write_bytes(text.encode())
-    table, left_out = fma.read(Folder.at(tmp_path), "small")
+    table, left_out = fma.read_fma(Folder.at(tmp_path), "small")
     (row,) = table.to_pylist()
     assert (row["track_id"], row["genre"], row["title"], row["duration"]) == (5, "Rock", "Food", 168.0)
     assert left_out == {"other_subset": 0, "no_genre": 0}
@@ -141,11 +141,11 @@ def test_the_full_106574_rows_give_the_counts_they_were_made_with(tmp_path):
         }
 
     write_fma(tmp_path, [row(i) for i in range(106_574)])
-    small, left_out = fma.read(Folder.at(tmp_path), "small")
+    small, left_out = fma.read_fma(Folder.at(tmp_path), "small")
     assert small.num_rows == 8_000
     assert left_out == {"other_subset": 98_574, "no_genre": 0}
     assert small["split"].to_pylist().count("training") == 6_400
-    large, left_out = fma.read(Folder.at(tmp_path), "large")
+    large, left_out = fma.read_fma(Folder.at(tmp_path), "large")
     assert large.num_rows == 25_000 + 81_574 // 2
     assert left_out == {"other_subset": 0, "no_genre": 81_574 // 2}
     assert large["track_id"].to_pylist()[-1] == 2 * 106_572 + 2
@@ -156,33 +156,33 @@ def test_missing_columns_are_named_and_the_others_are_not(tmp_path):
     gone = {("set", "subset"), ("track", "genre_top")}
     write_fma(tmp_path, [{}], [column for column in COLUMNS if column[:2] not in gone])
     with pytest.raises(InputError, match=r"missing: track\.genre_top, set\.subset;") as caught:
-        fma.read(Folder.at(tmp_path), "small")
+        fma.read_fma(Folder.at(tmp_path), "small")
     assert "tracks.csv" in str(caught.value)
 
 
 def test_titles_and_durations_may_be_absent(tmp_path):
     gone = {("track", "title"), ("track", "duration")}
     write_fma(tmp_path, [{}], [column for column in COLUMNS if column[:2] not in gone])
-    (row,) = fma.read(Folder.at(tmp_path), "small")[0].to_pylist()
+    (row,) = fma.read_fma(Folder.at(tmp_path), "small")[0].to_pylist()
     assert (row["title"], row["duration"], row["genre"]) == (None, None, "Rock")
 
 
 def test_no_such_root_and_no_tracks_csv_are_told_apart(tmp_path):
     with pytest.raises(InputError, match="nowhere: no such folder"):
-        fma.read(Folder.at(tmp_path / "nowhere"), "small")
+        fma.read_fma(Folder.at(tmp_path / "nowhere"), "small")
     with pytest.raises(InputError, match=r"no fma_metadata/tracks\.csv"):
-        fma.read(Folder.at(tmp_path), "small")
+        fma.read_fma(Folder.at(tmp_path), "small")
 
 
 def test_an_empty_subset_says_which_subsets_the_file_has(tmp_path):
     write_fma(tmp_path, [{"track_id": i, "set.subset": "large"} for i in (1, 2)])
     with pytest.raises(InputError, match=r"no row of subset small; the file has large \(2 rows\)"):
-        fma.read(Folder.at(tmp_path), "small")
+        fma.read_fma(Folder.at(tmp_path), "small")
 
 
 def test_an_unknown_subset_is_named_beside_the_known_ones(tmp_path):
-    with pytest.raises(InputError, match=r"subset='tiny'.*small, medium, large"):
-        fma.read(Folder.at(tmp_path), "tiny")
+    with pytest.raises(InputError, match=r"subset=tiny.*small, medium, large"):
+        fma.read_fma(Folder.at(tmp_path), "tiny")
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_an_unknown_subset_is_named_beside_the_known_ones(tmp_path):
 def test_a_cell_that_cannot_be_used_is_named(tmp_path, row, message):
     write_fma(tmp_path, [row])
     with pytest.raises(InputError, match=message):
-        fma.read(Folder.at(tmp_path), "small")
+        fma.read_fma(Folder.at(tmp_path), "small")
 
 
 @pytest.mark.parametrize("tail", [b"1,2,3\r\n", b'1,"2\n3",4\r\n', b'"never closed', b"\xff\xfe," + b"," * 8 + b"\r\n"])
@@ -208,7 +208,7 @@ def test_a_broken_file_is_one_clear_line(tmp_path, tail):
     file = tmp_path / fma.TRACKS_CSV
     file.write_bytes(file.read_bytes() + tail)
     with pytest.raises(InputError, match=r"tracks\.csv: not readable as CSV") as caught:
-        fma.read(Folder.at(tmp_path), "small")
+        fma.read_fma(Folder.at(tmp_path), "small")
     assert "\n" not in str(caught.value)
 
 
@@ -218,10 +218,10 @@ def test_an_empty_or_binary_file_is_no_traceback(tmp_path):
     for content in (b"", b"\xff\xfb\x90\x00" * 100, b"\x1f\x8b\x08\x00binary"):
         file.write_bytes(content)
         with pytest.raises(InputError, match=r"tracks\.csv"):
-            fma.read(Folder.at(tmp_path), "small")
+            fma.read_fma(Folder.at(tmp_path), "small")
     write_fma(tmp_path, [])
     with pytest.raises(InputError, match=r"tracks\.csv"):
-        fma.read(Folder.at(tmp_path), "small")
+        fma.read_fma(Folder.at(tmp_path), "small")
 
 
 def test_ids_are_padded_to_six_digits_under_their_first_three():

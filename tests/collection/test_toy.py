@@ -21,7 +21,7 @@ from mgc.core.errors import InputError, RunError
 @pytest.fixture(scope="module")
 def toy_set(tmp_path_factory):
     root = tmp_path_factory.mktemp("toy") / "new" / "set"
-    return root, toy.make(root, clips_per_genre=3)
+    return root, toy.make_toy(root, clips_per_genre=3)
 
 
 @pytest.fixture
@@ -107,13 +107,16 @@ def test_only_rows_of_subset_small_have_audio(toy_set):
     assert len(tracks(root)) > len(small(root))
 
 
-def test_summary_says_what_is_there_and_is_json(toy_set):
-    root, summary = toy_set
-    told = json.loads(json.dumps(dataclasses.asdict(summary)))
+def test_the_result_says_what_is_there_and_is_json(toy_set):
+    root, made = toy_set
+    told = json.loads(json.dumps(made.to_dict()))
+    assert list(told) == ["clips", "genres", "broken", "root"]
     assert told["clips"] == len(small(root)) == 24
     assert sorted(told["genres"]) == sorted(set(small(root)["track", "genre_top"]))
     assert told["root"] == str(root)
     assert list(told["broken"]) == ["too_short"]
+    assert [line.split()[0] for line in str(made).splitlines()] == list(told)
+    assert str(root) in str(made)
 
 
 def test_nothing_is_left_beside_the_set(toy_set):
@@ -121,7 +124,7 @@ def test_nothing_is_left_beside_the_set(toy_set):
 
 
 def test_broken_clips_are_what_the_summary_says_and_all_in_training(tmp_path, brief):
-    summary = toy.make(tmp_path / "set", clips_per_genre=13, seed=1)  # 104 rows: 4 % are 4
+    summary = toy.make_toy(tmp_path / "set", clips_per_genre=13, seed=1)  # 104 rows: 4 % are 4
     kinds = {reason: tmp_path / "set" / path for reason, path in summary.broken.items()}
     assert list(kinds) == ["too_short", "empty", "not_audio", "missing"]
     assert soundfile.info(kinds["too_short"]).duration == pytest.approx(1.5, abs=0.01)
@@ -167,9 +170,9 @@ def test_twelve_clips_are_split_eight_two_two():
 
 
 def test_same_seed_gives_the_same_bytes_on_any_number_of_processes(tmp_path, brief, monkeypatch):
-    toy.make(tmp_path / "two", clips_per_genre=4, seed=5)
+    toy.make_toy(tmp_path / "two", clips_per_genre=4, seed=5)
     monkeypatch.setattr(toy.os, "cpu_count", lambda: 1)
-    toy.make(tmp_path / "one", clips_per_genre=4, seed=5)
+    toy.make_toy(tmp_path / "one", clips_per_genre=4, seed=5)
     assert digests(tmp_path / "one") == digests(tmp_path / "two")
 
 
@@ -191,37 +194,37 @@ def test_every_genre_is_finite_and_within_full_scale():
 def test_full_folder_is_refused_and_untouched(tmp_path):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"set is not empty; choose another folder"):
-        toy.make(tmp_path / "set")
+    with pytest.raises(InputError, match=r"`out=.*set`: is not empty; choose another folder"):
+        toy.make_toy(tmp_path / "set")
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["set", "set/thesis.txt"]
 
 
 def test_empty_folder_is_used(tmp_path, brief):
     (tmp_path / "set").mkdir()
-    toy.make(tmp_path / "set", clips_per_genre=3)
+    toy.make_toy(tmp_path / "set", clips_per_genre=3)
     assert len(small(tmp_path / "set")) == 24
 
 
 @pytest.mark.parametrize("arguments", [{"clips_per_genre": 2}, {"clips_per_genre": 10_001}, {"seed": -1}])
-def test_impossible_number_names_its_flag(tmp_path, arguments):
-    flag = "--" + next(iter(arguments)).replace("_", "-")
-    with pytest.raises(InputError, match=flag):
-        toy.make(tmp_path / "set", **arguments)
+def test_impossible_number_names_its_parameter(tmp_path, arguments):
+    ((name, value),) = arguments.items()
+    with pytest.raises(InputError, match=f"`{name}={value}`: must be "):
+        toy.make_toy(tmp_path / "set", **arguments)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_unwritable_place_is_refused_by_name(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="file is a file"):
-        toy.make(tmp_path / "file")
-    with pytest.raises(InputError, match="set cannot be written"):
-        toy.make(tmp_path / "file" / "set")
+    with pytest.raises(InputError, match="file`: is a file"):
+        toy.make_toy(tmp_path / "file")
+    with pytest.raises(InputError, match="set`: cannot be written"):
+        toy.make_toy(tmp_path / "file" / "set")
 
 
 def test_current_folder_is_not_pulled_from_under_the_shell(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="current folder"):
-        toy.make(Path())
+        toy.make_toy(Path())
 
 
 def test_failure_on_the_way_leaves_nothing(tmp_path, brief, monkeypatch):
@@ -230,11 +233,11 @@ def test_failure_on_the_way_leaves_nothing(tmp_path, brief, monkeypatch):
 
     monkeypatch.setattr(toy, "_write_tracks", full_disk)
     with pytest.raises(RunError, match="No space left"):
-        toy.make(tmp_path / "set", clips_per_genre=3)
+        toy.make_toy(tmp_path / "set", clips_per_genre=3)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_import_is_light():
     heavy = "torch ray mlflow librosa pandas sklearn"
-    code = f"import sys, mgc.toy; print([m for m in '{heavy}'.split() if m in sys.modules])"
+    code = f"import sys, mgc.collection.toy; print([m for m in '{heavy}'.split() if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

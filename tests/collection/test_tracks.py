@@ -13,7 +13,7 @@ import pytest
 
 from mgc.collection import tracks
 from mgc.collection.splits import SPLITS, artist_leaks, draw_splits, leak_message
-from mgc.collection.tracks import SCHEMA, path_id, read
+from mgc.collection.tracks import SCHEMA, path_id, read_tracks
 from mgc.core.errors import InputError
 from mgc.core.storage import Folder
 
@@ -54,7 +54,7 @@ def rows_table(*rows):
 def test_the_mini_set_has_its_official_split_and_eight_labels():
     if not MINI.is_dir():
         pytest.skip(f"{MINI} is absent: a checkout without the shared data")
-    found = read(MINI)
+    found = read_tracks(MINI)
     assert found.table.schema == SCHEMA
     assert Counter(found.table["split"].to_pylist()) == {"training": 88, "validation": 16, "test": 16}
     assert len(found.genres) == 8
@@ -68,7 +68,7 @@ def test_rows_whose_clips_are_absent_stay_and_labels_are_positions_in_the_sorted
         pytest.skip(f"{REAL_HEAD} is absent: a checkout without the shared data")
     (tmp_path / "fma_metadata").mkdir()
     shutil.copy(REAL_HEAD, tmp_path / "fma_metadata" / "tracks.csv")
-    found = read(tmp_path)
+    found = read_tracks(tmp_path)
     assert found.table.num_rows > 2
     assert found.genres == tuple(sorted(set(found.table["genre"].to_pylist())))
     for row in found.table.to_pylist():
@@ -92,7 +92,7 @@ def test_an_fma_folder_without_metadata_is_not_taken_for_genre_folders(tmp_path)
     genre_folders(tmp_path / "fma_small", genres=("000", "001"))
     (tmp_path / "other").mkdir()
     with pytest.raises(InputError, match=r"no fma_metadata/tracks\.csv"):
-        read(tmp_path)
+        read_tracks(tmp_path)
 
 
 def test_the_inside_of_fma_small_is_not_taken_for_genre_folders(tmp_path):
@@ -100,14 +100,14 @@ def test_the_inside_of_fma_small_is_not_taken_for_genre_folders(tmp_path):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_bytes(b"x")
     with pytest.raises(InputError, match=r"inside of fma_small.*folder above"):
-        read(tmp_path)
+        read_tracks(tmp_path)
 
 
 # A folder per genre
 
 
 def test_a_folder_per_genre_is_split_80_10_10_with_unknown_artists(tmp_path):
-    found = read(genre_folders(tmp_path))
+    found = read_tracks(genre_folders(tmp_path))
     assert found.table.schema == SCHEMA
     assert found.audio_root == Folder.at(tmp_path)
     assert found.genres == ("blues", "rock")
@@ -123,7 +123,7 @@ def test_only_visible_audio_files_inside_genre_folders_count(tmp_path):
     for name in ("rock/deep/A.MP3", "rock/notes.txt", "rock/._a.mp3", ".cache/a.mp3", "loose.flac", "README.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-    found = read(tmp_path)
+    found = read_tracks(tmp_path)
     assert column_by_path(found, "genre") == {
         "blues/blues.00000.wav": "blues",
         "rock/rock.00000.wav": "rock",
@@ -135,14 +135,14 @@ def test_only_visible_audio_files_inside_genre_folders_count(tmp_path):
 def test_a_copy_elsewhere_is_the_same_table_to_the_byte(tmp_path):
     here, there = genre_folders(tmp_path / "a"), tmp_path / "b"
     shutil.copytree(here, there)
-    assert read(here).table.equals(read(there).table)
-    assert read(str(here) + "/").table.equals(read(there).table)
+    assert read_tracks(here).table.equals(read_tracks(there).table)
+    assert read_tracks(str(here) + "/").table.equals(read_tracks(there).table)
 
 
 def test_adding_clips_keeps_every_old_id(tmp_path):
-    before = column_by_path(read(genre_folders(tmp_path, clips=5)), "track_id")
+    before = column_by_path(read_tracks(genre_folders(tmp_path, clips=5)), "track_id")
     genre_folders(tmp_path, clips=9, genres=("ambient", "blues", "rock"))
-    after = column_by_path(read(tmp_path), "track_id")
+    after = column_by_path(read_tracks(tmp_path), "track_id")
     assert len(after) == 27
     assert before.items() <= after.items()
     assert len(set(after.values())) == 27
@@ -155,7 +155,7 @@ def test_an_id_is_what_it_was_in_the_first_release():
 
 def test_another_seed_draws_another_split_and_the_same_seed_the_same(tmp_path):
     genre_folders(tmp_path)
-    first, again, other = (column_by_path(read(tmp_path, seed=seed), "split") for seed in (0, 0, 1))
+    first, again, other = (column_by_path(read_tracks(tmp_path, seed=seed), "split") for seed in (0, 0, 1))
     assert first == again
     assert first != other
     assert Counter(first.values()) == Counter(other.values())
@@ -164,29 +164,29 @@ def test_another_seed_draws_another_split_and_the_same_seed_the_same(tmp_path):
 def test_clips_of_the_same_id_are_an_error_that_names_both(tmp_path, monkeypatch):
     monkeypatch.setattr(tracks, "path_id", lambda path: 7)
     with pytest.raises(InputError, match=r"track_id 7 stands for two clips, .*00000.wav and .*wav; remove or rename"):
-        read(genre_folders(tmp_path))
+        read_tracks(genre_folders(tmp_path))
 
 
 def test_a_folder_without_two_genres_says_what_a_root_is(tmp_path):
-    with pytest.raises(InputError, match=r"no folder with audio in it; ROOT is an FMA folder .*folder per genre.*CSV"):
-        read(tmp_path)
+    with pytest.raises(InputError, match=r"no folder with audio in it; `root` is an FMA .*folder per genre.*CSV"):
+        read_tracks(tmp_path)
     with pytest.raises(InputError, match=r"audio in one folder only \(rock\)"):
-        read(genre_folders(tmp_path, genres=("rock",)))
+        read_tracks(genre_folders(tmp_path, genres=("rock",)))
 
 
 def test_no_such_root_and_no_such_subset_are_named(tmp_path):
     with pytest.raises(InputError, match="nowhere: no such file or folder"):
-        read(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="subset='full'"):
-        read(genre_folders(tmp_path), subset="full")
+        read_tracks(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="subset=full"):
+        read_tracks(genre_folders(tmp_path), subset="full")
 
 
 def test_more_genres_than_an_int8_label_can_count_are_refused(tmp_path):
     genre_folders(tmp_path, clips=1, genres=[f"g{i}" for i in range(127)])
-    assert read(tmp_path).table["label"].to_pylist().count(126) == 1
+    assert read_tracks(tmp_path).table["label"].to_pylist().count(126) == 1
     genre_folders(tmp_path, clips=1, genres=["one more"])
     with pytest.raises(InputError, match="128 genres, at most 127"):
-        read(tmp_path)
+        read_tracks(tmp_path)
 
 
 def test_a_file_name_that_is_not_utf8_is_one_clear_line():
@@ -206,7 +206,7 @@ def test_a_csv_gives_its_split_artist_title_and_duration(tmp_path):
         "./x/../2.mp3,,Blues,val,,,\n"
         "3.mp3,,Blues,test\n",
     )
-    found = read(file)
+    found = read_tracks(file)
     rows = {row["path"]: row for row in found.table.to_pylist()}
     assert found.table.schema == SCHEMA
     assert found.audio_root == Folder.at(tmp_path)
@@ -226,10 +226,11 @@ def test_a_csv_gives_its_split_artist_title_and_duration(tmp_path):
 
 
 def test_absolute_paths_inside_the_folder_are_the_relative_ones_and_outside_stay(tmp_path):
-    relative = read(write_csv(tmp_path, "path,genre\nsub/1.mp3,Rock\n"))
-    absolute = read(write_csv(tmp_path, f"path,genre\n{tmp_path}/sub/1.mp3,Rock\n"))
+    relative = read_tracks(write_csv(tmp_path, "path,genre\nsub/1.mp3,Rock\n"))
+    absolute = read_tracks(write_csv(tmp_path, f"path,genre\n{tmp_path}/sub/1.mp3,Rock\n"))
     assert absolute.table.equals(relative.table)
-    outside = read(write_csv(tmp_path, f"path,genre\n/music/1.mp3,Rock\n../2.mp3,Rock\n{tmp_path}/../3.mp3,Rock\n"))
+    rows = f"/music/1.mp3,Rock\n../2.mp3,Rock\n{tmp_path}/../3.mp3,Rock\n"
+    outside = read_tracks(write_csv(tmp_path, f"path,genre\n{rows}"))
     assert set(outside.table["path"].to_pylist()) == {"/music/1.mp3", "../2.mp3", f"{tmp_path.parent}/3.mp3"}
     assert (outside.audio_root / "/music/1.mp3").path == Path("/music/1.mp3")
 
@@ -237,16 +238,16 @@ def test_absolute_paths_inside_the_folder_are_the_relative_ones_and_outside_stay
 def test_a_drawn_split_keeps_an_artist_in_one_split_however_the_name_is_spelt(tmp_path):
     artists = [f"Artist {i % 30}" if i % 2 else f" artist {i % 30} ".upper() for i in range(300)]
     lines = [f"{i}.mp3,{('Rock', 'Pop', 'Folk')[i % 7 % 3]},{artist}" for i, artist in enumerate(artists)]
-    found = read(write_csv(tmp_path, "\n".join(["path,genre,artist", *lines])))
+    found = read_tracks(write_csv(tmp_path, "\n".join(["path,genre,artist", *lines])))
     assert artist_leaks(found.table) == []
     assert set(found.table["split"].to_pylist()) == set(SPLITS)
 
 
 def test_the_order_of_a_csvs_lines_does_not_matter(tmp_path):
     lines = [f"{i}.mp3,{('Rock', 'Pop')[i % 3 % 2]},{('', 'X', 'Y', 'Z')[i % 4]}" for i in range(60)]
-    first = read(write_csv(tmp_path, "\n".join(["path,genre,artist", *lines])))
+    first = read_tracks(write_csv(tmp_path, "\n".join(["path,genre,artist", *lines])))
     random.Random(3).shuffle(lines)
-    again = read(write_csv(tmp_path, "\n".join(["path,genre,artist", *lines])))
+    again = read_tracks(write_csv(tmp_path, "\n".join(["path,genre,artist", *lines])))
     assert first.table.equals(again.table)
 
 
@@ -269,15 +270,15 @@ def test_the_order_of_a_csvs_lines_does_not_matter(tmp_path):
 )
 def test_a_line_of_a_csv_that_cannot_be_used_is_named(tmp_path, text, message):
     with pytest.raises(InputError, match=message) as caught:
-        read(write_csv(tmp_path, text))
+        read_tracks(write_csv(tmp_path, text))
     assert "clips.csv" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_binary_file_as_root_says_what_a_root_is(tmp_path):
     (tmp_path / "a.mp3").write_bytes(b"\xff\xfb\x90\x64" * 50)
-    with pytest.raises(InputError, match=r"a\.mp3: not readable as CSV: .*ROOT is"):
-        read(tmp_path / "a.mp3")
+    with pytest.raises(InputError, match=r"a\.mp3: not readable as CSV: .*`root` is"):
+        read_tracks(tmp_path / "a.mp3")
 
 
 # Drawing splits

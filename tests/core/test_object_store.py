@@ -226,14 +226,14 @@ def test_fma_in_the_store_is_read_as_on_a_disk(store, tmp_path):
         (tmp_path / "fma" / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "fma" / path).write_text(table if path.endswith("csv") else "music")
     store.upload(tmp_path / "fma", "fma")
-    on_disk, there = tracks.read(tmp_path / "fma"), tracks.read(store.uri("fma"))
+    on_disk, there = tracks.read_tracks(tmp_path / "fma"), tracks.read_tracks(store.uri("fma"))
     assert there.table["track_id"].to_pylist() == [1, 2, 3, 4]
     assert there.table.equals(on_disk.table)
     assert there.left_out == on_disk.left_out == {"other_subset": 1, "no_genre": 1}
     assert there.audio_root.sizes(there.table["path"].to_pylist()) == [5, -1, 5, 5]
     store.s3.delete_object(Bucket=BUCKET, Key="fma/fma_metadata/tracks.csv")
     with pytest.raises(InputError, match=r"no fma_metadata/tracks\.csv"):
-        tracks.read(store.uri("fma"))
+        tracks.read_tracks(store.uri("fma"))
 
 
 def test_a_path_in_a_csv_is_the_same_clip_on_a_disk_and_in_the_store(store, tmp_path):
@@ -241,7 +241,7 @@ def test_a_path_in_a_csv_is_the_same_clip_on_a_disk_and_in_the_store(store, tmp_
     (tmp_path / "a.wav").write_bytes(b"1")
     (tmp_path / "d.wav").write_bytes(b"22")
     store.upload(tmp_path, "odd")
-    on_disk, there = tracks.read(tmp_path / "my clips.csv"), tracks.read(store.uri("odd/my%20clips.csv"))
+    on_disk, there = tracks.read_tracks(tmp_path / "my clips.csv"), tracks.read_tracks(store.uri("odd/my%20clips.csv"))
     assert there.table.equals(on_disk.table)
     paths = there.table["path"].to_pylist()
     assert dict(zip(paths, there.audio_root.sizes(paths), strict=True)) == {"a.wav": 1, "b/c.wav": -1, "d.wav": 2}

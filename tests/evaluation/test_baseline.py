@@ -16,7 +16,7 @@ from scipy import stats
 
 from mgc.audio.logmel import LogMelSpec
 from mgc.collection.splits import SPLITS
-from mgc.collection.tracks import read
+from mgc.collection.tracks import read_tracks
 from mgc.core.errors import InputError
 from mgc.core.storage import Folder
 from mgc.dataset import clips as clips_of
@@ -49,7 +49,7 @@ def reference(path, seconds):
 @pytest.fixture(scope="module")
 def feature_set(mini, tmp_path_factory):
     """A set of the 45 real clips of three soundtracks: 33 training, 6 validation, 6 test."""
-    tracks = read(mini)
+    tracks = read_tracks(mini)
     table = tracks.table.filter(pc.less(tracks.table["label"], GENRES))
     plan = Plan.of(with_sizes(table, tracks.audio_root), RECIPE)
     folder = Folder.at(tmp_path_factory.mktemp("floor") / "set")
@@ -94,7 +94,7 @@ def telling(feature_set, monkeypatch):
 
 
 def test_the_statistics_of_a_real_clip_are_those_of_fmas_own_code(mini):
-    path = read(mini).table["path"][0].as_py()
+    path = read_tracks(mini).table["path"][0].as_py()
     values = module._clip_statistics(path, Folder.at(mini), 29.9)
     assert values.shape == (140,)
     np.testing.assert_allclose(values, reference(mini / path, 29.9), rtol=1e-3, atol=1e-2)

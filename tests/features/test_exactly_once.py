@@ -28,7 +28,7 @@ import pytest
 import soundfile
 from helpers.processes import free_ports, processes_of
 
-from mgc.collection.tracks import read
+from mgc.collection.tracks import read_tracks
 from mgc.core.errors import InputError
 from mgc.core.storage import Folder
 from mgc.dataset import clips as clips_of
@@ -521,7 +521,7 @@ def test_twenty_kills_at_random_moments_cost_no_clip_and_no_byte(driver, collect
 @pytest.mark.parametrize("clip", [0, 1, 2])
 def test_a_decoding_child_killed_from_outside_costs_no_clip(clip, collection, undisturbed, tmp_path, monkeypatch):
     """Whichever clip it was at: the first of a child, or a later one."""
-    tracks = read(collection)
+    tracks = read_tracks(collection)
     recipe = Recipe(min_seconds=1.0, clips_per_shard=3)
     shard = next(s for s in Plan.of(with_sizes(tracks.table, tracks.audio_root), recipe).shards if len(s.clips) == 3)
     extract = shards.extract

@@ -371,7 +371,7 @@ def test_a_second_run_into_one_set_is_refused_while_the_first_lives_and_not_afte
     code = f"""
 import time
 from mgc.core.storage import Folder
-with Folder({str(copy)!r}).claim("--out"):
+with Folder({str(copy)!r}).claim("`out`"):
     print("held", flush=True)
     time.sleep(600)
 """
