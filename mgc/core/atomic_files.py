@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
@@ -10,6 +11,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
+
+
+def temporary_name(name: str) -> str:
+    """Give a new hidden name for a file that will be renamed to ``name``: ``.NAME.….tmp``."""
+    return f".{name}.{uuid.uuid4().hex}.tmp"
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file's name is one of ``temporary_name``: left by a killed process, or being written."""
+    return _TEMPORARY.fullmatch(name) is not None
 
 
 @contextmanager
@@ -19,7 +32,7 @@ def replacing(target: Path) -> Iterator[Path]:
     Whatever happens, ``target`` is what it was or what was written, and nothing else stays but after a SIGKILL, whose
     leftover is hidden (``.NAME.….tmp``) and is never read.
     """
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    temporary = target.with_name(temporary_name(target.name))
     try:
         yield temporary
         os.replace(temporary, target)

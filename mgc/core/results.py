@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+    from mgc.core.errors import MgcError
 
 
 class Result:
@@ -18,3 +21,17 @@ class Result:
     def to_dict(self: DataclassInstance) -> dict[str, Any]:
         """Return plain values that JSON holds: what the command prints with ``--json``."""
         return asdict(self)
+
+    def problem(self) -> MgcError | None:
+        """Return what is wrong although the work could be done; the command ends with its exit code."""
+        return None
+
+    def __str__(self) -> str:
+        """Show the values one a line, aligned, unless a result says it better."""
+        values = self.to_dict()  # type: ignore[misc]
+        width = max(map(len, values))
+        return "\n".join(f"{name:<{width}}  {_plain(value)}" for name, value in values.items())
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else json.dumps(value) if isinstance(value, dict) else str(value)

@@ -2,7 +2,7 @@
 
 A file is written whole or not at all: on a disk under a temporary name that is then renamed, in an object store by an
 upload whose completion is atomic. A process killed with SIGKILL leaves on a disk at most a hidden ``.NAME.….tmp``,
-which ``sweep`` removes, in a store an upload that nobody sees and that the bucket's lifecycle rule
+which ``remove_temporary_files`` removes, in a store an upload that nobody sees and that the bucket's lifecycle rule
 (AbortIncompleteMultipartUpload) removes. Object stores are reached through pyarrow's filesystems: credentials and
 endpoint come from the environment (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL`` …) or from the URI's query
 (``?endpoint_override=…&scheme=http``).
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
-from mgc.core.atomic_files import replacing
+from mgc.core.atomic_files import is_temporary, replacing
 from mgc.core.errors import InputError, StoreError, first_line
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 URI = re.compile(r"[a-z][a-z0-9+.-]+://")
 LOCK = ".lock"
 _PASSWORD = re.compile(r"(?<=://)(?:[^/@:]*(?::[^@]*)?@)+")
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 
 
 @dataclass(frozen=True)
@@ -252,11 +251,11 @@ class Folder:
             else:
                 self._store[0].delete_file(self._key(name))
 
-    def sweep(self, name: str = "") -> None:
+    def remove_temporary_files(self, name: str = "") -> None:
         """Remove the temporary files that killed processes have left in the folder ``name``."""
         if self.path:
             for file in self.files(name):
-                if _TEMPORARY.fullmatch(file):
+                if is_temporary(file):
                     self.remove(f"{name}/{file}" if name else file)
 
     @contextmanager
