@@ -332,7 +332,7 @@ def test_a_sweep_removes_our_temporary_files_and_nothing_else(disk, everything):
     (disk.path / "shards" / f".folder.{'1' * 32}.tmp").mkdir()
     disk.sweep()
     assert everything(disk).keys() == {*others, f"shards/{LEFTOVER}", f"other/{LEFTOVER}"}
-    disk.sweep("shards")
+    disk.remove_temporary_files("shards")
     assert everything(disk).keys() == {*others, f"other/{LEFTOVER}"}
 
 

@@ -15,7 +15,8 @@ from mgc.config import TrainConfig
 from mgc.core.errors import InputError
 from mgc.dataset import clips
 from mgc.dataset.protocols import learning_set
-from mgc.features.feature_set import MANIFEST, FeatureSet, Manifest, logmels
+from mgc.features.feature_set import FeatureSet, logmels
+from mgc.features.layout import MANIFEST, Manifest
 
 
 @pytest.fixture

@@ -22,7 +22,9 @@ from mgc.core.errors import InputError, RunError
 from mgc.core.storage import Folder
 from mgc.dataset import clips
 from mgc.features import preprocess as module
-from mgc.features.feature_set import MANIFEST, PLAN, QUARANTINE, FeatureSet
+from mgc.features import shard_tasks
+from mgc.features.feature_set import FeatureSet
+from mgc.features.layout import CARD, MANIFEST, PLAN, QUARANTINE
 from mgc.features.preprocess import preprocess
 
 RATE = 22_050
@@ -92,11 +94,11 @@ def test_the_result_has_the_keys_of_the_contract_and_is_json(made, collection):
     out, result = made
     assert result.keys() >= CONTRACT
     assert json.loads(json.dumps(result)) == result
-    assert (result["written"], result["skipped"], result["quarantined"], result["shards"]) == (18, 0, 2, 7)
-    assert result["clips_per_second"] > 0
-    assert result["seconds"] > 0
-    assert result["features"] == str(out)
-    assert result["fingerprint"] == FeatureSet.open(out).manifest.fingerprint
+    assert (result.written, result.skipped, result.quarantined, result.shards) == (18, 0, 2, 7)
+    assert result.clips_per_second > 0
+    assert result.seconds > 0
+    assert result.features == str(out)
+    assert result.fingerprint == FeatureSet.open(out).manifest.fingerprint
 
 
 def test_every_clip_is_in_the_set_once_as_a_feature_or_in_quarantine(made, collection):
@@ -126,13 +128,13 @@ def test_nothing_is_in_the_folder_but_the_set(made):
         MANIFEST,
         PLAN,
         QUARANTINE,
-        "README.md",
+        CARD,
         *(e.file for e in FeatureSet.open(made[0]).manifest.shards),
     }
 
 
 def test_the_run_is_tracked_with_its_settings_its_figures_and_its_features(made):
-    run = mlflow_run(made[1]["run_id"])
+    run = mlflow_run(made[1].run_id)
     assert run.info.status == "FINISHED"
     assert run.data.tags["mgc.step"] == "preprocess"
     assert run.data.params["min_seconds"] == "5.0"
@@ -140,7 +142,7 @@ def test_the_run_is_tracked_with_its_settings_its_figures_and_its_features(made)
     assert run.data.metrics["written"] == 18
     assert run.data.metrics["quarantined"] == 2
     (dataset,) = run.inputs.dataset_inputs
-    assert made[1]["fingerprint"].startswith(dataset.dataset.digest)
+    assert made[1].fingerprint.startswith(dataset.dataset.digest)
 
 
 def test_every_reading_in_the_readme_works_in_the_folder_even_with_a_leftover_of_a_kill(
@@ -154,7 +156,7 @@ def test_every_reading_in_the_readme_works_in_the_folder_even_with_a_leftover_of
     }
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    blocks = re.findall(r"^([\w ]+):\n```python\n(.*?)```", (copy / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    blocks = re.findall(r"^([\w ]+):\n```python\n(.*?)```", (copy / CARD).read_text(), re.DOTALL | re.MULTILINE)
     assert [name for name, _ in blocks] == ["pyarrow", "DuckDB", "polars", "Hugging Face datasets", "pandas"]
     for name, code in blocks:
         scope = {}
@@ -176,7 +178,7 @@ def test_every_reading_in_the_readme_works_in_the_folder_even_with_a_leftover_of
 
 def test_real_clips_of_an_fma_folder_become_features_within_a_limit(ray_session, mini, tmp_path):
     result = preprocess(mini, tmp_path / "set", limit=12, workers=2)
-    assert (result["written"], result["quarantined"], result["reasons"]) == (12, 0, {})
+    assert (result.written, result.quarantined, result.reasons) == (12, 0, {})
     manifest = FeatureSet.open(tmp_path / "set").manifest
     assert len(manifest.genres) == 8  # labels do not depend on the limit
     rows = pq.read_table(tmp_path / "set" / "shards").to_pandas()
@@ -204,7 +206,7 @@ def test_a_second_run_writes_nothing_and_loads_neither_ray_nor_mlflow(made, coll
     result, heavy = json.loads(done.stdout)
     assert heavy == []
     assert "nothing to do" in done.stderr
-    assert (result["written"], result["skipped"], result["quarantined"], result["run_id"]) == (0, 18, 2, None)
+    assert (result.written, result.skipped, result.quarantined, result.run_id) == (0, 18, 2, None)
     assert result.keys() == made[1].keys()
     assert {file: file.stat().st_mtime_ns for file in made[0].rglob("*")} == before
     assert list(tmp_path.iterdir()) == []
@@ -221,29 +223,29 @@ def test_only_what_is_lost_is_written_again_and_is_the_same(made, copy, collecti
         (copy / MANIFEST).unlink()
     kept = {file: file.stat().st_mtime_ns for file in (copy / "shards").iterdir() if file != shard}
     result = preprocess(collection, copy, **OPTIONS)
-    assert result["written"] == pq.read_metadata(shard).num_rows
-    assert result["written"] + result["skipped"] == 18
-    assert result["quarantined"] == 2
+    assert result.written == pq.read_metadata(shard).num_rows
+    assert result.written + result.skipped == 18
+    assert result.quarantined == 2
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
     assert contents(copy) == contents(made[0])
 
 
-@pytest.mark.parametrize("name", [QUARANTINE, "README.md"])
+@pytest.mark.parametrize("name", [QUARANTINE, CARD])
 def test_a_lost_file_that_derives_from_the_shards_is_written_again_without_ray(made, copy, collection, no_ray, name):
     (copy / name).unlink()
-    assert preprocess(collection, copy, **OPTIONS)["written"] == 0
+    assert preprocess(collection, copy, **OPTIONS).written == 0
     assert contents(copy) == contents(made[0])
 
 
 def test_an_unfinished_set_is_refused_by_readers_and_finished_without_ray(made, copy, collection, no_ray):
-    for name in (MANIFEST, QUARANTINE, "README.md"):
+    for name in (MANIFEST, QUARANTINE, CARD):
         (copy / name).unlink()
     (copy / "shards" / f".training-00000-of-00005.parquet.{'0' * 32}.tmp").write_bytes(b"half a shard")
     (copy / f".{MANIFEST}.{'1' * 32}.tmp").write_bytes(b"{")
     (copy / ".lock").write_text("process 1 on nowhere")
     with pytest.raises(InputError, match="unfinished"):
         FeatureSet.open(copy)
-    assert preprocess(collection, copy, **OPTIONS)["written"] == 0
+    assert preprocess(collection, copy, **OPTIONS).written == 0
     assert contents(copy) == contents(made[0])
 
 
@@ -258,7 +260,7 @@ def test_too_many_quarantined_clips_fail_the_run_and_a_higher_limit_finishes_it_
     assert len(pq.read_table(out / QUARANTINE)) == 2  # to be looked at
     monkeypatch.setattr(module, "connect", lambda: 1 / 0)
     result = preprocess(collection, out, clips_per_shard=4, max_quarantined=0.1)
-    assert (result["written"], result["skipped"], result["quarantined"]) == (0, 18, 2)
+    assert (result.written, result.skipped, result.quarantined) == (0, 18, 2)
     assert contents(out) == contents(made[0])
     with pytest.raises(RunError, match="2 of 20 clips failed"):  # a finished set is held to the limit too
         preprocess(collection, out, clips_per_shard=4, max_quarantined=0.09)
@@ -316,10 +318,10 @@ def test_a_damaged_manifest_or_plan_is_refused(copy, collection, no_ray, name):
 
 
 def test_a_folder_of_somebody_elses_is_refused(collection, no_ray, tmp_path):
-    (tmp_path / "README.md").write_text("years of work")
+    (tmp_path / CARD).write_text("years of work")
     refused("not empty", root=collection, out=tmp_path)
     refused("not empty", root=collection, out=tmp_path, overwrite=True)
-    (tmp_path / "README.md").rename(tmp_path / "deep")
+    (tmp_path / CARD).rename(tmp_path / "deep")
     refused("not empty", root=collection, out=tmp_path)
 
 
@@ -331,12 +333,12 @@ def test_overwrite_replaces_what_differs_and_nothing_else(ray_session, made, cop
     after = {file: file.stat().st_mtime_ns for file in (copy / "shards").iterdir()}
     assert before.keys() == after.keys()
     assert sum(before[file] != after[file] for file in before) == 1
-    assert result["reasons"] == {"too_short": 1}
-    assert result["written"] + result["skipped"] == 19
+    assert result.reasons == {"too_short": 1}
+    assert result.written + result.skipped == 19
     preprocess(collection, copy, **OPTIONS, overwrite=True)
     assert contents(copy) == contents(made[0])
     result = preprocess(collection, copy, **(OPTIONS | {"clips_per_shard": 40}), overwrite=True)
-    assert (result["written"], result["skipped"], result["shards"]) == (18, 0, 3)
+    assert (result.written, result.skipped, result.shards) == (18, 0, 3)
     assert len(list((copy / "shards").iterdir())) == 3
 
 
@@ -353,7 +355,7 @@ def test_new_clips_get_new_shards_and_the_old_ones_stay_untouched(ray_session, c
     for i in range(12, 18):
         shutil.copy(collection.parent / f"{i}.wav", tmp_path / "music" / "ab"[i % 2] / f"{i}.wav")
     result = preprocess(tmp_path / "music", tmp_path / "set", **OPTIONS)
-    assert (result["written"], result["skipped"]) == (6, 12)
+    assert (result.written, result.skipped) == (6, 12)
     after = contents(tmp_path / "set" / "shards")
     assert before.items() <= after.items()
     assert len(after) > len(before)
@@ -361,7 +363,7 @@ def test_new_clips_get_new_shards_and_the_old_ones_stay_untouched(ray_session, c
     assert len(rows) == len(set(rows)) == 18
     manifest = FeatureSet.open(tmp_path / "set").manifest
     assert sum(sum(genres.values()) for genres in manifest.clips.values()) == 18
-    assert preprocess(tmp_path / "music", tmp_path / "set", **OPTIONS)["run_id"] is None
+    assert preprocess(tmp_path / "music", tmp_path / "set", **OPTIONS).run_id is None
 
 
 # Two at once
@@ -371,7 +373,7 @@ def test_a_second_run_into_one_set_is_refused_while_the_first_lives_and_not_afte
     code = f"""
 import time
 from mgc.core.storage import Folder
-with Folder({str(copy)!r}).claim("--out"):
+with Folder({str(copy)!r}).claim("`out`"):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -383,7 +385,7 @@ with Folder({str(copy)!r}).claim("--out"):
         holder.kill()
         holder.wait()
     assert (copy / ".lock").exists()  # stale, which does not block
-    assert preprocess(collection, copy, **OPTIONS)["run_id"] is None
+    assert preprocess(collection, copy, **OPTIONS).run_id is None
     assert not (copy / ".lock").exists()
 
 
@@ -433,7 +435,7 @@ def test_a_relative_out_is_refused_in_a_ray_job_alone(collection, monkeypatch, n
 
 def failing_once(flags, at):
     """The task, which at shards named in ``at`` kills its own process, once each: before it writes, or after."""
-    write = module._write_shard
+    write = shard_tasks.write_shard
 
     def task(block, *, job):
         name = Path(block["shard"][0].as_py()).name
@@ -456,17 +458,17 @@ def test_a_worker_killed_before_or_after_it_wrote_neither_loses_nor_doubles_a_cl
 ):
     (tmp_path / "flags").mkdir()
     at = {"training-00001-of-00005.parquet": "before", "validation-00000-of-00001.parquet": "after"}
-    monkeypatch.setattr(module, "_write_shard", failing_once(tmp_path / "flags", at))
+    monkeypatch.setattr(shard_tasks, "write_shard", failing_once(tmp_path / "flags", at))
     result = preprocess(collection, tmp_path / "set", **OPTIONS)
     assert {flag.name for flag in (tmp_path / "flags").iterdir()} == set(at)
-    assert (result["written"], result["quarantined"]) == (18, 2)
+    assert (result.written, result.quarantined) == (18, 2)
     assert contents(tmp_path / "set") == contents(made[0])
 
 
 def test_a_shard_that_cannot_be_written_fails_the_run_with_its_cause_and_keeps_the_others(
     ray_session, made, collection, tmp_path, monkeypatch
 ):
-    write = module._write_shard
+    write = shard_tasks.write_shard
 
     def full_disk(block, *, job):
         if block["shard"][0].as_py().startswith("shards/test"):
@@ -474,7 +476,7 @@ def test_a_shard_that_cannot_be_written_fails_the_run_with_its_cause_and_keeps_t
         return write(block, job=job)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_write_shard", full_disk)
+        patch.setattr(shard_tasks, "write_shard", full_disk)
         with pytest.raises(RunError, match="No space left on device") as caught:
             preprocess(collection, tmp_path / "set", workers=1, **OPTIONS)
     assert len(str(caught.value).splitlines()) == 1
@@ -483,7 +485,7 @@ def test_a_shard_that_cannot_be_written_fails_the_run_with_its_cause_and_keeps_t
     assert kept
     assert kept.items() <= contents(made[0]).items()
     result = preprocess(collection, tmp_path / "set", **OPTIONS)
-    assert result["written"] < 18
+    assert result.written < 18
     assert contents(tmp_path / "set") == contents(made[0])
 
 
