@@ -25,10 +25,13 @@ from mgc.features import preprocess as module
 from mgc.features import shard_tasks
 from mgc.features.feature_set import FeatureSet
 from mgc.features.layout import CARD, MANIFEST, PLAN, QUARANTINE
-from mgc.features.preprocess import preprocess
+from mgc.features.preprocess import extract_features, preprocess
 
 RATE = 22_050
-CONTRACT = {"written", "skipped", "quarantined", "shards", "seconds", "clips_per_second", "fingerprint", "features"}
+CONTRACT = [
+    *("written", "skipped", "quarantined", "reasons", "shards", "seconds", "clips_per_second"),
+    *("fingerprint", "features", "run_id"),
+]
 OPTIONS = {"clips_per_shard": 4, "max_quarantined": 0.1}
 BAD = {"short.wav": "too_short", "absent.wav": "missing"}
 """Two of the twenty clips: exactly the share that is allowed."""
@@ -92,13 +95,20 @@ def mlflow_run(run_id):
 
 def test_the_result_has_the_keys_of_the_contract_and_is_json(made, collection):
     out, result = made
-    assert result.keys() >= CONTRACT
-    assert json.loads(json.dumps(result)) == result
+    assert list(result.to_dict()) == CONTRACT
+    assert json.loads(json.dumps(result.to_dict())) == result.to_dict()
     assert (result.written, result.skipped, result.quarantined, result.shards) == (18, 0, 2, 7)
     assert result.clips_per_second > 0
     assert result.seconds > 0
     assert result.features == str(out)
     assert result.fingerprint == FeatureSet.open(out).manifest.fingerprint
+
+
+def test_the_result_is_shown_a_value_a_line(made):
+    lines = str(made[1]).splitlines()
+    assert [line.split()[0] for line in lines] == CONTRACT
+    assert lines[0] == "written           18"
+    assert lines[3] == 'reasons           {"missing": 1, "too_short": 1}'
 
 
 def test_every_clip_is_in_the_set_once_as_a_feature_or_in_quarantine(made, collection):
@@ -197,7 +207,7 @@ def test_a_second_run_writes_nothing_and_loads_neither_ray_nor_mlflow(made, coll
     code = (
         "import json, sys\n"
         "from mgc.features.preprocess import preprocess\n"
-        f"result = preprocess({str(collection)!r}, {str(made[0])!r}, **{OPTIONS!r})\n"
+        f"result = preprocess({str(collection)!r}, {str(made[0])!r}, **{OPTIONS!r}).to_dict()\n"
         "heavy = [name for name in ('ray', 'mlflow', 'torch', 'librosa') if name in sys.modules]\n"
         "print(json.dumps([result, heavy]))\n"
     )
@@ -255,7 +265,7 @@ def test_too_many_quarantined_clips_fail_the_run_and_a_higher_limit_finishes_it_
     out = tmp_path / "set"
     with pytest.raises(RunError, match="2 of 20 clips failed") as caught:
         preprocess(collection, out, clips_per_shard=4, max_quarantined=0.09)
-    assert "--max-quarantined" in str(caught.value)
+    assert "`max_quarantined=0.09`" in str(caught.value)
     assert not (out / MANIFEST).exists()
     assert len(pq.read_table(out / QUARANTINE)) == 2  # to be looked at
     monkeypatch.setattr(module, "connect", lambda: 1 / 0)
@@ -281,7 +291,7 @@ def refused(*words, root, out, **options):
 
 
 def test_another_recipe_into_the_same_folder_is_refused_by_what_differs(copy, collection, no_ray):
-    both_ways = ("choose another folder", "--overwrite")
+    both_ways = ("choose another folder", "`overwrite=True`")
     refused(str(copy), "min_seconds was 5.0, now 2.0", *both_ways, root=collection, out=copy, min_seconds=2.0)
     refused("clips_per_shard was 4, now 8", *both_ways, root=collection, out=copy, clips_per_shard=8)
     refused("keep_damaged was False, now True", *both_ways, root=collection, out=copy, keep_damaged=True)
@@ -394,28 +404,28 @@ with Folder({str(copy)!r}).claim("`out`"):
 
 @pytest.mark.parametrize("option", ["workers", "limit", "clips_per_shard"])
 @pytest.mark.parametrize("value", [0, -1])
-def test_a_number_below_one_is_refused_by_its_flag(collection, tmp_path, no_ray, option, value):
-    refused(f"--{option.replace('_', '-')} {value}", root=collection, out=tmp_path / "set", **{option: value})
+def test_a_number_below_one_is_refused_by_its_name(collection, tmp_path, no_ray, option, value):
+    refused(f"`{option}={value}`", root=collection, out=tmp_path / "set", **{option: value})
 
 
 @pytest.mark.parametrize(
     ("option", "value"), [("min_seconds", -1.0), ("max_quarantined", 5.0), ("max_quarantined", -0.1)]
 )
-def test_a_share_or_a_length_that_makes_no_sense_is_refused_by_its_flag(collection, tmp_path, no_ray, option, value):
-    refused(f"--{option.replace('_', '-')} {value}", root=collection, out=tmp_path / "set", **{option: value})
+def test_a_share_or_a_length_that_makes_no_sense_is_refused_by_its_name(collection, tmp_path, no_ray, option, value):
+    refused(f"`{option}={value}`", root=collection, out=tmp_path / "set", **{option: value})
 
 
 def test_an_out_that_cannot_be_written_is_refused_before_anything_is(collection, tmp_path, no_ray, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("a file")
-    refused(f"--out {tmp_path / 'file' / 'set'}", "cannot be written", root=collection, out=tmp_path / "file" / "set")
-    refused("--out /proc/nowhere", "cannot be written", root=collection, out=Path("/proc/nowhere"))
+    refused(f"`out={tmp_path / 'file' / 'set'}`", "cannot be written", root=collection, out=tmp_path / "file" / "set")
+    refused("`out=/proc/nowhere`", "cannot be written", root=collection, out=Path("/proc/nowhere"))
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
 def test_an_out_that_is_a_file_is_refused(collection, tmp_path, no_ray):
     (tmp_path / "file").write_text("a file")
-    refused(f"--out {tmp_path / 'file'}", "cannot be written", root=collection, out=tmp_path / "file")
+    refused(f"`out={tmp_path / 'file'}`", "cannot be written", root=collection, out=tmp_path / "file")
 
 
 def test_an_out_without_permission_is_refused(collection, tmp_path, no_ray):
@@ -427,7 +437,42 @@ def test_an_out_without_permission_is_refused(collection, tmp_path, no_ray):
 
 def test_a_relative_out_is_refused_in_a_ray_job_alone(collection, monkeypatch, no_ray):
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    refused("--out features", "must be absolute", root=collection, out=Path("features"))
+    refused("must be absolute", root=collection, out=Path("features"))
+
+
+def test_of_bad_input_nothing_is_left_but_what_was_there(collection, tmp_path, no_ray):
+    """The folder is made and locked before the collection is read."""
+    (tmp_path / "mine").mkdir()
+    before = list(tmp_path.rglob("*"))
+    for out in (tmp_path / "a" / "b" / "set", tmp_path / "mine", tmp_path / "mine" / "set"):
+        with pytest.raises(InputError):
+            preprocess(tmp_path / "no collection", out, **OPTIONS)
+        assert list(tmp_path.rglob("*")) == before
+
+
+def test_a_set_is_looked_at_under_its_lock_alone_and_its_plan_read_once(copy, collection, no_ray, monkeypatch):
+    opened, random_access = [], Folder.random_access
+
+    def spy(self, name):
+        opened.append((name, (copy / ".lock").exists()))
+        return random_access(self, name)
+
+    monkeypatch.setattr(Folder, "random_access", spy)
+    preprocess(collection, copy, **OPTIONS)
+    assert all(locked for _, locked in opened)
+    assert [name for name, _ in opened].count(PLAN) == 1
+
+
+# For a notebook
+
+
+def test_features_are_extracted_and_opened(made, copy, collection, no_ray):
+    features = extract_features(collection, copy, **OPTIONS)
+    assert features == FeatureSet.open(copy)
+    assert features.manifest == FeatureSet.open(made[0]).manifest
+    assert len(features.to_pandas()) == 18
+    with pytest.raises(InputError, match="min_seconds was"):
+        extract_features(collection, copy, **OPTIONS, min_seconds=2.0)
 
 
 # What goes wrong in a task
