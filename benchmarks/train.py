@@ -36,7 +36,8 @@ from mgc.config import PRESETS, AugmentConfig, ModelConfig, TrainConfig
 from mgc.core.storage import Folder
 from mgc.dataset.protocols import learning_set
 from mgc.features import shards
-from mgc.features.feature_set import FORMAT, MANIFEST, SCHEMA, SHARDS, FeatureSet, Manifest, parquet_bytes
+from mgc.features.feature_set import FeatureSet
+from mgc.features.layout import FORMAT, MANIFEST, SCHEMA, SHARDS, Manifest, parquet_bytes
 from mgc.features.plan import Recipe
 from mgc.model import device
 from mgc.model.cnn import Dropout, GenreCNN

@@ -1,7 +1,8 @@
-"""The base of all results: frozen dataclasses that print for a person (``str``) and for JSON (``to_dict``)."""
+"""What a step gives back: a frozen dataclass that prints as a person reads it, and as ``--json`` prints it."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -24,3 +25,13 @@ class Result:
     def problem(self) -> MgcError | None:
         """Return what is wrong although the work could be done; the command ends with its exit code."""
         return None
+
+    def __str__(self) -> str:
+        """Show the values one a line, aligned, unless a result says it better."""
+        values = self.to_dict()  # type: ignore[misc]
+        width = max(map(len, values))
+        return "\n".join(f"{name:<{width}}  {_plain(value)}" for name, value in values.items())
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else json.dumps(value) if isinstance(value, dict) else str(value)

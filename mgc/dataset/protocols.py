@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from mgc.audio.logmel import LogMelSpec
     from mgc.config import TrainConfig
     from mgc.dataset.clips import Clips
-    from mgc.features.feature_set import FeatureSet, Manifest
+    from mgc.features.feature_set import FeatureSet
+    from mgc.features.layout import Manifest
 
 SEED = 0
 """Of folds and random splits: the same for every run, so that runs can be compared."""

@@ -1,12 +1,12 @@
-"""Call a function on one item after the other in a child process, so that a crash costs an item and not the caller.
+"""Call a function on each item in a child process, so that a crash costs one item and not the caller.
 
-A hostile MP3 can crash a decoder, hang it, or eat the memory; no ``except`` catches that. ``each`` forks one child,
-which sends its results back through a pipe, and forks another only when that one dies or hangs. (A fork costs 10 ms;
-a fresh interpreter loads numpy and scipy for a second.) It is for accidents, not against attackers.
+A damaged MP3 can crash a decoder, hang it, or exhaust the memory; no ``except`` catches that. ``each`` forks one child,
+which sends its results through a pipe, and forks another only when that one dies or hangs. (A fork costs 10 ms; a fresh
+interpreter needs a second to load numpy and scipy.) It protects from accidents, not from attackers.
 
-Python 3.12 warns of forking a process with threads (Ray's, gRPC's), because a lock that one holds stays locked in the
-child. A function that only computes (numpy, scipy, soundfile) takes none of their locks. The warning needs no filter:
-Python shows a library's DeprecationWarning to nobody.
+Python 3.12 warns of forking a process with threads (Ray's, gRPC's), because a lock that one of them holds stays locked
+in the child. A function that only computes (numpy, scipy, soundfile) takes none of these locks. The warning needs no
+filter: by default Python hides DeprecationWarnings raised in libraries.
 """
 
 from __future__ import annotations
@@ -36,16 +36,18 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 HEADER_BYTES = 8
-"""Length of the pickle that follows, little-endian."""
+"""Bytes of a message's header: the length of the pickle that follows, little-endian."""
 PIPE_BYTES = 1 << 20
-"""The most that Linux gives anybody: 64 rows of 330 kB, 10 ms apart, cost 30 ms; through its usual 64 kB, 160 ms."""
+"""Size of the pipe, the largest that Linux allows without privileges: 64 rows of 330 kB, 10 ms apart, take 30 ms more
+than without a pipe; with the default of 64 kB, 160 ms."""
 _forking = threading.RLock()
-"""From pipe to fork: a child of another thread would hold our pipe open, and our child's crash would seem a hang."""
+"""Held from pipe to fork: a child forked by another thread in between would inherit our pipe and hold it open, so that
+a crash of our child would look like a hang."""
 
 
 @dataclass(frozen=True)
 class Lost:
-    """An item whose process did not come back."""
+    """Result of an item whose child process crashed or hung."""
 
     how: Literal["crashed", "timed_out"]
     detail: str
@@ -54,7 +56,7 @@ class Lost:
 
 @dataclass(frozen=True)
 class _Raised:
-    """An exception on its way to the parent."""
+    """An exception of the child, as a message to the parent."""
 
     error: BaseException
     traceback: str
@@ -65,22 +67,35 @@ def each(
 ) -> Generator[R | Lost, None, None]:
     """Yield ``function(item)`` for every item, in order, or ``Lost`` for one that brings its process down.
 
-    An item that crashes its child is tried once more in a new one, and lost if it crashes that too: a former item may
-    have corrupted the heap, or somebody else have killed the child. Running out of memory is a crash.
+    An item that crashes its child is tried once more in a new child, and is lost if it crashes that too: an earlier
+    item may have corrupted the heap, or another process killed the child. Running out of memory counts as a crash.
 
     Parameters
     ----------
     function
-        Is inherited, like the items, and never pickled. What it caches or imports late is done anew in each child.
+        Inherited by the fork, not pickled. Its caches and late imports start anew in each child.
+    items
+        Inherited by the fork, not pickled.
     seconds
-        The most that one answer may take; what the caller does between two answers does not count.
+        Time-out of one result; the caller's time between two results does not count.
     memory
-        Bytes of address space that a child may add to what it has at the fork (Linux; elsewhere there is no limit).
+        Bytes of address space that a child may add to those at the fork (Linux; elsewhere there is no limit).
+
+    Yields
+    ------
+    R or Lost
+        The result of each item; it is pickled.
 
     Raises
     ------
     Exception
-        What the function raised, or pickle about its result, with the child's traceback as a note. It ends the work.
+        The exception of the function, or of pickling its result, with the child's traceback as a note; later items
+        are not processed.
+
+    Examples
+    --------
+    >>> list(each(lambda number: 1 / number, [1, 2], seconds=60))
+    [1.0, 0.5]
     """
     left = list(items)
     child: _Child | None = None
@@ -108,7 +123,7 @@ def each(
 
 
 class _Child:
-    """A process that answers for items one after the other, as its parent sees it."""
+    """The parent's end of a child process that processes items one after the other."""
 
     def __init__(self, function: Callable[[T], R], items: list[T], seconds: float, memory: int | None) -> None:
         self.seconds = seconds
@@ -124,19 +139,19 @@ class _Child:
                 self.pid = os.fork()
                 if self.pid == 0:
                     self.pipe.close()
-                    _serve(function, items, writer, seconds, functools.partial(_confine, self.parent, memory))
-            except BaseException:  # an interrupt that hides the pid leaves a child that ends at its next answer
+                    _child_loop(function, items, writer, seconds, functools.partial(_confine, self.parent, memory))
+            except BaseException:  # an interrupt before the pid is stored leaves a child that ends at its next result
                 self.end()
                 raise
             finally:
                 if os.getpid() != self.parent:
-                    os._exit(0)  # whatever happened: no atexit, no flushing, no return into the caller's frames
+                    os._exit(0)  # in any case: no atexit, no flushing, no return into the caller's frames
                 os.close(writer)
         self.ready = select.poll()  # select.select takes no descriptor beyond 1023
         self.ready.register(self.pipe, select.POLLIN)
 
     def answer(self) -> Any:
-        """Wait for the next result; after ``Lost`` or ``_Raised`` there is none."""
+        """Wait for the next result; ``Lost`` or ``_Raised`` is the last one."""
         deadline = time.monotonic() + self.seconds
         try:
             size = int.from_bytes(self._read(HEADER_BYTES, deadline), "little")
@@ -151,7 +166,7 @@ class _Child:
             raise TypeError(f"a result cannot be unpickled: {type(error).__name__}: {error}") from error
 
     def end(self) -> int:
-        """Kill and reap the child; return how it ended if it had before (a dying process ignores SIGKILL)."""
+        """Kill and reap the child; return its exit code (a process that is dying already ignores SIGKILL)."""
         self.pipe.close()
         status = 0
         if self.pid and os.getpid() == self.parent:  # not ours to kill in the child of another generator
@@ -180,26 +195,26 @@ class _Child:
         return Lost("crashed", f"exit code {code}" if code >= 0 else f"killed by {names.get(code, f'signal {-code}')}")
 
 
-def _serve(
+def _child_loop(
     function: Callable[[T], R], items: list[T], writer: int, seconds: float, confine: Callable[[], None]
 ) -> None:
-    """Live the child's life: answer for each item, until one cannot be answered for."""
-    message, well = _answer(confine)
-    if not well:
+    """Child loop: apply ``function``, send the result; stop after the first failure."""
+    message, ok = _message(confine)
+    if not ok:
         _send(message, writer)
         return
     for item in items:
-        # The parent's clock finds what hangs; this one ends a child whose parent is gone, without need of the GIL.
+        # The parent's clock finds a hang; this alarm ends a child whose parent is gone, and does not need the GIL.
         signal.setitimer(signal.ITIMER_REAL, seconds)
-        message, well = _answer(functools.partial(function, item))
-        signal.setitimer(signal.ITIMER_REAL, 0)  # a slow parent may keep us waiting now
+        message, ok = _message(functools.partial(function, item))
+        signal.setitimer(signal.ITIMER_REAL, 0)  # sending may wait for a slow parent
         _send(message, writer)
-        if not well:
+        if not ok:
             return
 
 
-def _answer(call: Callable[[], object]) -> tuple[bytes, bool]:
-    """Return what to send to the parent, and whether the process is well enough to go on."""
+def _message(call: Callable[[], object]) -> tuple[bytes, bool]:
+    """Call and return the message for the parent, and whether the child can go on."""
     try:
         return pickle.dumps(call(), protocol=5), True
     except MemoryError:
@@ -222,9 +237,9 @@ def _send(message: bytes, writer: int) -> None:
 
 
 def _confine(parent: int, memory: int | None) -> None:
-    """Tie the child's life to its parent's, and free it of what it inherited."""
+    """Let the child die with its parent, drop inherited signal handlers, and limit its memory."""
     if sys.platform == "linux":  # elsewhere an orphan ends on EPIPE or by its alarm
-        # PR_SET_PDEATHSIG. Strictly when the parent's *thread* ends: take all answers in one thread.
+        # PR_SET_PDEATHSIG: strictly when the parent's *thread* ends, so all results must be taken in one thread.
         _libc().prctl(1, ctypes.c_ulong(signal.SIGKILL))
     if os.getppid() != parent:
         os._exit(0)  # it died before that call

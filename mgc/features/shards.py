@@ -1,8 +1,8 @@
-"""One shard: its clips decoded, their features written as one file, and that file read back as a record.
+"""One shard: decode its clips, write their features as one Parquet file, and read such a file back as a record.
 
-A shard is there whole or not at all, and whoever writes it a second time writes the same bytes. Its quarantined clips
-travel in its schema's metadata, so that one file is one complete record of what became of its clips. Decoding happens
-in a child process, so that a clip which crashes or hangs its process costs that clip only.
+A shard is there whole or not at all, and writing it again gives the same bytes. Its quarantined clips are in its
+schema's metadata, so that the file accounts for each of its clips. Clips are decoded in a child process: one that
+crashes or hangs its process costs that clip only.
 """
 
 from __future__ import annotations
@@ -23,8 +23,15 @@ from mgc.audio import decode as audio
 from mgc.audio.logmel import feature
 from mgc.collection.splits import SPLITS
 from mgc.core.errors import ClipError, Reason, StoreError
-from mgc.features import child_process as isolation
-from mgc.features.feature_set import QUARANTINE_SCHEMA, SCHEMA, ShardEntry, parquet_bytes
+from mgc.features import child_process
+from mgc.features.layout import (
+    QUARANTINE_SCHEMA,
+    SCHEMA,
+    ShardEntry,
+    ShardName,
+    parquet_bytes,
+    storage_failure,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,50 +43,66 @@ if TYPE_CHECKING:
 FINGERPRINT_KEY = b"mgc.fingerprint"
 QUARANTINE_KEY = b"mgc.quarantine"
 TOLERATED_LOSS = 0.03
-"""Share of the promised audio that may be missing before a clip counts as damaged."""
+"""Share of the audio announced by a file's headers that may be missing before the clip counts as damaged."""
 PADDING_SECONDS = 0.3
-"""What an encoder pads an MP3 with at most, which its frames count and a decoder cuts off."""
+"""The most that an encoder pads an MP3 with; its frames count this, a decoder cuts it off."""
 CLIP_MEMORY = 2 << 30
-"""Bytes that decoding one clip may take; a clip takes 40 MB."""
+"""Bytes of memory that decoding one clip may take; a usual clip takes 40 MB."""
 OPEN_CLIPS = 64
-"""Clips that are open at a time; those of an object store lie in anonymous temporary files."""
+"""Clips open at a time; those of an object store are copied to anonymous temporary files."""
 FETCHES = 8
-"""Clips that are opened at once."""
+"""Threads that open clips."""
 
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """What became of a shard's clips."""
+    """The clips of one shard: how many became features, and which are in quarantine."""
 
     entry: ShardEntry
+    """File, split, rows, bytes and hash."""
     genres: dict[str, int]
     """Rows by genre."""
     quarantined: list[dict[str, Any]]
     """Rows of ``QUARANTINE_SCHEMA``."""
 
     def to_json(self) -> str:
-        """The record as a task returns it."""
+        """Encode the record as a task returns it."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> ShardRecord:
-        """Read what ``to_json`` wrote."""
+        """Decode the JSON of ``to_json``."""
         fields = json.loads(text)
         return cls(ShardEntry(**fields.pop("entry")), **fields)
 
 
 def write(shard: ShardPlan, root: Folder, out: Folder, *, recipe: Recipe, clip_timeout: float) -> ShardRecord:
-    """Extract the features of a shard's clips, which lie in ``root``, and write them to the set ``out``.
+    """Extract the features of a shard's clips and write them as one file.
 
     Parameters
     ----------
+    shard
+        The shard as planned.
+    root
+        The folder that the clips' paths are relative to.
+    out
+        The folder of the feature set.
+    recipe
+        The settings of the set.
     clip_timeout
-        Seconds a clip may take before it is given up as ``timed_out``.
+        Seconds that decoding one clip may take before it is quarantined as ``timed_out``.
+
+    Returns
+    -------
+    ShardRecord
+        What the file holds; ``read_record`` reads the same.
 
     Raises
     ------
     OSError
-        The shard cannot be written, nothing of it is left; or the object store of ``root`` does not answer.
+        The shard cannot be written; nothing of it is left.
+    StoreError
+        The object store of ``root`` or ``out`` does not answer.
     """
     clips = shard.clips.to_pylist()
     rows, quarantined = [], []
@@ -99,17 +122,16 @@ def write(shard: ShardPlan, root: Folder, out: Folder, *, recipe: Recipe, clip_t
     rows.clear()  # 21 MB, before the file takes as much
     data = parquet_bytes(table)
     out.write(shard.file, data)
-    return _record(shard.file, table, len(data), hashlib.sha256(data).hexdigest())
+    entry = ShardEntry(shard.file, shard.split, len(table), len(data), hashlib.sha256(data).hexdigest())
+    return _record(entry, table)
 
 
 def _outcomes(
     clips: list[dict[str, Any]], root: Folder, recipe: Recipe, clip_timeout: float
 ) -> Iterator[dict[str, Any] | ClipError]:
-    """A row, or what is wrong, for each clip in turn: opened here, decoded in a child process.
-
-    Opened here because the client of an object store does not survive a fork; some at a time, for the open files'
-    sake, and at once, because a store takes its time to answer.
-    """
+    """A row or an error for each clip in turn, decoded in a child process."""
+    # Opened here because the client of an object store does not survive a fork; some at a time, because open files are
+    # limited, and in threads, because a store takes its time to answer.
     attempt = partial(_attempt, recipe=recipe)
     for start in range(0, len(clips), OPEN_CLIPS):
         group = clips[start : start + OPEN_CLIPS]
@@ -120,15 +142,29 @@ def _outcomes(
                 if not isinstance(file, ClipError):
                     opened.enter_context(file)
             sources = zip(group, files, strict=True)
-            for outcome in isolation.each(attempt, sources, seconds=clip_timeout, memory=CLIP_MEMORY):
-                if isinstance(outcome, isolation.Lost):
+            for outcome in child_process.each(attempt, sources, seconds=clip_timeout, memory=CLIP_MEMORY):
+                if isinstance(outcome, child_process.Lost):
                     yield ClipError(Reason(outcome.how), outcome.detail)
                 else:
                     yield outcome
 
 
 def extract(clip: dict[str, Any], file: FileIO, recipe: Recipe) -> dict[str, Any]:
-    """Turn one row of the plan, and its open file, into one row of a shard.
+    """Decode one clip and compute its feature: one row of the plan becomes one row of a shard.
+
+    Parameters
+    ----------
+    clip
+        Row of the plan.
+    file
+        Its open file.
+    recipe
+        The settings of the set.
+
+    Returns
+    -------
+    dict
+        A row of ``SCHEMA``.
 
     Raises
     ------
@@ -142,9 +178,10 @@ def extract(clip: dict[str, Any], file: FileIO, recipe: Recipe) -> dict[str, Any
         if damaged and not recipe.keep_damaged:
             raise ClipError(Reason.DAMAGED, f"{seconds:.2f} of {promised:.2f} s of audio came out", seconds)
         if seconds < recipe.min_seconds:
+            # Written into shards since the first version: another wording would change their bytes.
             detail = f"{seconds:.2f} s of audio, --min-seconds is {recipe.min_seconds:g}"
             raise ClipError(Reason.TOO_SHORT, detail, seconds)
-        z_FT, mean_db, std_db = feature(samples, spec)
+        made = feature(samples, spec)
         file.seek(0)
         sha1 = hashlib.file_digest(file, "sha1").hexdigest()
     except (ClipError, MemoryError):
@@ -157,9 +194,9 @@ def extract(clip: dict[str, Any], file: FileIO, recipe: Recipe) -> dict[str, Any
         "promised_seconds": promised,
         "damaged": damaged,
         "padded": len(samples) < spec.n_samples,
-        "mean_db": mean_db,
-        "std_db": std_db,
-        "logmel": z_FT.tobytes(),
+        "mean_db": made.mean_db,
+        "std_db": made.std_db,
+        "logmel": made.z_FT.tobytes(),
     }
 
 
@@ -179,40 +216,65 @@ def _attempt(source: tuple[dict[str, Any], FileIO | ClipError], recipe: Recipe) 
 
 
 def is_written(out: Folder, shard: ShardPlan) -> bool:
-    """Whether the shard is there as planned; a file of its name that is anything else is to be written anew."""
+    """Whether a shard's file is there and was written by its plan.
+
+    Parameters
+    ----------
+    out
+        The folder of the feature set.
+    shard
+        The shard as planned.
+
+    Raises
+    ------
+    RunError
+        The disk or the object store cannot be read.
+    """
     try:
         with out.random_access(shard.file) as file:
             metadata = pq.read_schema(file).metadata or {}
-    except StoreError:
-        raise
-    except (OSError, pa.ArrowException):
-        return False
+    except (OSError, StoreError, pa.ArrowException) as error:
+        if failure := storage_failure(f"{out}/{shard.file}", error):
+            raise failure from None
+        return False  # absent or damaged
     return bool(metadata.get(FINGERPRINT_KEY, b"").decode() == shard.fingerprint)
 
 
 def read_record(out: Folder, file: str) -> ShardRecord:
-    """Read a written shard's record: rows, size, hash, genres and quarantine.
+    """Read the record of a written shard.
+
+    Parameters
+    ----------
+    out
+        The folder of the feature set.
+    file
+        The shard's file, relative to it: ``shards/training-00003-of-00016.parquet``.
+
+    Returns
+    -------
+    ShardRecord
+        Rows, size, hash, genres and quarantine.
 
     Raises
     ------
-    OSError, pyarrow.ArrowException, KeyError
+    OSError, StoreError, pyarrow.ArrowException, KeyError, ValueError
         The file cannot be read, or is no shard.
     """
+    name = ShardName.parse(file)
+    if name is None:
+        raise ValueError(f"{file}: not the name of a shard")
     data = out.read(file)
     table = pq.read_table(pa.BufferReader(data), columns=["split", "genre"])
-    return _record(file, table, len(data), hashlib.sha256(data).hexdigest())
+    return _record(ShardEntry(file, name.split, len(table), len(data), hashlib.sha256(data).hexdigest()), table)
 
 
-def _record(file: str, table: pa.Table, size: int, sha256: str) -> ShardRecord:
-    split = file.rpartition("/")[2].partition("-")[0]
+def _record(entry: ShardEntry, table: pa.Table) -> ShardRecord:
     genres = {row["values"]: row["counts"] for row in table["genre"].value_counts().to_pylist()}
-    return ShardRecord(
-        ShardEntry(file, split, len(table), size, sha256), genres, json.loads(table.schema.metadata[QUARANTINE_KEY])
-    )
+    return ShardRecord(entry, genres, json.loads(table.schema.metadata[QUARANTINE_KEY]))
 
 
 def totals(records: list[ShardRecord]) -> tuple[dict[str, dict[str, int]], dict[str, int]]:
-    """Rows by split and genre, and quarantined clips by reason, of all shards: what the manifest counts."""
+    """Count rows by split and genre, and quarantined clips by reason, over all shards."""
     clips: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
     for record in records:
         clips.setdefault(record.entry.split, Counter()).update(record.genres)  # a manifest may name any split
@@ -221,6 +283,6 @@ def totals(records: list[ShardRecord]) -> tuple[dict[str, dict[str, int]], dict[
 
 
 def quarantine(records: list[ShardRecord]) -> pa.Table:
-    """The clips of all shards that gave no feature, by track id."""
+    """Collect the quarantined clips of all shards [rows of ``QUARANTINE_SCHEMA``], by track id."""
     rows = [row for record in records for row in record.quarantined]
     return pa.Table.from_pylist(rows, schema=QUARANTINE_SCHEMA).sort_by("track_id")

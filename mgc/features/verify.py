@@ -1,6 +1,6 @@
-"""Re-read a finished feature set: every shard against the manifest and the plan, and what derives from the shards.
+"""Verify a finished feature set: every byte of its shards against manifest and plan, and what derives from them.
 
-One shard is in memory at a time. What is found names the file to delete, so that ``mgc preprocess`` writes it anew.
+One shard is in memory at a time. A problem names its file; ``mgc preprocess`` writes a file that is deleted again.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import hashlib
 import json
 import time
 from collections import Counter
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -18,19 +18,21 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mgc.collection.splits import artist_leaks
-from mgc.core.errors import InputError
+from mgc.core.atomic_files import is_temporary
+from mgc.core.errors import InputError, RunError
 from mgc.core.progress import Progress
-from mgc.features.feature_set import (
+from mgc.core.results import Result
+from mgc.features.feature_set import FeatureSet, logmels
+from mgc.features.layout import (
     MANIFEST,
     PLAN,
     QUARANTINE,
     QUARANTINE_SCHEMA,
     SCHEMA,
     SHARDS,
-    FeatureSet,
     Manifest,
     ShardEntry,
-    logmels,
+    storage_failure,
 )
 from mgc.features.plan import Plan, ShardPlan
 from mgc.features.shards import FINGERPRINT_KEY, QUARANTINE_KEY, ShardRecord, quarantine, totals
@@ -41,25 +43,86 @@ if TYPE_CHECKING:
     from mgc.core.storage import Folder
 
 COPIED = ("split", "genre", "label", "artist_id", "path")
-"""Columns that a row has from the plan."""
+"""Columns of a shard that are copied from the plan."""
 SHOWN = 3
+"""Track ids that a problem names at most."""
 MISSING = "missing"
 
 
-def verify(features: str | Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with one file of a feature set."""
+
+    file: str
+    """Path of the file in the set."""
+    problem: str
+    """One line for a person."""
+
+
+@dataclass(frozen=True)
+class Verification(Result):
+    """What verifying a feature set found."""
+
+    ok: bool
+    """Whether there is no problem."""
+    problems: tuple[Problem, ...]
+    """All problems, those of one file together."""
+    shards: int
+    """Shards that the manifest names."""
+    clips: int
+    """Rows of the shards without a problem."""
+    bytes: int
+    """Size of the shards without a problem."""
+    seconds: float
+    """Duration of the verification."""
+    features: str
+    """Path or URI of the set."""
+
+    def problem(self) -> RunError | None:
+        """Return an error if anything is wrong with the set."""
+        return None if self.ok else RunError(f"{self.features}: {len(self.problems)} problems")
+
+    def __str__(self) -> str:
+        """Say what is wrong and how to repair it."""
+        files = {each.file for each in self.problems}
+        sound = f"{self.clips} clips, {self.bytes / 1e6:.1f} MB"
+        if self.ok:
+            return f"{self.features}: all {self.shards} shards ({sound}) are as manifest and plan say"
+        there = {each.file for each in self.problems if each.problem != MISSING}
+        if PLAN in files:  # all but the shards is written anew, and a folder without plan and manifest is refused
+            delete, again = there - {PLAN, MANIFEST, QUARANTINE}, "run the same «mgc preprocess» with --overwrite"
+        else:  # with its manifest the set would be finished: nothing to do
+            delete, again = there, "run the same «mgc preprocess» again"
+            delete |= {MANIFEST} if any("/" not in file for file in files) else set()
+        first = f"delete {', '.join(sorted(delete))} there, then " if delete else ""
+        return "\n".join(
+            [
+                *(f"{each.file}: {each.problem}" for each in self.problems),
+                f"{self.features}: {len(files)} files with problems, {sound} without",
+                f"to mend it, {first}{again}: it writes only what is missing",
+            ]
+        )
+
+
+def verify(features: str | Path | FeatureSet) -> Verification:
     """Check that every file of a finished feature set is what its manifest and its plan say.
+
+    Parameters
+    ----------
+    features
+        The set, or its folder: a path or a URI.
 
     Returns
     -------
-    dict
-        Fit for JSON: ``ok``; ``problems``, a list of ``{"file", "problem"}`` with the file's path in the set and a line
-        for a person; ``shards`` (that the manifest names), ``clips`` and ``bytes`` (rows and sizes of those without a
-        problem), ``seconds`` (that it took) and ``features`` (the set's path).
+    Verification
+        Problems by file, and what is without.
 
     Raises
     ------
     InputError
         There is no such set, or it is unfinished.
+    RunError
+        The disk or the object store cannot be read.
     """
     start = time.monotonic()
     target = FeatureSet.open(features)
@@ -81,36 +144,14 @@ def verify(features: str | Path) -> dict[str, Any]:
     problems += [(MANIFEST, line) for line in _against_shards(manifest, sound)] if whole else []
     problems += [(QUARANTINE, line) for line in _quarantine(folder, sound, whole=whole)]
     problems += _strangers(folder, {entry.file for entry in manifest.shards} | planned.keys())
-    return {
-        "ok": not problems,
-        "problems": [{"file": file, "problem": line} for file, line in problems],
-        "shards": len(manifest.shards),
-        "clips": sum(record.entry.rows for record in sound),
-        "bytes": sum(record.entry.bytes for record in sound),
-        "seconds": round(time.monotonic() - start, 2),
-        "features": str(folder),
-    }
-
-
-def summary(result: dict[str, Any]) -> str:
-    """Say what a verification found and what to do, for a terminal."""
-    features, files = result["features"], {problem["file"] for problem in result["problems"]}
-    sound = f"{result['clips']} clips, {result['bytes'] / 1e6:.1f} MB"
-    if result["ok"]:
-        return f"{features}: all {result['shards']} shards ({sound}) are as manifest and plan say"
-    there = {problem["file"] for problem in result["problems"] if problem["problem"] != MISSING}
-    if PLAN in files:  # all but the shards is written anew, and a folder without plan and manifest is refused
-        delete, again = there - {PLAN, MANIFEST, QUARANTINE}, "run the same «mgc preprocess» with --overwrite"
-    else:  # a manifest that stays would say that there is nothing to do
-        delete, again = there, "run the same «mgc preprocess» again"
-        delete |= {MANIFEST} if any("/" not in file for file in files) else set()
-    first = f"delete {', '.join(sorted(delete))} there, then " if delete else ""
-    return "\n".join(
-        [
-            *(f"{problem['file']}: {problem['problem']}" for problem in result["problems"]),
-            f"{features}: {len(files)} files with problems, {sound} without",
-            f"to mend it, {first}{again}: it writes only what is missing",
-        ]
+    return Verification(
+        ok=not problems,
+        problems=tuple(Problem(file, line) for file, line in problems),
+        shards=len(manifest.shards),
+        clips=sum(record.entry.rows for record in sound),
+        bytes=sum(record.entry.bytes for record in sound),
+        seconds=round(time.monotonic() - start, 2),
+        features=str(folder),
     )
 
 
@@ -123,7 +164,7 @@ def _plan(folder: Folder) -> tuple[Plan | None, list[str]]:
 
 
 def _shard(target: FeatureSet, entry: ShardEntry, shard: ShardPlan | None) -> tuple[ShardRecord | None, list[str]]:
-    """What a shard holds, where it can be read, and what is wrong with it."""
+    """Read a shard: its record, None if it cannot be read, and its problems."""
     lines: list[str] = []
     try:
         data = target.folder.read(entry.file)
@@ -152,13 +193,13 @@ def _shard(target: FeatureSet, entry: ShardEntry, shard: ShardPlan | None) -> tu
         lines += _clips(table, quarantined["track_id"].to_pylist(), shard) if shard else []
     except FileNotFoundError:
         return None, [MISSING]
-    except Exception as error:  # whatever a broken file does to its reader, the others are still to be read
-        return None, [*lines, _unreadable(error)]
+    except Exception as error:  # a damaged file may raise anything, and the others are still to be read
+        return None, [*lines, _unreadable(f"{target.folder}/{entry.file}", error)]
     return record, lines
 
 
 def _values(table: pa.Table, shape: tuple[int, int]) -> list[str]:
-    """Name the clips whose matrix or figures cannot be right."""
+    """Name the clips whose spectrogram or numbers cannot be right."""
     sizes = pc.fill_null(pc.binary_length(table["logmel"]), -1).to_numpy()
     odd = sizes != 2 * shape[0] * shape[1]
     bad = {f"have a matrix that is not {shape[0]} × {shape[1]}": odd}
@@ -170,7 +211,7 @@ def _values(table: pa.Table, shape: tuple[int, int]) -> list[str]:
 
 
 def _clips(table: pa.Table, quarantined: list[int], shard: ShardPlan) -> list[str]:
-    """Say how a shard's rows and quarantine are not its clips of the plan, each once and in order."""
+    """Say how a shard's rows and quarantine differ from its clips of the plan, each once and in order."""
     rows, planned = table["track_id"].to_pylist(), shard.clips["track_id"].to_pylist()
     times, both = Counter(rows + quarantined), set(rows) & set(quarantined)
     lines = _named(
@@ -192,7 +233,7 @@ def _clips(table: pa.Table, quarantined: list[int], shard: ShardPlan) -> list[st
 
 
 def _against_plan(manifest: Manifest, plan: Plan) -> list[str]:
-    """Say how the manifest is not one of the plan."""
+    """Say how the manifest differs from the plan."""
     named = {entry.file for entry in manifest.shards}
     lacking = [shard.file for shard in plan.shards if shard.file not in named]
     if manifest.fingerprint != plan.fingerprint:
@@ -218,7 +259,7 @@ def _against_shards(manifest: Manifest, records: list[ShardRecord]) -> list[str]
 
 
 def _quarantine(folder: Folder, records: list[ShardRecord], *, whole: bool) -> list[str]:
-    """Say how the quarantine is not what the shards say; ``records`` may be of some of them only."""
+    """Say how the quarantine differs from the shards'; ``records`` are of all of them if ``whole``."""
     expected = quarantine(records)
     try:
         with folder.random_access(QUARANTINE) as file:
@@ -228,26 +269,22 @@ def _quarantine(folder: Folder, records: list[ShardRecord], *, whole: bool) -> l
     except FileNotFoundError:
         return [MISSING]
     except Exception as error:
-        return [_unreadable(error)]
+        return [_unreadable(f"{folder}/{QUARANTINE}", error)]
     return [] if table.equals(expected) else [f"its {len(table)} clips are not the {len(expected)} of the shards"]
 
 
 def _strangers(folder: Folder, known: set[str]) -> list[tuple[str, str]]:
-    """Find the files that nothing of the set names."""
+    """Find the files that neither manifest nor plan names."""
     left = "a temporary file: its process was killed, or is writing it now"
     inside = folder.files(SHARDS) if folder.kind(SHARDS) == "folder" else []
-    names = [name for name in folder.files() if _is_temporary(name)]
+    names = [name for name in folder.files() if is_temporary(name)]
     names += [f"{SHARDS}/{name}" for name in inside if f"{SHARDS}/{name}" not in known]
     strange = "the manifest does not name it, yet who reads all of shards/ reads it"
-    return [(name, left if _is_temporary(name.rpartition("/")[2]) else strange) for name in names]
-
-
-def _is_temporary(name: str) -> bool:
-    return name.startswith(".") and name.endswith(".tmp")
+    return [(name, left if is_temporary(name.rpartition("/")[2]) else strange) for name in names]
 
 
 def _named(kinds: dict[str, list[int]]) -> list[str]:
-    """Say how many clips are of each kind, and which the first are."""
+    """Count the clips of each kind and name the first."""
     return [
         f"{len(clips)} clips {what} ({', '.join(map(str, clips[:SHOWN]))}{', …' if len(clips) > SHOWN else ''})"
         for what, clips in kinds.items()
@@ -255,5 +292,7 @@ def _named(kinds: dict[str, list[int]]) -> list[str]:
     ]
 
 
-def _unreadable(error: Exception) -> str:
+def _unreadable(file: str, error: Exception) -> str:
+    if failure := storage_failure(file, error):
+        raise failure from None
     return f"cannot be read ({type(error).__name__}: {error})".splitlines()[0]

@@ -25,10 +25,13 @@ from mgc.collection import tracks
 from mgc.collection.splits import SPLITS
 from mgc.config import ModelConfig, TrainConfig
 from mgc.core.errors import InputError
+from mgc.core.progress import Progress
 from mgc.core.storage import Folder
 from mgc.dataset import clips
 from mgc.features import preprocess as module
-from mgc.features.feature_set import MANIFEST, PLAN, FeatureSet
+from mgc.features import shard_tasks
+from mgc.features.feature_set import FeatureSet
+from mgc.features.layout import MANIFEST, PLAN
 from mgc.features.preprocess import preprocess
 from mgc.features.verify import verify
 from mgc.tracking.store import client, open_store
@@ -119,7 +122,7 @@ def undisturbed(ray_session, collection, tmp_path_factory):
     """The files of the set that the collection becomes on a disk."""
     out = tmp_path_factory.mktemp("sets") / "set"
     result = preprocess(collection, out, **OPTIONS)
-    assert (result["written"], result["reasons"]) == (CLIPS, {"not_audio": 1})
+    assert (result.written, result.reasons) == (CLIPS, {"not_audio": 1})
     return contents(out)
 
 
@@ -169,7 +172,7 @@ def test_the_command_with_credentials_in_the_environment_makes_the_same_set(stor
 
 
 def test_clips_on_a_disk_become_a_set_in_the_store(store, ray_session, collection, undisturbed):
-    assert preprocess(collection, store.uri("from-disk/set"), **OPTIONS)["written"] == CLIPS
+    assert preprocess(collection, store.uri("from-disk/set"), **OPTIONS).written == CLIPS
     assert store.contents("from-disk") == {f"set/{path}": data for path, data in undisturbed.items()}
 
 
@@ -178,7 +181,7 @@ def test_clips_in_the_store_become_a_set_on_a_disk_and_no_password_is_kept(
 ):
     result = preprocess(store.uri("clips/clips.csv"), tmp_path / "set", **OPTIONS)
     assert contents(tmp_path) == {f"set/{path}": data for path, data in undisturbed.items()}
-    run = client(open_store(Folder.at(tmp_path))).get_run(result["run_id"])
+    run = client(open_store(Folder.at(tmp_path))).get_run(result.run_id)
     assert run.data.params["root"].startswith(f"s3://{BUCKET}/clips/clips.csv")
     assert "SECRET" not in str(run.to_dictionary())
 
@@ -202,7 +205,7 @@ def test_a_folder_per_genre_is_split_the_same_and_gets_new_clips_the_same(store,
         (music / path).write_bytes(noise(seed))
     store.upload(music, "genres/music")
     result = preprocess(store.uri("genres/music"), out, **OPTIONS)
-    assert (result["written"], result["skipped"]) == (2, len(paths))
+    assert (result.written, result.skipped) == (2, len(paths))
     after = store.contents("genres/set")
     shards = {path: data for path, data in before.items() if path.startswith("shards/")}
     assert shards.items() < after.items()
@@ -260,13 +263,13 @@ def test_a_set_in_the_store_is_read_and_verified(store, finished, undisturbed):
     np.testing.assert_array_equal(loaded["training"].mel_NFT[0], first)
     assert loaded["training"].track_ids_N[0] == shard["track_id"][0].as_py()
     found = verify(uri)
-    assert (found["ok"], found["clips"]) == (True, CLIPS)
+    assert (found.ok, found.clips) == (True, CLIPS)
     assert "SECRET" not in str(found)
 
     broken, gone = (entry.file for entry in feature_set.manifest.shards[:2])
     store.s3.put_object(Bucket=BUCKET, Key=f"{finished}/{broken}", Body=undisturbed[broken][:-1])
     store.s3.delete_object(Bucket=BUCKET, Key=f"{finished}/{gone}")
-    assert {problem["file"] for problem in verify(uri)["problems"]} == {broken, gone}
+    assert {problem.file for problem in verify(uri).problems} == {broken, gone}
     with pytest.raises(InputError, match="cannot be read"):
         clips.load(feature_set, "training")
 
@@ -278,7 +281,7 @@ def test_what_is_lost_or_broken_is_written_again_and_no_more(store, ray_session,
     before = store.times(finished)
     time.sleep(1)  # the store's clock shows seconds
     result = preprocess(store.uri("clips/clips.csv"), store.uri(finished), **OPTIONS)
-    assert 0 < result["written"] < CLIPS
+    assert 0 < result.written < CLIPS
     assert store.contents(finished) == undisturbed
     after = store.times(finished)
     assert {path: after[f"{finished}/{path}"] for path in kept} == {path: before[f"{finished}/{path}"] for path in kept}
@@ -302,9 +305,8 @@ def test_a_set_of_another_recipe_or_without_its_plan_is_refused_as_it_is(store, 
 def test_a_model_is_trained_from_a_set_in_the_store(store, features):
     store.upload(features.folder.path, "small/set")
     result = train(store.uri("small/set"), TrainConfig(model=ModelConfig(channels=(4, 4)), epochs=1), gpus=0)
-    assert result["epochs"] == 1
-    assert Path(result["checkpoint"]).is_dir()
-    run = client(open_store(features.folder)).get_run(result["run_id"])
+    assert Path(result.checkpoint).is_dir()
+    run = client(open_store(features.folder)).get_run(result.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.tags["mgc.features.path"].startswith(f"s3://{BUCKET}/small/set")
     assert "SECRET" not in str(run.to_dictionary())
@@ -314,7 +316,8 @@ def test_a_model_is_trained_from_a_set_in_the_store(store, features):
 
 KILLED_AT = """
 import os, signal, sys
-from mgc.features import preprocess as module
+from mgc.core.progress import Progress
+from mgc.features.preprocess import preprocess
 from mgc.core.storage import Folder
 
 write, moment, options = Folder.write, sys.argv[1], eval(sys.argv[4])
@@ -334,8 +337,8 @@ def watched(self, name, data):
 
 Folder.write = watched
 if moment == "after a shard":
-    module.Progress.advance = lambda *_: die()
-module.preprocess(sys.argv[2], sys.argv[3], workers=1, **options)
+    Progress.advance = lambda *_: die()
+preprocess(sys.argv[2], sys.argv[3], workers=1, **options)
 """
 
 
@@ -360,7 +363,7 @@ def test_a_driver_killed_at_any_moment_goes_on_and_leaves_nothing_else(
     assert seen[1] & shards
     assert seen[2] == undisturbed.keys() - {MANIFEST}
     monkeypatch.setattr(module, "connect", lambda: 1 / 0)  # all shards are there
-    assert preprocess(root, out, **OPTIONS)["written"] == 0
+    assert preprocess(root, out, **OPTIONS).written == 0
     assert store.contents("killed") == {f"set/{path}": data for path, data in undisturbed.items()}
     uploads = store.s3.list_multipart_uploads(Bucket=BUCKET).get("Uploads", [])
     assert [upload["Key"] for upload in uploads if upload["Key"].startswith("killed/")] == []
@@ -371,7 +374,7 @@ def test_a_driver_killed_at_any_moment_goes_on_and_leaves_nothing_else(
 
 def interrupted(root, out, event, tmp_path, monkeypatch, capsys):
     """Run the command; ``event`` comes when a shard is done, and before the test split's is begun. What it says."""
-    write, flag = module._write_shard, tmp_path / "gone"
+    write, flag = shard_tasks.write_shard, tmp_path / "gone"
 
     def task(block, *, job):
         end = time.monotonic() + 60
@@ -385,8 +388,8 @@ def interrupted(root, out, event, tmp_path, monkeypatch, capsys):
             flag.touch()
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_write_shard", task)
-        patch.setattr(module.Progress, "advance", advance)
+        patch.setattr(shard_tasks, "write_shard", task)
+        patch.setattr(Progress, "advance", advance)
         code = cli.run(["preprocess", "--root", root, "--out", out, *FLAGS])
     assert flag.exists()
     *_, last = capsys.readouterr().err.splitlines()
@@ -425,7 +428,7 @@ def test_a_bucket_that_is_deleted_half_way_fails_with_one_line_and_a_later_run_g
     assert MANIFEST not in before
     assert len(before) > 1
     assert before.items() <= undisturbed.items()
-    assert 0 < preprocess(collection, out, **OPTIONS)["written"] < CLIPS
+    assert 0 < preprocess(collection, out, **OPTIONS).written < CLIPS
     assert store.contents("set", bucket="volatile") == undisturbed
 
 
@@ -445,7 +448,7 @@ def test_clips_whose_store_stops_answering_are_not_put_in_quarantine(
     assert before.items() <= undisturbed.items()
     again = Store(port)
     try:
-        assert 0 < preprocess(root, out, **OPTIONS)["written"] < CLIPS
+        assert 0 < preprocess(root, out, **OPTIONS).written < CLIPS
     finally:
         again.server.stop()
     assert contents(out) == undisturbed

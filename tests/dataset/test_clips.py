@@ -12,7 +12,8 @@ from mgc.core.errors import InputError
 from mgc.dataset import clips as module
 from mgc.dataset.batches import batches, order
 from mgc.dataset.clips import ShardedMel, load
-from mgc.features.feature_set import MANIFEST, FeatureSet
+from mgc.features.feature_set import FeatureSet
+from mgc.features.layout import MANIFEST
 
 SIZES = {"training": (5, 1, 0, 7, 3), "validation": (2, 4), "test": (6,)}
 

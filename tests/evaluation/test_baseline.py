@@ -24,7 +24,8 @@ from mgc.dataset import protocols as learning
 from mgc.evaluation import baseline as module
 from mgc.evaluation.baseline import floor, mfcc_statistics, summary
 from mgc.features import shards
-from mgc.features.feature_set import FORMAT, MANIFEST, FeatureSet, Manifest
+from mgc.features.feature_set import FeatureSet
+from mgc.features.layout import FORMAT, MANIFEST, Manifest
 from mgc.features.plan import Plan, Recipe, with_sizes
 from mgc.tracking import runs as tracking
 from mgc.tracking import store

@@ -1,4 +1,4 @@
-"""Isolation: whatever an item does to its process costs that item only, and nothing of the process is left."""
+"""Child processes: whatever an item does to its process costs that item only, and nothing of the process is left."""
 
 from __future__ import annotations
 

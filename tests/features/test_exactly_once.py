@@ -33,10 +33,10 @@ from mgc.core.errors import InputError
 from mgc.core.storage import Folder
 from mgc.dataset import clips as clips_of
 from mgc.features import shards
-from mgc.features.feature_set import MANIFEST, PLAN, QUARANTINE, FeatureSet
+from mgc.features.feature_set import FeatureSet
+from mgc.features.layout import CARD, MANIFEST, PLAN, QUARANTINE
 from mgc.features.plan import Plan, Recipe, with_sizes
 
-CARD = "README.md"
 RATE = 22_050
 FLAGS = ["--clips-per-shard", "3", "--min-seconds", "1", "--max-quarantined", "0.5"]
 WHEN = ("before", "half", "written", "after")
@@ -80,13 +80,13 @@ def serve():
 def drive(arguments, diary, run, weapons, arsenal, log, pause, environment):
     """One run of ``mgc preprocess`` in this process."""
     from mgc import cli
-    from mgc.features import preprocess
+    from mgc.features import shard_tasks
 
     for target in (1, 2):
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), target)
     for name, value in environment.items():
         os.environ.pop(name, None) if value is None else os.environ.update({name: value})
-    preprocess._write_shard = watched(diary, run, weapons, arsenal, pause)
+    shard_tasks.write_shard = watched(diary, run, weapons, arsenal, pause)
     arm(weapons, arsenal)
     return cli.run(["preprocess", *arguments])
 
@@ -95,10 +95,7 @@ def watched(diary, run, weapons, arsenal, pause):
     """The task: it keeps a diary, takes its time, and is armed."""
 
     def task(block, *, job):
-        from mgc.features import (
-            preprocess,  # the worker's, which nobody has changed
-            shards,  # the worker's, which nobody has changed
-        )
+        from mgc.features import shard_tasks, shards  # the worker's, which nobody has changed
 
         extract = getattr(shards.extract, "plain", shards.extract)
 
@@ -112,7 +109,7 @@ def watched(diary, run, weapons, arsenal, pause):
         arm(weapons, arsenal)
         file = block["shard"][0].as_py()
         note(diary, run, "begins", file)
-        result = preprocess._write_shard(block, job=job)
+        result = shard_tasks.write_shard(block, job=job)
         note(diary, run, "ends", file)
         return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 
@@ -9,13 +10,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers.feature_sets import GENRES, SPEC, make_features
+from helpers.feature_sets import GENRES, SHARDED_SPEC, SPEC, make_features, make_sharded
 
 from mgc.config import TrainConfig
-from mgc.core.errors import InputError
+from mgc.core.errors import InputError, RunError, StoreError
+from mgc.core.storage import Folder
 from mgc.dataset import clips
 from mgc.dataset.protocols import learning_set
-from mgc.features.feature_set import MANIFEST, FeatureSet, Manifest, logmels
+from mgc.features.feature_set import FeatureSet, logmels
+from mgc.features.inspect import inspect
+from mgc.features.layout import MANIFEST, SCHEMA, Manifest, read_manifest
+from mgc.features.plan import Plan
+from mgc.features.verify import verify
 
 
 @pytest.fixture
@@ -85,7 +91,33 @@ def test_a_manifest_reads_back_as_it_was_written(features):
     assert manifest.spec == SPEC
 
 
+def test_a_set_that_is_open_is_returned_as_it_is(features):
+    assert FeatureSet.open(features) is features
+
+
 # Reading
+
+
+@pytest.mark.parametrize("spectrograms", [False, True])
+def test_a_data_frame_has_a_row_a_clip_with_all_columns_of_the_shards(tmp_path, spectrograms):
+    made = make_sharded(tmp_path / "set", training=(3, 0, 2), test=(2,))
+    frame = made.to_pandas(spectrograms=spectrograms)
+    rows = [row for entry in made.manifest.shards for row in pq.read_table(tmp_path / "set" / entry.file).to_pylist()]
+    columns = [name for name in SCHEMA.names if spectrograms or name != "logmel"]
+    assert list(frame.columns) == columns
+    assert len(frame) == len(rows) == 7
+    for found, row in zip(frame.to_dict("records"), rows, strict=True):
+        if spectrograms:
+            mel_FT = found.pop("logmel")
+            assert (mel_FT.shape, mel_FT.dtype) == (SHARDED_SPEC.shape, np.float16)
+            assert mel_FT.tobytes() == row["logmel"]
+        assert found == {name: value for name, value in row.items() if name != "logmel"}
+    assert frame["label"].dtype == np.int8
+
+
+def test_a_data_frame_of_a_set_without_clips_has_the_columns(tmp_path):
+    frame = make_sharded(tmp_path / "set", training=(0,)).to_pandas(spectrograms=True)
+    assert (len(frame), list(frame.columns)) == (0, SCHEMA.names)
 
 
 def test_a_split_reads_as_it_was_written(features):
@@ -196,3 +228,38 @@ def test_a_shard_with_a_matrix_of_another_size_is_refused(broken):
     values = [b"\0\0", *table["logmel"].to_pylist()[1:]]
     pq.write_table(table.set_column(table.schema.get_field_index("logmel"), "logmel", [values]), training_shard(broken))
     refused_load(broken, training_shard(broken))
+
+
+# Storage that fails
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.EIO, "Input/output error"), OSError(errno.ESTALE, "Stale file handle"), StoreError("no answer")],
+    ids=lambda error: error.__class__.__name__,
+)
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda features: read_manifest(features.folder),
+        lambda features: Plan.read(features.folder),
+        lambda features: features.to_pandas(),
+        lambda features: features.torch_dataset("training"),
+        lambda features: clips.load(features, "training"),
+        lambda features: verify(features),
+        lambda features: inspect(features, out="sheet.png"),
+    ],
+    ids=["manifest", "plan", "to_pandas", "torch_dataset", "load", "verify", "inspect"],
+)
+def test_a_disk_or_store_that_fails_is_a_failed_run_and_no_bad_input(features, tmp_path, monkeypatch, step, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Folder, "read", fail)
+    monkeypatch.setattr(Folder, "random_access", fail)
+    with pytest.raises(RunError) as caught:
+        step(features)
+    assert caught.value.exit_code == 1
+    assert str(error.args[-1]) in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +23,8 @@ from mgc.collection.splits import SPLITS
 from mgc.core.errors import InputError
 from mgc.core.storage import Folder
 from mgc.features import inspect as module
-from mgc.features.feature_set import MANIFEST, QUARANTINE, SHARDS
-from mgc.features.inspect import COLUMNS, ROWS, SHOWN, overview, summary
+from mgc.features.inspect import COLUMNS, ROWS, SHOWN, inspect
+from mgc.features.layout import MANIFEST, QUARANTINE, SHARDS
 from mgc.features.plan import Plan, Recipe
 
 SPEC = LogMelSpec(seconds=0.5)
@@ -40,18 +40,18 @@ def make(folder, counts, *, genres=GENRES, recipe=RECIPE, change=None, **options
 @pytest.fixture(scope="session")
 def made(tmp_path_factory):
     """Three genres of 11/2/1 clips, three clips in quarantine: four training shards."""
-    folder = tmp_path_factory.mktemp("overview")
+    folder = tmp_path_factory.mktemp("inspect")
     return make(folder, {"training": 11, "validation": 2, "test": 1}, bad=BAD)
 
 
 @pytest.fixture(scope="session")
 def result(made, tmp_path_factory):
-    return overview(made.folder.path, out=tmp_path_factory.mktemp("picture") / "sheet.png")
+    return inspect(made.folder.path, out=tmp_path_factory.mktemp("picture") / "sheet.png")
 
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figure that the next overview saves."""
+    """The figure that the next inspection saves."""
     figures = []
     monkeypatch.setattr(module, "_save", lambda figure, picture: figures.append(figure))
     return figures
@@ -78,29 +78,29 @@ def titles(figure):
 
 def test_the_figures_are_those_of_the_rows(made, result):
     rows = rows_of(made)
-    assert json.loads(json.dumps(result)) == result
-    assert result["clips"] == len(rows) == 3 * 14 - len(BAD)
-    assert result["by_split"] == {split: sum(row["split"] == split for row in rows) for split in SPLITS}
+    assert json.loads(json.dumps(result.to_dict())) == result.to_dict()
+    assert result.clips == len(rows) == 3 * 14 - len(BAD)
+    assert result.by_split == {split: sum(row["split"] == split for row in rows) for split in SPLITS}
     cells = Counter((row["genre"], row["split"]) for row in rows)
-    assert result["by_genre_and_split"] == {genre: {split: cells[genre, split] for split in SPLITS} for genre in GENRES}
+    assert result.by_genre_and_split == {genre: {split: cells[genre, split] for split in SPLITS} for genre in GENRES}
     for name in ("seconds", "mean_db", "std_db"):
         values = sorted(row[name] for row in rows)
         low, middle, high = values[0], np.median(values), values[-1]
-        assert result["figures"][name] == pytest.approx({"min": low, "median": middle, "max": high}, abs=1e-3)
-    assert (result["padded"], result["damaged"]) == (0, 0)
-    assert (result["features"], result["fingerprint"]) == (str(made.folder), made.manifest.fingerprint)
-    assert result["shards"] == len(made.manifest.shards)
-    assert result["bytes"] == sum(file.stat().st_size for file in made.folder.path.rglob("*") if file.is_file())
+        assert asdict(result.figures[name]) == pytest.approx({"min": low, "median": middle, "max": high}, abs=1e-3)
+    assert (result.padded, result.damaged) == (0, 0)
+    assert (result.features, result.fingerprint) == (str(made.folder), made.manifest.fingerprint)
+    assert result.shards == len(made.manifest.shards)
+    assert result.bytes == sum(file.stat().st_size for file in made.folder.path.rglob("*") if file.is_file())
 
 
 def test_the_recipe_is_one_line(result):
-    assert len(result["recipe"].splitlines()) == 1
+    assert len(result.recipe.splitlines()) == 1
     for part in ("22050 Hz", "0.5 s", "128 mel bands", "damaged clips quarantined", RECIPE.decoder):
-        assert part in result["recipe"]
+        assert part in result.recipe
 
 
 def test_quarantined_clips_are_counted_by_reason_and_the_first_are_named(result):
-    assert result["quarantined"] == {
+    assert result.to_dict()["quarantined"] == {
         "empty": {"clips": 2, "first": ["training/Folk-3.wav", "validation/Rock-0.wav"]},
         "not_audio": {"clips": 1, "first": ["training/Jazz-2.wav"]},
     }
@@ -109,9 +109,9 @@ def test_quarantined_clips_are_counted_by_reason_and_the_first_are_named(result)
 def test_of_many_quarantined_clips_the_first_are_named(tmp_path):
     paths = [f"training/{genre}-{index}.wav" for genre in GENRES for index in range(2)]
     made = make(tmp_path, {"training": 2}, bad=dict.fromkeys(paths, b""))
-    result = overview(made.folder.path, out=tmp_path / "sheet.png")
-    assert result["quarantined"] == {"empty": {"clips": 6, "first": paths[:SHOWN]}}
-    assert f"in quarantine, empty: 6 ({', '.join(paths[:SHOWN])}, …)" in summary(result)
+    result = inspect(made.folder.path, out=tmp_path / "sheet.png")
+    assert result.to_dict()["quarantined"] == {"empty": {"clips": 6, "first": paths[:SHOWN]}}
+    assert f"in quarantine, empty: 6 ({', '.join(paths[:SHOWN])}, …)" in str(result)
 
 
 def test_padded_and_kept_damaged_clips_are_counted(tmp_path, drawn):
@@ -126,10 +126,10 @@ def test_padded_and_kept_damaged_clips_are_counted(tmp_path, drawn):
 
     recipe = replace(RECIPE, spec=LogMelSpec(seconds=3.0), keep_damaged=True)
     made = make(tmp_path, {"training": 4}, change=spoil, recipe=recipe, seconds=3.1)
-    result = overview(made.folder.path, out=tmp_path / "sheet.png")
-    assert (result["padded"], result["damaged"]) == (2, 1)
-    assert result["figures"]["seconds"]["min"] == 0.4
-    assert "damaged clips kept" in result["recipe"]
+    result = inspect(made.folder.path, out=tmp_path / "sheet.png")
+    assert (result.padded, result.damaged) == (2, 1)
+    assert result.figures["seconds"].min == 0.4
+    assert "damaged clips kept" in result.recipe
 
 
 def test_artists_in_two_splits_are_named(tmp_path, drawn):
@@ -137,21 +137,21 @@ def test_artists_in_two_splits_are_named(tmp_path, drawn):
         return clips.set_column(5, clips.field("artist_id"), [["a7"] * len(clips)])
 
     made = make(tmp_path, {"training": 1, "test": 1}, change=one_artist)
-    result = overview(made.folder.path, out=tmp_path / "sheet.png")
-    assert result["artist_leaks"] == list(made.manifest.artist_leaks) != []
-    assert "LEAK: 1 artist is in more than one split" in summary(result)
+    result = inspect(made.folder.path, out=tmp_path / "sheet.png")
+    assert result.artist_leaks == list(made.manifest.artist_leaks) != []
+    assert "LEAK: 1 artist is in more than one split" in str(result)
 
 
 # The picture
 
 
 def test_the_picture_is_a_png_the_same_each_time_and_replaces_the_last(made, result, tmp_path):
-    first = Path(result["picture"])
+    first = Path(result.picture)
     height, width, _ = imread(first).shape
     assert width > height > 300
     (tmp_path / "again.PNG").write_bytes(b"the last one")
-    again = overview(made.folder.path, out=tmp_path / "again.PNG")
-    assert Path(again["picture"]).read_bytes() == first.read_bytes()
+    again = inspect(made.folder.path, out=tmp_path / "again.PNG")
+    assert Path(again.picture).read_bytes() == first.read_bytes()
     assert sorted(os.listdir(tmp_path)) == ["again.PNG"]
 
 
@@ -159,23 +159,23 @@ def test_the_picture_is_in_the_working_directory_by_default(made, tmp_path, monk
     written = []
     monkeypatch.setattr(module, "_save", lambda figure, picture: written.append(picture))
     monkeypatch.chdir(tmp_path)
-    assert overview(made.folder.path)["picture"] == str(tmp_path / "contact_sheet.png")
+    assert inspect(made.folder.path).picture == str(tmp_path / "contact_sheet.png")
     assert written == [tmp_path / "contact_sheet.png"]
 
 
 def test_a_row_is_a_genre_and_each_picture_a_training_clip_of_it(made, drawn, tmp_path):
-    result = overview(made.folder.path, out=tmp_path / "sheet.png")
+    result = inspect(made.folder.path, out=tmp_path / "sheet.png")
     genre_of = {row["track_id"]: row["genre"] for row in rows_of(made) if row["split"] == "training"}
     shown = titles(drawn[0])
     assert list(shown) == list(GENRES)
     for genre, clips in shown.items():
         assert len(set(clips)) == len(clips) == COLUMNS
         assert {genre_of[clip] for clip in clips} == {genre}
-    assert result["left_out"] == []
+    assert result.left_out == []
 
 
 def test_what_is_drawn_is_the_clip_in_db_below_its_loudest_value(made, drawn, tmp_path):
-    overview(made.folder.path, out=tmp_path / "sheet.png")
+    inspect(made.folder.path, out=tmp_path / "sheet.png")
     path_of = {row["track_id"]: row["path"] for row in rows_of(made, ["track_id", "path"])}
     checked = 0
     for axes in drawn[0].axes:
@@ -191,7 +191,7 @@ def test_what_is_drawn_is_the_clip_in_db_below_its_loudest_value(made, drawn, tm
 
 def test_frequencies_stand_at_their_bands(made, drawn, tmp_path):
     """A tone of 2 kHz is brightest where the axis says 2 kHz."""
-    overview(made.folder.path, out=tmp_path / "sheet.png")
+    inspect(made.folder.path, out=tmp_path / "sheet.png")
     axes = drawn[0].axes[0]
     assert axes.images[0].get_extent() == [0, SPEC.seconds, 0, SPEC.n_mels]
     assert axes.images[0].origin == "lower"
@@ -210,37 +210,37 @@ def test_genres_beyond_the_most_are_left_out_by_name(tmp_path, drawn):
         return clips.filter([index % 2 == 0 or index // 2 >= 10 for index in range(len(clips))])
 
     made = make(tmp_path, {"training": 2}, genres=genres, change=fewer, recipe=Recipe(spec=SPEC, min_seconds=0.2))
-    result = overview(made.folder.path, out=tmp_path / "sheet.png")
+    result = inspect(made.folder.path, out=tmp_path / "sheet.png")
     shown = titles(drawn[0])
     assert len(shown) == ROWS
     assert list(shown) == sorted(shown)
-    assert sorted([*shown, *result["left_out"]]) == genres
+    assert sorted([*shown, *result.left_out]) == genres
     assert {len(clips) for clips in shown.values()} == {2}
     assert drawn[0].get_figheight() < 18
     assert "14 more genres are left out" in drawn[0].get_suptitle()
-    assert f"(without {', '.join(result['left_out'])})" in summary(result)
+    assert f"(without {', '.join(result.left_out)})" in str(result)
 
 
 def test_genres_of_one_clip_and_odd_names_are_drawn(tmp_path):
     genres = ["A$_{$", "Old-Time / Historic and a very long name that has no end"]
     made = make(tmp_path, {"training": 1, "test": 1}, genres=genres)
-    result = overview(made.folder.path, out=tmp_path / "sheet.png")
-    assert imread(result["picture"]).size
-    assert result["left_out"] == []
+    result = inspect(made.folder.path, out=tmp_path / "sheet.png")
+    assert imread(result.picture).size
+    assert result.left_out == []
 
 
 def test_without_training_clips_those_of_the_next_split_are_drawn(tmp_path, drawn):
     made = make(tmp_path, {"test": 2})
-    overview(made.folder.path, out=tmp_path / "sheet.png")
+    inspect(made.folder.path, out=tmp_path / "sheet.png")
     assert "test clips" in drawn[0].get_suptitle()
 
 
 def test_a_set_of_quarantined_clips_alone_has_no_picture(tmp_path):
     made = make(tmp_path, {"training": 1}, bad={f"training/{genre}-0.wav": b"" for genre in GENRES})
-    result = overview(made.folder.path, out=tmp_path / "sheet.png")
-    assert (result["clips"], result["picture"], result["figures"]) == (0, None, {})
+    result = inspect(made.folder.path, out=tmp_path / "sheet.png")
+    assert (result.clips, result.picture, result.figures) == (0, None, {})
     assert not (tmp_path / "sheet.png").exists()
-    assert "no clip to draw" in summary(result)
+    assert "no clip to draw" in str(result)
 
 
 def test_a_silent_clip_is_drawn_dark(tmp_path, drawn):
@@ -250,7 +250,7 @@ def test_a_silent_clip_is_drawn_dark(tmp_path, drawn):
         return clips
 
     made = make(tmp_path, {"training": 1}, change=silence)
-    overview(made.folder.path, out=tmp_path / "sheet.png")
+    inspect(made.folder.path, out=tmp_path / "sheet.png")
     assert (drawn[0].axes[0].images[0].get_array() == -SPEC.top_db).all()
 
 
@@ -264,7 +264,7 @@ def test_matrices_are_read_of_the_shards_of_the_shown_clips_alone(made, drawn, t
 
     real = pq.read_table
     monkeypatch.setattr(pq, "read_table", spy)
-    overview(made.folder.path, out=tmp_path / "sheet.png")
+    inspect(made.folder.path, out=tmp_path / "sheet.png")
     assert all(columns for columns, _ in read)
     with_matrices = [rows for columns, rows in read if "logmel" in columns]
     assert len(with_matrices) < sum(entry.split == "training" for entry in made.manifest.shards)
@@ -275,7 +275,7 @@ def test_matrices_are_read_of_the_shards_of_the_shown_clips_alone(made, drawn, t
 
 def refused(features, out, *words):
     with pytest.raises(InputError) as caught:
-        overview(features, out=out)
+        inspect(features, out=out)
     assert len(str(caught.value).splitlines()) == 1
     for word in words:
         assert word in str(caught.value)
@@ -284,7 +284,7 @@ def refused(features, out, *words):
 @pytest.mark.parametrize("name", ["sheet.jpg", "sheet", "sheet.png.parquet", ".png"])
 def test_another_suffix_is_refused_and_nothing_is_overwritten(made, tmp_path, name):
     (tmp_path / name).write_text("mine")
-    refused(made.folder.path, tmp_path / name, "--out", "must end in .png")
+    refused(made.folder.path, tmp_path / name, "`out=", "must end in .png")
     assert (tmp_path / name).read_text() == "mine"
 
 
@@ -336,22 +336,29 @@ def test_a_matrix_of_the_wrong_size_is_refused_by_the_file(made, tmp_path):
 # For a terminal
 
 
+def test_the_keys_of_the_result_are_those_of_the_contract(result):
+    assert list(result.to_dict()) == [
+        *("features", "fingerprint", "recipe", "clips", "by_split", "by_genre_and_split", "figures", "padded"),
+        *("damaged", "quarantined", "artist_leaks", "shards", "bytes", "picture", "left_out"),
+    ]
+
+
 def test_the_summary_is_an_aligned_table_and_says_where_the_picture_is(made, result):
-    lines = summary(result).splitlines()
+    lines = str(result).splitlines()
     assert lines[0].startswith(f"{made.folder}: 39 clips in {len(made.manifest.shards)} shards")
     (head,) = (line for line in lines if line.startswith("genre"))
     (every,) = (line for line in lines if line.startswith("all "))
     assert head.split() == ["genre", *SPLITS, "all"]
-    assert every.split() == ["all", *map(str, result["by_split"].values()), "39"]
+    assert every.split() == ["all", *map(str, result.by_split.values()), "39"]
     assert len(head) == len(every)
     assert "in quarantine, empty: 2 (training/Folk-3.wav, validation/Rock-0.wav)" in lines
     assert "artists: none is in more than one split" in lines
-    assert lines[-1] == f"contact sheet: {result['picture']}"
+    assert lines[-1] == f"contact sheet: {result.picture}"
 
 
 def test_neither_torch_nor_ray_nor_matplotlib_is_loaded_with_the_module():
     code = (
-        "import sys, mgc.overview, mgc.verify;"
+        "import sys, mgc.features.inspect, mgc.features.verify;"
         "sys.exit(', '.join({'torch', 'ray', 'mlflow', 'matplotlib'} & sys.modules.keys()) or None)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -15,8 +15,8 @@ from mgc.collection.splits import SPLITS
 from mgc.collection.tracks import SCHEMA as TRACKS
 from mgc.core.errors import InputError
 from mgc.core.storage import Folder
-from mgc.features.feature_set import PLAN
-from mgc.features.plan import Plan, Recipe, is_shard_name, with_sizes
+from mgc.features.layout import PLAN, ShardName
+from mgc.features.plan import Plan, Recipe, with_sizes
 
 RECIPE = Recipe(spec=LogMelSpec(seconds=2.0), min_seconds=0.5, clips_per_shard=4)
 
@@ -104,9 +104,15 @@ def test_another_seed_deals_otherwise_and_splits_are_shuffled_apart():
 
 
 def test_names_that_a_plan_gives_are_known_as_such():
-    names = [shard.file.partition("/")[2] for shard in Plan.of(table(MANY), RECIPE).shards]
-    assert all(map(is_shard_name, names))
-    assert not any(map(is_shard_name, ["notes.parquet", "training-1-of-2.parquet", f"x{names[0]}", f"{names[0]}.tmp"]))
+    files = [shard.file for shard in Plan.of(table({"training": 9, "validation": 4}), RECIPE).shards]
+    assert [ShardName.parse(file) for file in files] == [
+        *(ShardName("training", index, 3) for index in range(3)),
+        ShardName("validation", 0, 1),
+    ]
+    assert [str(ShardName.parse(file)) for file in files] == files
+    others = ["shards/notes.parquet", "shards/training-1-of-2.parquet", "shards/song-00000-of-00001.parquet"]
+    others += [files[0].removeprefix("shards/"), f"shards/x{files[0]}", f"{files[0]}.tmp"]
+    assert [ShardName.parse(file) for file in others] == [None] * len(others)
 
 
 # More clips

@@ -22,11 +22,16 @@ from mgc.core.errors import InputError, RunError
 from mgc.core.storage import Folder
 from mgc.dataset import clips
 from mgc.features import preprocess as module
-from mgc.features.feature_set import MANIFEST, PLAN, QUARANTINE, FeatureSet
-from mgc.features.preprocess import preprocess
+from mgc.features import shard_tasks
+from mgc.features.feature_set import FeatureSet
+from mgc.features.layout import CARD, MANIFEST, PLAN, QUARANTINE
+from mgc.features.preprocess import extract_features, preprocess
 
 RATE = 22_050
-CONTRACT = {"written", "skipped", "quarantined", "shards", "seconds", "clips_per_second", "fingerprint", "features"}
+CONTRACT = [
+    *("written", "skipped", "quarantined", "reasons", "shards", "seconds", "clips_per_second"),
+    *("fingerprint", "features", "run_id"),
+]
 OPTIONS = {"clips_per_shard": 4, "max_quarantined": 0.1}
 BAD = {"short.wav": "too_short", "absent.wav": "missing"}
 """Two of the twenty clips: exactly the share that is allowed."""
@@ -90,13 +95,20 @@ def mlflow_run(run_id):
 
 def test_the_result_has_the_keys_of_the_contract_and_is_json(made, collection):
     out, result = made
-    assert result.keys() >= CONTRACT
-    assert json.loads(json.dumps(result)) == result
-    assert (result["written"], result["skipped"], result["quarantined"], result["shards"]) == (18, 0, 2, 7)
-    assert result["clips_per_second"] > 0
-    assert result["seconds"] > 0
-    assert result["features"] == str(out)
-    assert result["fingerprint"] == FeatureSet.open(out).manifest.fingerprint
+    assert list(result.to_dict()) == CONTRACT
+    assert json.loads(json.dumps(result.to_dict())) == result.to_dict()
+    assert (result.written, result.skipped, result.quarantined, result.shards) == (18, 0, 2, 7)
+    assert result.clips_per_second > 0
+    assert result.seconds > 0
+    assert result.features == str(out)
+    assert result.fingerprint == FeatureSet.open(out).manifest.fingerprint
+
+
+def test_the_result_is_shown_a_value_a_line(made):
+    lines = str(made[1]).splitlines()
+    assert [line.split()[0] for line in lines] == CONTRACT
+    assert lines[0] == "written           18"
+    assert lines[3] == 'reasons           {"missing": 1, "too_short": 1}'
 
 
 def test_every_clip_is_in_the_set_once_as_a_feature_or_in_quarantine(made, collection):
@@ -126,13 +138,13 @@ def test_nothing_is_in_the_folder_but_the_set(made):
         MANIFEST,
         PLAN,
         QUARANTINE,
-        "README.md",
+        CARD,
         *(e.file for e in FeatureSet.open(made[0]).manifest.shards),
     }
 
 
 def test_the_run_is_tracked_with_its_settings_its_figures_and_its_features(made):
-    run = mlflow_run(made[1]["run_id"])
+    run = mlflow_run(made[1].run_id)
     assert run.info.status == "FINISHED"
     assert run.data.tags["mgc.step"] == "preprocess"
     assert run.data.params["min_seconds"] == "5.0"
@@ -140,7 +152,7 @@ def test_the_run_is_tracked_with_its_settings_its_figures_and_its_features(made)
     assert run.data.metrics["written"] == 18
     assert run.data.metrics["quarantined"] == 2
     (dataset,) = run.inputs.dataset_inputs
-    assert made[1]["fingerprint"].startswith(dataset.dataset.digest)
+    assert made[1].fingerprint.startswith(dataset.dataset.digest)
 
 
 def test_every_reading_in_the_readme_works_in_the_folder_even_with_a_leftover_of_a_kill(
@@ -154,7 +166,7 @@ def test_every_reading_in_the_readme_works_in_the_folder_even_with_a_leftover_of
     }
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    blocks = re.findall(r"^([\w ]+):\n```python\n(.*?)```", (copy / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    blocks = re.findall(r"^([\w ]+):\n```python\n(.*?)```", (copy / CARD).read_text(), re.DOTALL | re.MULTILINE)
     assert [name for name, _ in blocks] == ["pyarrow", "DuckDB", "polars", "Hugging Face datasets", "pandas"]
     for name, code in blocks:
         scope = {}
@@ -176,7 +188,7 @@ def test_every_reading_in_the_readme_works_in_the_folder_even_with_a_leftover_of
 
 def test_real_clips_of_an_fma_folder_become_features_within_a_limit(ray_session, mini, tmp_path):
     result = preprocess(mini, tmp_path / "set", limit=12, workers=2)
-    assert (result["written"], result["quarantined"], result["reasons"]) == (12, 0, {})
+    assert (result.written, result.quarantined, result.reasons) == (12, 0, {})
     manifest = FeatureSet.open(tmp_path / "set").manifest
     assert len(manifest.genres) == 8  # labels do not depend on the limit
     rows = pq.read_table(tmp_path / "set" / "shards").to_pandas()
@@ -195,7 +207,7 @@ def test_a_second_run_writes_nothing_and_loads_neither_ray_nor_mlflow(made, coll
     code = (
         "import json, sys\n"
         "from mgc.features.preprocess import preprocess\n"
-        f"result = preprocess({str(collection)!r}, {str(made[0])!r}, **{OPTIONS!r})\n"
+        f"result = preprocess({str(collection)!r}, {str(made[0])!r}, **{OPTIONS!r}).to_dict()\n"
         "heavy = [name for name in ('ray', 'mlflow', 'torch', 'librosa') if name in sys.modules]\n"
         "print(json.dumps([result, heavy]))\n"
     )
@@ -204,7 +216,7 @@ def test_a_second_run_writes_nothing_and_loads_neither_ray_nor_mlflow(made, coll
     result, heavy = json.loads(done.stdout)
     assert heavy == []
     assert "nothing to do" in done.stderr
-    assert (result["written"], result["skipped"], result["quarantined"], result["run_id"]) == (0, 18, 2, None)
+    assert (result.written, result.skipped, result.quarantined, result.run_id) == (0, 18, 2, None)
     assert result.keys() == made[1].keys()
     assert {file: file.stat().st_mtime_ns for file in made[0].rglob("*")} == before
     assert list(tmp_path.iterdir()) == []
@@ -221,29 +233,29 @@ def test_only_what_is_lost_is_written_again_and_is_the_same(made, copy, collecti
         (copy / MANIFEST).unlink()
     kept = {file: file.stat().st_mtime_ns for file in (copy / "shards").iterdir() if file != shard}
     result = preprocess(collection, copy, **OPTIONS)
-    assert result["written"] == pq.read_metadata(shard).num_rows
-    assert result["written"] + result["skipped"] == 18
-    assert result["quarantined"] == 2
+    assert result.written == pq.read_metadata(shard).num_rows
+    assert result.written + result.skipped == 18
+    assert result.quarantined == 2
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
     assert contents(copy) == contents(made[0])
 
 
-@pytest.mark.parametrize("name", [QUARANTINE, "README.md"])
+@pytest.mark.parametrize("name", [QUARANTINE, CARD])
 def test_a_lost_file_that_derives_from_the_shards_is_written_again_without_ray(made, copy, collection, no_ray, name):
     (copy / name).unlink()
-    assert preprocess(collection, copy, **OPTIONS)["written"] == 0
+    assert preprocess(collection, copy, **OPTIONS).written == 0
     assert contents(copy) == contents(made[0])
 
 
 def test_an_unfinished_set_is_refused_by_readers_and_finished_without_ray(made, copy, collection, no_ray):
-    for name in (MANIFEST, QUARANTINE, "README.md"):
+    for name in (MANIFEST, QUARANTINE, CARD):
         (copy / name).unlink()
     (copy / "shards" / f".training-00000-of-00005.parquet.{'0' * 32}.tmp").write_bytes(b"half a shard")
     (copy / f".{MANIFEST}.{'1' * 32}.tmp").write_bytes(b"{")
     (copy / ".lock").write_text("process 1 on nowhere")
     with pytest.raises(InputError, match="unfinished"):
         FeatureSet.open(copy)
-    assert preprocess(collection, copy, **OPTIONS)["written"] == 0
+    assert preprocess(collection, copy, **OPTIONS).written == 0
     assert contents(copy) == contents(made[0])
 
 
@@ -253,12 +265,12 @@ def test_too_many_quarantined_clips_fail_the_run_and_a_higher_limit_finishes_it_
     out = tmp_path / "set"
     with pytest.raises(RunError, match="2 of 20 clips failed") as caught:
         preprocess(collection, out, clips_per_shard=4, max_quarantined=0.09)
-    assert "--max-quarantined" in str(caught.value)
+    assert "`max_quarantined=0.09`" in str(caught.value)
     assert not (out / MANIFEST).exists()
     assert len(pq.read_table(out / QUARANTINE)) == 2  # to be looked at
     monkeypatch.setattr(module, "connect", lambda: 1 / 0)
     result = preprocess(collection, out, clips_per_shard=4, max_quarantined=0.1)
-    assert (result["written"], result["skipped"], result["quarantined"]) == (0, 18, 2)
+    assert (result.written, result.skipped, result.quarantined) == (0, 18, 2)
     assert contents(out) == contents(made[0])
     with pytest.raises(RunError, match="2 of 20 clips failed"):  # a finished set is held to the limit too
         preprocess(collection, out, clips_per_shard=4, max_quarantined=0.09)
@@ -279,7 +291,7 @@ def refused(*words, root, out, **options):
 
 
 def test_another_recipe_into_the_same_folder_is_refused_by_what_differs(copy, collection, no_ray):
-    both_ways = ("choose another folder", "--overwrite")
+    both_ways = ("choose another folder", "`overwrite=True`")
     refused(str(copy), "min_seconds was 5.0, now 2.0", *both_ways, root=collection, out=copy, min_seconds=2.0)
     refused("clips_per_shard was 4, now 8", *both_ways, root=collection, out=copy, clips_per_shard=8)
     refused("keep_damaged was False, now True", *both_ways, root=collection, out=copy, keep_damaged=True)
@@ -316,10 +328,10 @@ def test_a_damaged_manifest_or_plan_is_refused(copy, collection, no_ray, name):
 
 
 def test_a_folder_of_somebody_elses_is_refused(collection, no_ray, tmp_path):
-    (tmp_path / "README.md").write_text("years of work")
+    (tmp_path / CARD).write_text("years of work")
     refused("not empty", root=collection, out=tmp_path)
     refused("not empty", root=collection, out=tmp_path, overwrite=True)
-    (tmp_path / "README.md").rename(tmp_path / "deep")
+    (tmp_path / CARD).rename(tmp_path / "deep")
     refused("not empty", root=collection, out=tmp_path)
 
 
@@ -331,12 +343,12 @@ def test_overwrite_replaces_what_differs_and_nothing_else(ray_session, made, cop
     after = {file: file.stat().st_mtime_ns for file in (copy / "shards").iterdir()}
     assert before.keys() == after.keys()
     assert sum(before[file] != after[file] for file in before) == 1
-    assert result["reasons"] == {"too_short": 1}
-    assert result["written"] + result["skipped"] == 19
+    assert result.reasons == {"too_short": 1}
+    assert result.written + result.skipped == 19
     preprocess(collection, copy, **OPTIONS, overwrite=True)
     assert contents(copy) == contents(made[0])
     result = preprocess(collection, copy, **(OPTIONS | {"clips_per_shard": 40}), overwrite=True)
-    assert (result["written"], result["skipped"], result["shards"]) == (18, 0, 3)
+    assert (result.written, result.skipped, result.shards) == (18, 0, 3)
     assert len(list((copy / "shards").iterdir())) == 3
 
 
@@ -353,7 +365,7 @@ def test_new_clips_get_new_shards_and_the_old_ones_stay_untouched(ray_session, c
     for i in range(12, 18):
         shutil.copy(collection.parent / f"{i}.wav", tmp_path / "music" / "ab"[i % 2] / f"{i}.wav")
     result = preprocess(tmp_path / "music", tmp_path / "set", **OPTIONS)
-    assert (result["written"], result["skipped"]) == (6, 12)
+    assert (result.written, result.skipped) == (6, 12)
     after = contents(tmp_path / "set" / "shards")
     assert before.items() <= after.items()
     assert len(after) > len(before)
@@ -361,7 +373,7 @@ def test_new_clips_get_new_shards_and_the_old_ones_stay_untouched(ray_session, c
     assert len(rows) == len(set(rows)) == 18
     manifest = FeatureSet.open(tmp_path / "set").manifest
     assert sum(sum(genres.values()) for genres in manifest.clips.values()) == 18
-    assert preprocess(tmp_path / "music", tmp_path / "set", **OPTIONS)["run_id"] is None
+    assert preprocess(tmp_path / "music", tmp_path / "set", **OPTIONS).run_id is None
 
 
 # Two at once
@@ -383,7 +395,7 @@ with Folder({str(copy)!r}).claim("`out`"):
         holder.kill()
         holder.wait()
     assert (copy / ".lock").exists()  # stale, which does not block
-    assert preprocess(collection, copy, **OPTIONS)["run_id"] is None
+    assert preprocess(collection, copy, **OPTIONS).run_id is None
     assert not (copy / ".lock").exists()
 
 
@@ -392,28 +404,28 @@ with Folder({str(copy)!r}).claim("`out`"):
 
 @pytest.mark.parametrize("option", ["workers", "limit", "clips_per_shard"])
 @pytest.mark.parametrize("value", [0, -1])
-def test_a_number_below_one_is_refused_by_its_flag(collection, tmp_path, no_ray, option, value):
-    refused(f"--{option.replace('_', '-')} {value}", root=collection, out=tmp_path / "set", **{option: value})
+def test_a_number_below_one_is_refused_by_its_name(collection, tmp_path, no_ray, option, value):
+    refused(f"`{option}={value}`", root=collection, out=tmp_path / "set", **{option: value})
 
 
 @pytest.mark.parametrize(
     ("option", "value"), [("min_seconds", -1.0), ("max_quarantined", 5.0), ("max_quarantined", -0.1)]
 )
-def test_a_share_or_a_length_that_makes_no_sense_is_refused_by_its_flag(collection, tmp_path, no_ray, option, value):
-    refused(f"--{option.replace('_', '-')} {value}", root=collection, out=tmp_path / "set", **{option: value})
+def test_a_share_or_a_length_that_makes_no_sense_is_refused_by_its_name(collection, tmp_path, no_ray, option, value):
+    refused(f"`{option}={value}`", root=collection, out=tmp_path / "set", **{option: value})
 
 
 def test_an_out_that_cannot_be_written_is_refused_before_anything_is(collection, tmp_path, no_ray, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("a file")
-    refused(f"--out {tmp_path / 'file' / 'set'}", "cannot be written", root=collection, out=tmp_path / "file" / "set")
-    refused("--out /proc/nowhere", "cannot be written", root=collection, out=Path("/proc/nowhere"))
+    refused(f"`out={tmp_path / 'file' / 'set'}`", "cannot be written", root=collection, out=tmp_path / "file" / "set")
+    refused("`out=/proc/nowhere`", "cannot be written", root=collection, out=Path("/proc/nowhere"))
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
 def test_an_out_that_is_a_file_is_refused(collection, tmp_path, no_ray):
     (tmp_path / "file").write_text("a file")
-    refused(f"--out {tmp_path / 'file'}", "cannot be written", root=collection, out=tmp_path / "file")
+    refused(f"`out={tmp_path / 'file'}`", "cannot be written", root=collection, out=tmp_path / "file")
 
 
 def test_an_out_without_permission_is_refused(collection, tmp_path, no_ray):
@@ -425,7 +437,42 @@ def test_an_out_without_permission_is_refused(collection, tmp_path, no_ray):
 
 def test_a_relative_out_is_refused_in_a_ray_job_alone(collection, monkeypatch, no_ray):
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    refused("--out features", "must be absolute", root=collection, out=Path("features"))
+    refused("must be absolute", root=collection, out=Path("features"))
+
+
+def test_of_bad_input_nothing_is_left_but_what_was_there(collection, tmp_path, no_ray):
+    """The folder is made and locked before the collection is read."""
+    (tmp_path / "mine").mkdir()
+    before = list(tmp_path.rglob("*"))
+    for out in (tmp_path / "a" / "b" / "set", tmp_path / "mine", tmp_path / "mine" / "set"):
+        with pytest.raises(InputError):
+            preprocess(tmp_path / "no collection", out, **OPTIONS)
+        assert list(tmp_path.rglob("*")) == before
+
+
+def test_a_set_is_looked_at_under_its_lock_alone_and_its_plan_read_once(copy, collection, no_ray, monkeypatch):
+    opened, random_access = [], Folder.random_access
+
+    def spy(self, name):
+        opened.append((name, (copy / ".lock").exists()))
+        return random_access(self, name)
+
+    monkeypatch.setattr(Folder, "random_access", spy)
+    preprocess(collection, copy, **OPTIONS)
+    assert all(locked for _, locked in opened)
+    assert [name for name, _ in opened].count(PLAN) == 1
+
+
+# For a notebook
+
+
+def test_features_are_extracted_and_opened(made, copy, collection, no_ray):
+    features = extract_features(collection, copy, **OPTIONS)
+    assert features == FeatureSet.open(copy)
+    assert features.manifest == FeatureSet.open(made[0]).manifest
+    assert len(features.to_pandas()) == 18
+    with pytest.raises(InputError, match="min_seconds was"):
+        extract_features(collection, copy, **OPTIONS, min_seconds=2.0)
 
 
 # What goes wrong in a task
@@ -433,7 +480,7 @@ def test_a_relative_out_is_refused_in_a_ray_job_alone(collection, monkeypatch, n
 
 def failing_once(flags, at):
     """The task, which at shards named in ``at`` kills its own process, once each: before it writes, or after."""
-    write = module._write_shard
+    write = shard_tasks.write_shard
 
     def task(block, *, job):
         name = Path(block["shard"][0].as_py()).name
@@ -456,17 +503,17 @@ def test_a_worker_killed_before_or_after_it_wrote_neither_loses_nor_doubles_a_cl
 ):
     (tmp_path / "flags").mkdir()
     at = {"training-00001-of-00005.parquet": "before", "validation-00000-of-00001.parquet": "after"}
-    monkeypatch.setattr(module, "_write_shard", failing_once(tmp_path / "flags", at))
+    monkeypatch.setattr(shard_tasks, "write_shard", failing_once(tmp_path / "flags", at))
     result = preprocess(collection, tmp_path / "set", **OPTIONS)
     assert {flag.name for flag in (tmp_path / "flags").iterdir()} == set(at)
-    assert (result["written"], result["quarantined"]) == (18, 2)
+    assert (result.written, result.quarantined) == (18, 2)
     assert contents(tmp_path / "set") == contents(made[0])
 
 
 def test_a_shard_that_cannot_be_written_fails_the_run_with_its_cause_and_keeps_the_others(
     ray_session, made, collection, tmp_path, monkeypatch
 ):
-    write = module._write_shard
+    write = shard_tasks.write_shard
 
     def full_disk(block, *, job):
         if block["shard"][0].as_py().startswith("shards/test"):
@@ -474,7 +521,7 @@ def test_a_shard_that_cannot_be_written_fails_the_run_with_its_cause_and_keeps_t
         return write(block, job=job)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_write_shard", full_disk)
+        patch.setattr(shard_tasks, "write_shard", full_disk)
         with pytest.raises(RunError, match="No space left on device") as caught:
             preprocess(collection, tmp_path / "set", workers=1, **OPTIONS)
     assert len(str(caught.value).splitlines()) == 1
@@ -483,7 +530,7 @@ def test_a_shard_that_cannot_be_written_fails_the_run_with_its_cause_and_keeps_t
     assert kept
     assert kept.items() <= contents(made[0]).items()
     result = preprocess(collection, tmp_path / "set", **OPTIONS)
-    assert result["written"] < 18
+    assert result.written < 18
     assert contents(tmp_path / "set") == contents(made[0])
 
 

@@ -17,7 +17,7 @@ from mgc.collection.tracks import SCHEMA as TRACKS
 from mgc.core.errors import InputError
 from mgc.core.storage import Folder
 from mgc.features import shards
-from mgc.features.feature_set import (
+from mgc.features.layout import (
     MANIFEST,
     PLAN,
     QUARANTINE,
@@ -27,7 +27,7 @@ from mgc.features.feature_set import (
     read_manifest,
 )
 from mgc.features.plan import Plan
-from mgc.features.verify import summary, verify
+from mgc.features.verify import verify
 
 
 @pytest.fixture(scope="session")
@@ -56,10 +56,11 @@ VALIDATION = f"{SHARDS}/validation-00000-of-00002.parquet"
 def problems(path):
     """What is found, by file."""
     result = verify(path)
-    assert json.loads(json.dumps(result)) == result
-    assert result["ok"] == (not result["problems"])
+    said = json.loads(json.dumps(result.to_dict()))
+    assert said.keys() == {"ok", "problems", "shards", "clips", "bytes", "seconds", "features"}
+    assert said["ok"] == (not said["problems"]) == (result.problem() is None)
     found = {}
-    for problem in result["problems"]:
+    for problem in said["problems"]:
         assert problem.keys() == {"file", "problem"}
         assert len(problem["problem"].splitlines()) == 1
         found.setdefault(problem["file"], []).append(problem["problem"])
@@ -97,11 +98,11 @@ def with_value(table, name, row, value):
 
 def test_an_undamaged_set_is_ok(whole):
     result = verify(whole.folder.path)
-    assert (result["ok"], result["problems"]) == (True, [])
-    assert (result["shards"], result["clips"]) == (6, 18)
-    assert result["bytes"] == sum((whole.folder.path / entry.file).stat().st_size for entry in whole.manifest.shards)
-    assert result["features"] == str(whole.folder)
-    assert "all 6 shards (18 clips" in summary(result)
+    assert (result.ok, result.problems) == (True, ())
+    assert (result.shards, result.clips) == (6, 18)
+    assert result.bytes == sum((whole.folder.path / entry.file).stat().st_size for entry in whole.manifest.shards)
+    assert result.features == str(whole.folder)
+    assert "all 6 shards (18 clips" in str(result)
 
 
 def test_a_set_with_finished_additions_is_ok(clips, copy):
@@ -123,7 +124,7 @@ def test_a_set_in_an_object_store_is_verified_alike(copy, monkeypatch):
     store = pafs.SubTreeFileSystem(str(copy.parent), pafs.LocalFileSystem()), "set"
     monkeypatch.setattr(Folder, "_store", property(lambda folder: store))
     result = verify("s3://bucket/set")
-    assert (result["ok"], result["clips"], result["features"]) == (True, 18, "s3://bucket/set")
+    assert (result.ok, result.clips, result.features) == (True, 18, "s3://bucket/set")
     (copy / SHARD).unlink()
     (copy / VALIDATION).write_bytes(b"")
     (copy / SHARDS / "more.parquet").write_bytes(b"")
@@ -137,7 +138,7 @@ def test_nothing_is_written(copy):
     assert {file: file.read_bytes() for file in copy.rglob("*") if file.is_file()} == before
 
 
-def test_progress_is_told(copy, capsys):
+def test_progress_is_shown(copy, capsys):
     verify(copy)
     out, err = capsys.readouterr()
     assert out == ""
@@ -205,7 +206,7 @@ def test_damage_in_several_shards_is_found_in_each(copy, whole):
     found = problems(copy)
     assert list(found) == [SHARD, VALIDATION]
     lost = sum(entry.rows for entry in whole.manifest.shards if entry.file in found)
-    assert verify(copy)["clips"] == 18 - lost
+    assert verify(copy).clips == 18 - lost
 
 
 # A shard's content, where the manifest agrees with its bytes
@@ -438,13 +439,13 @@ def test_a_temporary_file_that_was_left_is_found(copy, folder):
     only(copy, name, "temporary")
 
 
-# What a person is told
+# For a terminal
 
 
 def test_the_summary_names_every_problem_and_what_to_do(copy):
     (copy / SHARD).unlink()
     (copy / VALIDATION).write_bytes(b"PAR1")
-    text = summary(verify(copy))
+    text = str(verify(copy))
     assert f"{SHARD}: missing" in text
     assert text.splitlines()[-1].startswith(f"to mend it, delete {VALIDATION} there, then run the same")
     assert MANIFEST not in text.splitlines()[-1]
@@ -454,10 +455,10 @@ def test_the_summary_of_a_lost_plan_says_to_overwrite_and_to_keep_the_manifest(c
     """Preprocessing refuses a folder that has neither."""
     (copy / PLAN).unlink()
     (copy / QUARANTINE).unlink()
-    last = summary(verify(copy)).splitlines()[-1]
+    last = str(verify(copy)).splitlines()[-1]
     assert last.startswith("to mend it, run the same «mgc preprocess» with --overwrite")
     (copy / SHARD).write_bytes(b"")
-    last = summary(verify(copy)).splitlines()[-1]
+    last = str(verify(copy)).splitlines()[-1]
     assert last.startswith(f"to mend it, delete {SHARD} there, then run")
 
 
@@ -465,7 +466,7 @@ def test_what_the_summary_says_mends_the_set(clips, copy, whole):
     """Deleting what is named and preprocessing again gives the set's first bytes."""
     rewrite(copy, pq.read_table(copy / SHARD).slice(1))
     pq.write_table(pq.read_table(copy / QUARANTINE).slice(0, 0), copy / QUARANTINE)
-    last = summary(verify(copy)).splitlines()[-1]
+    last = str(verify(copy)).splitlines()[-1]
     for name in (SHARD, QUARANTINE, MANIFEST):
         assert name in last
         (copy / name).unlink()

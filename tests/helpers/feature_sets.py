@@ -9,7 +9,8 @@ import pyarrow as pa
 from mgc.audio.logmel import LogMelSpec
 from mgc.core.storage import Folder
 from mgc.features import shards
-from mgc.features.feature_set import FORMAT, MANIFEST, SCHEMA, SHARDS, FeatureSet, Manifest, parquet_bytes
+from mgc.features.feature_set import FeatureSet
+from mgc.features.layout import FORMAT, MANIFEST, SCHEMA, SHARDS, Manifest, parquet_bytes
 from mgc.features.plan import Recipe
 
 GENRES = ("Blues", "Folk", "Jazz", "Rock")

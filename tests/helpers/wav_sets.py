@@ -14,16 +14,9 @@ from mgc.collection.splits import SPLITS, artist_leaks
 from mgc.collection.tracks import SCHEMA as TRACKS
 from mgc.core.storage import Folder
 from mgc.features import shards
-from mgc.features.feature_set import (
-    FORMAT,
-    MANIFEST,
-    QUARANTINE,
-    SHARDS,
-    FeatureSet,
-    Manifest,
-    card,
-    parquet_bytes,
-)
+from mgc.features.card import dataset_card
+from mgc.features.feature_set import FeatureSet
+from mgc.features.layout import CARD, FORMAT, MANIFEST, QUARANTINE, SHARDS, Manifest, parquet_bytes
 from mgc.features.plan import Recipe, with_sizes
 
 RATE = 22_050
@@ -83,6 +76,6 @@ def finish(plan, root, out):
         tuple(artist_leaks(plan.clips)),
         tuple(record.entry for record in records),
     )
-    out.write("README.md", card(manifest).encode())
+    out.write(CARD, dataset_card(manifest).encode())
     out.write(MANIFEST, manifest.to_json().encode())
     return FeatureSet.open(out)
