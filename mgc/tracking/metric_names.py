@@ -1,8 +1,8 @@
 """Names of metrics in MLflow, and the names that runs of before used for them.
 
-epoch/train_loss, epoch/val_accuracy, …                 the curve of a fit, a point an epoch
-train_accuracy, val_accuracy, val_loss, gap, best_epoch the kept model (of a parent: the mean; of a sweep: the best trial)
-val_*, test_*                                           an evaluation: accuracy, ci95_low, macro_f1, ece, …
+epoch/train_loss, epoch/val_accuracy, …         the curve of a fit, a point an epoch
+train_accuracy, val_accuracy, gap, best_epoch   the kept model (of a parent: the mean; of a sweep: the best trial)
+val_*, test_*                                   an evaluation: accuracy, ci95_low, macro_f1, ece, …
 
 Before, a curve had the plain names, the kept model ``best_val_accuracy``, a sweep's best trial too, the SVM and an
 evaluation ``validation_accuracy``.

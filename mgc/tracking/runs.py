@@ -75,7 +75,7 @@ BEST_TAG = "mgc.best_run_id"
 
 
 class HasRunId(Protocol):
-    """A result that knows its run: of a training, an evaluation, …"""
+    """A result that knows its run: of a training, of an evaluation."""
 
     @property
     def run_id(self) -> str:
@@ -210,9 +210,7 @@ class Run:
         if run and resumable(run):
             run.reopen()
             return run, True
-        return cls.start(
-            uri, experiment, name=name, step=step, config=config, tags=tags, parent=parent, key=key
-        ), False
+        return cls.start(uri, experiment, name=name, step=step, config=config, tags=tags, parent=parent, key=key), False
 
     @classmethod
     def find(cls, uri: str, run_id: str) -> Run:
