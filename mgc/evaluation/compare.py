@@ -1,45 +1,122 @@
-"""Compare two evaluated runs clip by clip, on the predictions that they keep: no new look at the test split."""
+"""The command ``mgc compare``: two evaluated runs clip by clip, from the predictions that they keep."""
 
 from __future__ import annotations
 
-import shlex
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mgc.core.errors import InputError
+from mgc.core.results import Result
 from mgc.core.storage import Folder
 from mgc.evaluation.metrics import Paired, paired, wilson
 from mgc.evaluation.predictions import Predictions
-from mgc.tracking.runs import FEATURES_TAG, Run
+from mgc.tracking.runs import FEATURES_TAG, Run, run_id_of
 from mgc.tracking.store import existing_store
+
+if TYPE_CHECKING:
+    from mgc.tracking.runs import RunLike
 
 LEVEL = 0.05
 """Below this probability a difference is more than chance."""
 
 
-def compare(run_a: str, run_b: str, *, split: str = "test") -> dict[str, Any]:
-    """Compare two runs on a split that ``mgc evaluate`` scored both on; of a parent run it is the ensemble.
+@dataclass(frozen=True)
+class Side:
+    """One of two runs that are compared."""
+
+    run_id: str
+    name: str
+    accuracy: float
+    ci95: tuple[float, float]
+    """Wilson's interval of the accuracy."""
+
+
+@dataclass(frozen=True)
+class Comparison(Result):
+    """Two runs on the same clips; a difference is B's accuracy minus A's."""
+
+    split: str
+    n: int
+    """Clips."""
+    leaky: bool
+    """Whether the figures of either flatter."""
+    a: Side
+    b: Side
+    difference: float
+    difference_ci95: tuple[float, float]
+    """Paired bootstrap over clips."""
+    p: float
+    """McNemar's exact test, two-sided."""
+    only_a: int
+    """Clips that A alone predicts right."""
+    only_b: int
+    """Clips that B alone predicts right."""
+    verdict: str
+    """What follows, as a sentence."""
+
+    def __str__(self) -> str:
+        """Return a line for each run, one for their difference, and the verdict."""
+        lines = [f"{self.split}{', LEAKY' * self.leaky}, {self.n} clips"]
+        for letter, side, alone in (("A", self.a, self.only_a), ("B", self.b, self.only_b)):
+            low, high = side.ci95
+            lines.append(
+                f"{letter}  {side.accuracy:.3f} [{low:.3f}, {high:.3f}]  {side.name} ({side.run_id}), "
+                f"{alone} that it alone has right"
+            )
+        low, high = self.difference_ci95
+        lines.append(f"B - A  {self.difference:+.3f} [{low:+.3f}, {high:+.3f}], McNemar p = {self.p:.3g}")
+        return "\n".join([*lines, self.verdict])
+
+
+def compare(run_a: RunLike, run_b: RunLike, *, split: str = "test") -> Comparison:
+    """Compare two runs that were evaluated on the same clips; nothing is predicted again.
+
+    Parameters
+    ----------
+    run_a, run_b : str or object with ``run_id``
+        Runs that ``evaluate`` scored on this split; of a parent run the ensemble.
+    split
+        ``training``, ``validation`` or ``test``.
 
     Returns
     -------
-    dict
-        ``split``, ``n``, ``leaky``, ``a`` and ``b`` (each ``run_id``, ``name``, ``accuracy``, ``ci95``), ``difference``
-        (B's accuracy minus A's) and its ``difference_ci95`` (paired bootstrap), ``p`` (McNemar, exact), ``only_a`` and
-        ``only_b`` (clips that one alone has right), ``verdict`` (a sentence). The statistics are ``metrics.paired``.
+    Comparison
+        The difference, its interval and p; ``print`` shows them. The statistics are those of ``metrics.paired``.
 
     Raises
     ------
     InputError
-        There is no such run, one is not evaluated on this split, or they were evaluated on different clips.
+        There is no such run, one was not evaluated on this split, or they were evaluated on different clips.
+    RunError
+        The MLflow store does not answer.
     """
     uri = existing_store(Folder.at(Path.cwd()))
-    return between(Run.find(uri, run_a), Run.find(uri, run_b), split=split)
+    return between(Run.find(uri, run_id_of(run_a)), Run.find(uri, run_id_of(run_b)), split=split)
 
 
-def between(run_a: Run, run_b: Run, *, split: str = "test") -> dict[str, Any]:
-    """As ``compare``, of runs that are found already."""
+def between(run_a: Run, run_b: Run, *, split: str = "test") -> Comparison:
+    """As ``compare``, of runs of a store that is open.
+
+    Parameters
+    ----------
+    run_a, run_b
+        The runs.
+    split
+        As of ``compare``.
+
+    Returns
+    -------
+    Comparison
+        As of ``compare``.
+
+    Raises
+    ------
+    InputError
+        As ``compare``.
+    """
     a, b = evaluated(run_a, split), evaluated(run_b, split)
     if a.source.fingerprint != b.source.fingerprint:
         raise InputError(
@@ -49,67 +126,58 @@ def between(run_a: Run, run_b: Run, *, split: str = "test") -> dict[str, Any]:
     if a.source.protocol != b.source.protocol:
         raise InputError(
             f"run {run_b.id}: is of the {b.source.protocol} split, run {run_a.id} of the {a.source.protocol} one; "
-            "their clips differ, so nothing can be said"
+            "their clips differ, so they cannot be compared"
         )
     order_a, order_b = np.argsort(a.track_ids_N), np.argsort(b.track_ids_N)
     if not np.array_equal(a.track_ids_N[order_a], b.track_ids_N[order_b]):
         raise InputError(f"run {run_b.id}: evaluated on other clips than run {run_a.id}; evaluate both again")
-    statistics = paired(a.right[order_a], b.right[order_b])
-    sides = [_side(run, predictions) for run, predictions in ((run_a, a), (run_b, b))]
-    return {
-        "split": split,
-        "n": len(a.labels_N),
-        "leaky": bool(a.source.leak or b.source.leak),
-        "a": sides[0],
-        "b": sides[1],
-        "difference": statistics.difference,
-        "difference_ci95": statistics.ci95,
-        "p": statistics.p,
-        "only_a": statistics.only_a,
-        "only_b": statistics.only_b,
-        "verdict": _verdict(statistics, len(a.labels_N)),
-    }
-
-
-def summary(result: dict[str, Any]) -> str:
-    """Say which run is better, for a terminal."""
-    low, high = result["difference_ci95"]
-    lines = [f"{result['split']}{', LEAKY' * result['leaky']}, {result['n']} clips"]
-    for letter in "ab":
-        side = result[letter]
-        bounds = "[{:.3f}, {:.3f}]".format(*side["ci95"])
-        alone = f"{result[f'only_{letter}']} that it alone has right"
-        lines.append(f"{letter.upper()}  {side['accuracy']:.3f} {bounds}  {side['name']} ({side['run_id']}), {alone}")
-    lines.append(f"B - A  {result['difference']:+.3f} [{low:+.3f}, {high:+.3f}], McNemar p = {result['p']:.3g}")
-    return "\n".join([*lines, result["verdict"]])
+    statistics, n = paired(a.right[order_a], b.right[order_b]), len(a.labels_N)
+    return Comparison(
+        split,
+        n,
+        bool(a.source.leak or b.source.leak),
+        _side(run_a, a),
+        _side(run_b, b),
+        statistics.difference,
+        statistics.ci95,
+        statistics.p,
+        statistics.only_a,
+        statistics.only_b,
+        _verdict(statistics, n),
+    )
 
 
 def evaluated(run: Run, split: str) -> Predictions:
-    """What ``mgc evaluate`` kept of a run's split.
+    """Read the predictions that an evaluation kept with a run.
+
+    Parameters
+    ----------
+    run
+        The run.
+    split
+        ``training``, ``validation`` or ``test``.
+
+    Returns
+    -------
+    Predictions
+        Of the run's model, or of the ensemble of a parent's.
 
     Raises
     ------
     InputError
-        Nothing; the message says which command it takes.
+        The run was not evaluated on this split.
     """
     kept = Predictions.kept(run, split)
     if kept is None:
-        features = shlex.quote(run.record().tags.get(FEATURES_TAG, "FEATURES"))
-        command = f"mgc evaluate --run {run.id} --features {features}" + (
-            f" --split {split}" if split != "test" else ""
-        )
-        raise InputError(f"run {run.id}: not evaluated on split «{split}» yet; run «{command}»")
+        features = run.record().tags.get(FEATURES_TAG)
+        where = f", on its feature set {features}" if features else ""
+        raise InputError(f"run {run.id}: not evaluated on split «{split}» yet; evaluate it first{where}")
     return kept
 
 
-def _side(run: Run, predictions: Predictions) -> dict[str, Any]:
+def _side(run: Run, predictions: Predictions) -> Side:
     right_N = predictions.right
-    return {
-        "run_id": run.id,
-        "name": run.record().name,
-        "accuracy": float(right_N.mean()),
-        "ci95": wilson(int(right_N.sum()), len(right_N)),
-    }
+    return Side(run.id, run.record().name, float(right_N.mean()), wilson(int(right_N.sum()), len(right_N)))
 
 
 def _verdict(statistics: Paired, n: int) -> str:

@@ -1,160 +1,250 @@
-"""Evaluate a run's model, or its models together, on a split: figures, their uncertainty and pictures, kept with it.
+"""The command ``mgc evaluate``: a run's model, or its models as an ensemble, scored on a split of a feature set.
 
-A look at a test split is counted, whatever comes of it (``predictions.looking``).
+Figures, plots and predictions are kept with the run. A leak (``mgc.dataset.protocols.leak``) does not stop an
+evaluation: the figures, the run and the page are marked LEAKY.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 from mgc.core.errors import InputError
 from mgc.core.progress import say
+from mgc.core.results import Result
 from mgc.dataset.protocols import held_out
-from mgc.evaluation import figures as pictures
-from mgc.evaluation import run_page as report
-from mgc.evaluation.predictions import Predictions, Source, ensemble, judge, looking, on_validation, read_models
+from mgc.evaluation import figures, run_page
+from mgc.evaluation.metrics import Scores
+from mgc.evaluation.predictions import Member, Predictions, Source
+from mgc.evaluation.test_evaluations import counted_test_evaluation
+from mgc.evaluation.trained_models import ensemble, predict_clips, predict_validation, read_models
 from mgc.features.feature_set import FeatureSet
-from mgc.tracking.runs import LEAKY_TAG, Run
+from mgc.tracking.metric_names import SPLITS
+from mgc.tracking.runs import LEAKY_TAG, Run, run_id_of
 from mgc.tracking.store import existing_store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from mgc.evaluation.metrics import Scores
-    from mgc.evaluation.predictions import Trained
+    from mgc.evaluation.trained_models import TrainedModel
+    from mgc.tracking.runs import RunLike
 
 
-def evaluate(run_id: str, features: str | Path, *, split: str = "test") -> dict[str, Any]:
-    """Score the model of an MLflow run, or the ensemble of a parent run's models, on one split of a feature set.
+@dataclass(frozen=True)
+class Evaluation(Scores, Result):
+    """How good a run is on a split: the figures of ``metrics.Scores``, and what they are of."""
 
-    The figures, two pictures and the predictions are kept with the run, and of a parent with each of its runs too. An
-    ensemble's probabilities are the mean of its members'. On ``validation`` a cross-validation is scored on all of its
-    clips, each judged by the model, or the ensemble of seeds, that has not learnt from its fold.
+    run_id: str
+    split: str
+    leak: str
+    """Why the figures flatter; empty where nothing is known against them."""
+    test_evaluations: int
+    """How often this test set has been evaluated on, this time included; 0 of other splits."""
+    members: tuple[Member, ...]
+    """The models of a parent run; empty of a single one."""
+    report: str
+    """Address of the run's page."""
+
+    @property
+    def leaky(self) -> bool:
+        """Whether the figures flatter."""
+        return bool(self.leak)
+
+    @property
+    def accuracy_mean(self) -> float:
+        """Mean accuracy of the members, each alone."""
+        return mean(member.accuracy for member in self.members)
+
+    @property
+    def accuracy_sd(self) -> float:
+        """Standard deviation of the members' accuracies."""
+        return stdev(member.accuracy for member in self.members)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values: the fields, ``leaky`` for ``leak``, ``looks`` for ``test_evaluations``."""
+        facts = asdict(self)
+        del facts["leak"]
+        facts |= {"leaky": self.leaky, "looks": facts.pop("test_evaluations")}
+        if not facts["members"]:
+            del facts["members"]
+            return facts
+        return facts | {"accuracy_mean": self.accuracy_mean, "accuracy_sd": self.accuracy_sd}
+
+    def __str__(self) -> str:
+        """Return accuracy with its interval, a line a genre, and where the page is."""
+        low, high = self.ci95
+        lines = [
+            f"{self.split}{', LEAKY' * self.leaky}: accuracy {self.accuracy:.3f} [{low:.3f}, {high:.3f}] of "
+            f"{self.n} clips, macro-F1 {self.macro_f1:.3f}, calibration error {self.ece:.3f}"
+        ]
+        if self.members:
+            count = len(self.members)
+            apart = self.split == "validation" and self.members[0].fold
+            lines[0] += ", each clip by a model not trained on it" if apart else f", ensemble of {count} models"
+            lines.append(f"one model: {self.accuracy_mean:.3f} ± {self.accuracy_sd:.3f} (mean ± sd of {count})")
+        if self.test_evaluations:
+            lines.append(f"test-set evaluations so far: {self.test_evaluations}")
+        width = max(map(len, self.per_genre))
+        lines += [f"{genre:<{width}}  F1 {row['f1']:.3f} of {row['support']}" for genre, row in self.per_genre.items()]
+        return "\n".join([*lines, f"report: {self.report}"])
+
+
+def evaluate(run: RunLike, features: str | Path | FeatureSet, *, split: str = "test") -> Evaluation:
+    """Score the model of a run, or the ensemble of a parent run's models, on one split of a feature set.
+
+    Runs on the GPU if there is one. The probabilities of an ensemble are the mean of its members'. On ``validation`` a
+    cross-validation is scored on all its clips, each by the model, or the ensemble of seeds, not trained on its fold.
+    The run keeps figures, two plots, the predictions and a page; the members of a parent keep their own.
 
     Parameters
     ----------
-    run_id
+    run : str or object with ``run_id``
         A training run, a trial of a sweep, or a parent run of seeds or folds.
     features
-        A finished feature set of the same genres and log-Mel recipe; not necessarily the one trained on.
+        Path or URI of a finished feature set of the same genres and log-Mel recipe; not necessarily the one trained on.
+    split
+        ``training``, ``validation`` or ``test``. Evaluations on ``test`` are counted.
 
     Returns
     -------
-    dict
-        ``run_id``, ``split``, ``n``, ``accuracy``, ``ci95`` (Wilson), ``macro_f1``, ``ece``, ``per_genre``,
-        ``confusion`` (row = true, column = predicted, in the order of ``per_genre``), ``reliability`` (bins of
-        ``confidence``, ``accuracy``, ``clips``), ``leaky``, ``looks`` (how often this test split has been looked at,
-        this look included; 0 of other splits), ``report`` (where the page is). Of a parent also ``members``
-        (``run_id``, ``seed``, ``fold``, ``accuracy`` of each), ``accuracy_mean`` and ``accuracy_sd`` over them.
+    Evaluation
+        The figures; ``print`` shows them.
 
     Raises
     ------
     InputError
-        No such run, run and feature set do not go together, or the training split is asked for of folds.
+        There is no such run, run and feature set do not go together, or the training split is asked for of folds.
+    RunError
+        The MLflow store does not answer.
+
+    Examples
+    --------
+    >>> scores = evaluate(run, "features")  # doctest: +SKIP
+    >>> scores.accuracy, scores.ci95  # doctest: +SKIP
+    (0.54, (0.505, 0.574))
     """
     feature_set = FeatureSet.open(features)
-    run = Run.find(existing_store(feature_set.folder), run_id)
-    models = read_models(run)
-    _check(models, feature_set, run_id, split)
+    found = Run.find(existing_store(feature_set.folder), run_id_of(run))
+    return _evaluate(found, read_models(found), feature_set, split)
+
+
+def evaluate_once(run: RunLike, features: str | Path | FeatureSet, *, split: str = "test") -> Evaluation:
+    """As ``evaluate``, but from kept predictions, if the run has some of these models on this split.
+
+    Then it is no further test-set evaluation; figures, plots and page are made again from the predictions.
+
+    Parameters
+    ----------
+    run : str or object with ``run_id``
+        As of ``evaluate``.
+    features
+        As of ``evaluate``.
+    split
+        As of ``evaluate``.
+
+    Returns
+    -------
+    Evaluation
+        As of ``evaluate``; ``test_evaluations`` is the number that it was.
+
+    Raises
+    ------
+    InputError
+        As ``evaluate``.
+    RunError
+        As ``evaluate``.
+    """
+    feature_set = FeatureSet.open(features)
+    found = Run.find(existing_store(feature_set.folder), run_id_of(run))
+    kept, models = Predictions.kept(found, split), read_models(found)
+    source = Source.of(feature_set, split, models[0].card.config.split)
+    if kept is None or not kept.are_of(model.run.id for model in models) or not kept.source.same_clips(source):
+        return _evaluate(found, models, feature_set, split)
+    say(f"evaluate: run {found.id} keeps its predictions of split «{split}»: no further evaluation")
+    return _published(found, models, kept, _log(found, kept))
+
+
+def _evaluate(run: Run, models: list[TrainedModel], feature_set: FeatureSet, split: str) -> Evaluation:
+    _check(models, feature_set, run.id, split)
     source = Source.of(feature_set, split, models[0].card.config.split)
     of_folds = split == "validation" and models[0].card.config.fold
-    clips = None if of_folds else held_out(feature_set, split, source.protocol)  # what cannot be read is no look
-    with looking(run, source) as (looks, witness):
+    # read before it counts: what cannot be read is no test-set evaluation
+    clips = None if of_folds else held_out(feature_set, split, source.protocol)
+    with counted_test_evaluation(run, source) as (count, logged):
         if clips is None:
-            each, whole = on_validation(models, feature_set)
+            each, whole = predict_validation(models, feature_set)
         else:
-            each = judge(models, clips, replace(source, looks=looks))
+            each = predict_clips(models, clips, replace(source, test_evaluations=count))
             whole = ensemble(models, each)
         if len(models) > 1:
-            for model, said in zip(models, each, strict=True):
-                _keep(model.run, said)
-        result = _told(run, whole)
-        if witness:
-            witness.metrics(_figures(whole.score(), split))
-    return result | {"report": report.make(run)["report"]}
+            for model, its in zip(models, each, strict=True):
+                _log(model.run, its)
+        scores = _log(run, whole)
+        if logged:
+            logged.metrics(_metrics(whole.source, scores))
+    return _published(run, models, whole, scores)
 
 
-def evaluate_once(run_id: str, features: str | Path, *, split: str = "test") -> dict[str, Any]:
-    """As ``evaluate``, but what was kept of these models on this split of this feature set is not looked at again.
-
-    Then ``looks`` is the number of the look that it was, and figures, pictures and page are made anew from it.
-    """
-    feature_set = FeatureSet.open(features)
-    run = Run.find(existing_store(feature_set.folder), run_id)
-    kept, models = Predictions.kept(run, split), read_models(run)
-    source = Source.of(feature_set, split, models[0].card.config.split)
-    if kept is None or not kept.are_of(models) or not kept.source.same_clips(source):
-        return evaluate(run_id, features, split=split)
-    say(f"evaluate: run {run_id} keeps its predictions of split «{split}»: no new look")
-    return _told(run, kept) | {"report": report.make(run)["report"]}
-
-
-def summary(result: dict[str, Any]) -> str:
-    """Say how good a run is, for a terminal."""
-    low, high = result["ci95"]
-    lines = [
-        f"{result['split']}{', LEAKY' * result['leaky']}: accuracy {result['accuracy']:.3f} [{low:.3f}, {high:.3f}] of "
-        f"{result['n']} clips, macro-F1 {result['macro_f1']:.3f}, calibration error {result['ece']:.3f}"
-    ]
-    if "members" in result:
-        count = len(result["members"])
-        apart = result["split"] == "validation" and result["members"][0]["fold"]
-        lines[0] += ", each judged by a model that has not learnt it" if apart else f", of {count} models together"
-        lines.append(f"one model: {result['accuracy_mean']:.3f} ± {result['accuracy_sd']:.3f} (mean ± sd of {count})")
-    if result["looks"]:
-        lines.append(f"looks at this test split so far: {result['looks']}")
-    width = max(map(len, result["per_genre"]))
-    for genre, row in result["per_genre"].items():
-        lines.append(f"{genre:<{width}}  F1 {row['f1']:.3f} of {row['support']}")
-    return "\n".join([*lines, f"report: {result['report']}"])
-
-
-def _check(models: Sequence[Trained], feature_set: FeatureSet, run_id: str, split: str) -> None:
+def _check(models: Sequence[TrainedModel], feature_set: FeatureSet, run_id: str, split: str) -> None:
+    """Refuse a feature set or a split that does not go with the models."""
     manifest = feature_set.manifest
+    features = f"`features={feature_set.folder}`"
     for model in models:
         if (model.card.genres, model.card.spec) != (manifest.genres, manifest.spec):
-            what = "other genres or another log-Mel recipe"
-            raise InputError(f"--features {feature_set.folder}: {what} than run {run_id} was trained on")
-        if model.card.config.split == "random" and model.card.fingerprint != manifest.fingerprint:
             raise InputError(
-                f"--features {feature_set.folder}: run {run_id} drew its split at random from another feature set"
+                f"{features}: other genres or another log-Mel recipe than run {run_id} was trained on; "
+                "take the feature set of its training"
             )
+        if model.card.config.split == "random" and model.card.fingerprint != manifest.fingerprint:
+            raise InputError(f"{features}: run {run_id} drew its split at random from another feature set; take that")
         if split == "training" and model.card.config.fold:
-            raise InputError(f"--split training: run {run_id} is of folds, each with its own; take another split")
+            raise InputError(
+                f"`split=training`: run {run_id} is of folds, each with its own training clips; take another split"
+            )
         if split == "validation" and model.card.config.fold and model.card.fingerprint != manifest.fingerprint:
-            raise InputError(f"--features {feature_set.folder}: the folds of run {run_id} are of another feature set")
+            raise InputError(f"{features}: the folds of run {run_id} are of another feature set; take that")
 
 
-def _told(run: Run, whole: Predictions) -> dict[str, Any]:
-    """Keep what was predicted with the run, and say it as ``evaluate`` does, but for the page."""
-    source, scores = whole.source, _keep(run, whole)
-    result = {"run_id": run.id, "split": source.split, **asdict(scores)}
-    result |= {"leaky": bool(source.leak), "looks": source.looks}
-    if source.members:
-        accuracies = [member.accuracy for member in source.members]
-        spread = {"accuracy_mean": mean(accuracies), "accuracy_sd": stdev(accuracies)}
-        run.metrics({f"{source.split}_{name}": value for name, value in spread.items()})
-        result |= {"members": [asdict(member) for member in source.members], **spread}
-    return result
-
-
-def _keep(run: Run, predictions: Predictions) -> Scores:
-    """Give a run its figures and pictures of a split, and the predictions that they are of."""
+def _log(run: Run, predictions: Predictions) -> Scores:
+    """Keep predictions with a run: the table, the figures, two plots, and the tag of a leak."""
     source, scores = predictions.source, predictions.score()
     predictions.keep(run)
-    run.metrics(_figures(scores, source.split))
-    run.figure(pictures.confusion_matrix(scores, source.title), f"pictures/confusion_{source.split}.png")
-    run.figure(pictures.reliability(scores, source.title), f"pictures/reliability_{source.split}.png")
+    run.metrics(_metrics(source, scores))
+    run.figure(figures.confusion_matrix(scores, source.title), f"pictures/confusion_{source.split}.png")
+    run.figure(figures.reliability(scores, source.title), f"pictures/reliability_{source.split}.png")
     if source.leak:
         run.tag({LEAKY_TAG: "true"})
     return scores
 
 
-def _figures(scores: Scores, split: str) -> dict[str, float]:
+def _published(run: Run, models: list[TrainedModel], predictions: Predictions, scores: Scores) -> Evaluation:
+    """Make the run's page, and the result."""
+    source = predictions.source
+    page = run_page.make(run, models=models, predictions=predictions)
+    return Evaluation(
+        **vars(scores),
+        run_id=run.id,
+        split=source.split,
+        leak=source.leak,
+        test_evaluations=source.test_evaluations,
+        members=source.members,
+        report=page.report,
+    )
+
+
+def _metrics(source: Source, scores: Scores) -> dict[str, float]:
+    """Figures by their names in MLflow.
+
+    ``val_accuracy`` of a parent of seeds is the mean of its models: their ensemble is ``val_ensemble_accuracy``.
+    """
+    prefix, accuracies = SPLITS[source.split], [member.accuracy for member in source.members]
+    spread = {"accuracy_mean": mean(accuracies), "accuracy_sd": stdev(accuracies)} if accuracies else {}
     low, high = scores.ci95
-    figures = {"accuracy": scores.accuracy, "ci95_low": low, "ci95_high": high}
-    figures |= {"macro_f1": scores.macro_f1, "ece": scores.ece, "clips": scores.n}
-    return {f"{split}_{name}": value for name, value in figures.items()}
+    values = {"accuracy": scores.accuracy, "ci95_low": low, "ci95_high": high}
+    values |= {"macro_f1": scores.macro_f1, "ece": scores.ece, "clips": scores.n}
+    voting = len({member.fold for member in source.members}) < len(source.members)
+    of_scores = f"{prefix}_ensemble" if voting and source.split != "test" else prefix
+    named = {f"{of_scores}_{name}": value for name, value in values.items()}
+    return named | {f"{prefix}_{name}": value for name, value in spread.items()}

@@ -1,4 +1,4 @@
-"""Figures that people look at: learning curves, confusion matrix, calibration, spectrograms, mistakes.
+"""Plots: learning curves, confusion matrix, calibration, spectrograms, mistakes.
 
 Shape suffixes: N clips, F mel bands, T frames, G genres.
 """
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from mgc.evaluation.metrics import BINS, wilson
+from mgc.pages.plots import GREY, TRAINING, VALIDATION, plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,21 +26,38 @@ if TYPE_CHECKING:
 
     History: TypeAlias = Sequence[Mapping[str, float]]
 
-TRAINING, VALIDATION = "#4477AA", "#CC6677"  # P. Tol's colour-blind safe pair
-GREY = "0.45"
-
 
 def learning_curves(history: History, best_epoch: int) -> Figure:
-    """Loss and accuracy over epochs, training against validation, with the kept epoch marked."""
-    return _curves([(history, best_epoch)])
+    """Plot loss and accuracy over epochs, training against validation, with the kept epoch marked.
+
+    Parameters
+    ----------
+    history
+        A dict an epoch: ``epoch``, ``train_loss``, ``val_loss``, ``train_accuracy``, ``val_accuracy``.
+    best_epoch
+        The epoch that was kept.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Loss above accuracy.
+    """
+    return member_curves([(history, best_epoch)])
 
 
 def member_curves(members: Sequence[tuple[History, int]]) -> Figure:
-    """Learning curves of several models, each by its history and its kept epoch, over each other."""
-    return _curves(members)
+    """Plot the learning curves of several models over each other, faintly.
 
+    Parameters
+    ----------
+    members
+        ``history`` and ``best_epoch`` of each, as ``learning_curves`` takes them.
 
-def _curves(members: Sequence[tuple[History, int]]) -> Figure:
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Loss above accuracy.
+    """
     figure = Figure(figsize=(5.4, 5.6), layout="constrained")
     faint = 1.0 if len(members) == 1 else 0.45
     for axes, what in zip(figure.subplots(2, 1, sharex=True), ("loss", "accuracy"), strict=True):
@@ -48,7 +66,7 @@ def _curves(members: Sequence[tuple[History, int]]) -> Figure:
             for split, colour in (("train", TRAINING), ("val", VALIDATION)):
                 values = [point[f"{split}_{what}"] for point in history]
                 axes.plot(epochs, values, "o-", ms=3, color=colour, alpha=faint)
-            axes.axvline(best_epoch, color="0.6", lw=1, ls="--", alpha=faint)
+            axes.axvline(best_epoch, color=GREY, lw=1, ls="--", alpha=faint)
         axes.set_ylabel(what)
         axes.xaxis.get_major_locator().set_params(integer=True)
         plain(axes)
@@ -56,13 +74,26 @@ def _curves(members: Sequence[tuple[History, int]]) -> Figure:
     for split, colour in (("training", TRAINING), ("validation", VALIDATION)):
         axes.plot([], [], "o-", ms=3, color=colour, label=split)
     kept = f"kept: epoch {members[0][1]}" if len(members) == 1 else "kept epochs"
-    axes.plot([], [], color="0.6", lw=1, ls="--", label=kept)
+    axes.plot([], [], color=GREY, lw=1, ls="--", label=kept)
     figure.legend(loc="outside upper left", ncols=3, frameon=False, handlelength=1.5, columnspacing=1.2)
     return figure
 
 
 def confusion_matrix(scores: Scores, split: str) -> Figure:
-    """True against predicted genre: colour is the share of the true genre, the figure in a cell is the clips."""
+    """Plot true against predicted genres: a cell's number counts clips, its colour is their share of the true genre.
+
+    Parameters
+    ----------
+    scores
+        Of the split.
+    split
+        Its name, for the title.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        A matrix with a row for each true genre.
+    """
     genres = list(scores.per_genre)
     counts = np.array(scores.confusion)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -82,9 +113,21 @@ def confusion_matrix(scores: Scores, split: str) -> Figure:
 
 
 def reliability(scores: Scores, split: str) -> Figure:
-    """Accuracy against confidence (a perfectly calibrated model is on the diagonal), and the clips at each confidence.
+    """Plot accuracy against confidence, bin by bin of the calibration error, and the clips in each bin.
 
-    A point is a bin of the calibration error; its bar is Wilson's 95 % interval of the accuracy.
+    A perfectly calibrated model is on the diagonal. Error bars are Wilson's 95 % interval of the accuracy.
+
+    Parameters
+    ----------
+    scores
+        Of the split.
+    split
+        Its name, for the title.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Accuracy above a histogram of the confidence.
     """
     figure = Figure(figsize=(5.4, 5.6), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
@@ -112,7 +155,24 @@ def reliability(scores: Scores, split: str) -> Figure:
 
 
 def spectrograms(clips: Clips, genres: tuple[str, ...], spec: LogMelSpec, columns: int = 3) -> Figure:
-    """Some log-Mel spectrograms of each genre, a row a genre, on one colour scale; only these are read."""
+    """Plot some log-Mel spectrograms of each genre, a row a genre, on one colour scale; only these are read.
+
+    Parameters
+    ----------
+    clips
+        Clips to choose from, in memory or in their shards.
+    genres
+        Names of the labels.
+    spec
+        The recipe of the spectrograms.
+    columns
+        Clips of each genre, at most.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The grid of spectrograms.
+    """
     columns = min(columns, int(np.bincount(clips.labels_N).max()))
     shown = [np.flatnonzero(clips.labels_N == label)[:columns] for label in range(len(genres))]
     mel_NFT = iter(clips.mel_NFT[np.concatenate(shown)])
@@ -132,14 +192,23 @@ def spectrograms(clips: Clips, genres: tuple[str, ...], spec: LogMelSpec, column
 
 
 def mistakes(clips: Clips, probabilities_NG: NDArray[np.float32], genres: tuple[str, ...], spec: LogMelSpec) -> Figure:
-    """The spectrogram of each clip, numbered from 1, with its true genre, the predicted one and how sure the model was.
+    """Plot the spectrogram of each wrongly predicted clip, with true genre, predicted genre and confidence.
 
     Parameters
     ----------
     clips
-        The mistakes, the most confident first.
+        The clips, the most confident mistake first; they are numbered from 1.
     probabilities_NG : np.ndarray [shape=(N, G)]
-        What the model said of them.
+        Their predicted probabilities.
+    genres
+        Names of the labels.
+    spec
+        The recipe of the spectrograms.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        A row for each clip.
     """
     figure = Figure(figsize=(5.4, 1.45 * len(clips) + 0.4), layout="constrained")
     grid = figure.subplots(len(clips), 1, sharex=True, squeeze=False)[:, 0]
@@ -165,10 +234,3 @@ def _spectrogram(axes: Axes, mel_FT: NDArray[np.float16], spec: LogMelSpec) -> A
         vmax=3,
         extent=(0, spec.seconds, 0, spec.n_mels),
     )
-
-
-def plain(axes: Axes) -> None:
-    """Give axes the look of all figures."""
-    axes.grid(alpha=0.25)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)

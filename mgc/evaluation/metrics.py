@@ -1,4 +1,4 @@
-"""How good a set of predictions is, and whether another is better, with the uncertainty of both.
+"""Metrics of predictions with their uncertainty, and of differences between models.
 
 Shape suffixes: N clips, G genres, S seeds, K kinds of clip, R resamples.
 """
@@ -68,7 +68,7 @@ class Paired:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and how far it can be trusted."""
+    """A mean and its 95 % interval."""
 
     mean: float
     ci95: tuple[float, float]
@@ -80,7 +80,7 @@ class Estimate:
 
 
 def score(labels_N: NDArray[np.int64], probabilities_NG: NDArray[np.float32], genres: tuple[str, ...]) -> Scores:
-    """Score the most probable genres against the true ones, and the probabilities against how often they are right.
+    """Score the most probable genres against the true ones, and the calibration of the probabilities.
 
     A genre that is neither there nor predicted has precision, recall and F1 of 0, as in scikit-learn.
 
@@ -90,6 +90,13 @@ def score(labels_N: NDArray[np.int64], probabilities_NG: NDArray[np.float32], ge
         True genres, as places in ``genres``.
     probabilities_NG : np.ndarray [shape=(N, G)]
         Rows that sum to 1.
+    genres
+        Names of the labels.
+
+    Returns
+    -------
+    Scores
+        The figures.
     """
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
@@ -115,9 +122,21 @@ def score(labels_N: NDArray[np.int64], probabilities_NG: NDArray[np.float32], ge
 
 
 def bins(confidence_N: NDArray[np.float32], right_N: NDArray[np.bool_]) -> tuple[Bin, ...]:
-    """Clips by confidence, in ``BINS`` bins of equal width, each with its upper edge; bins without clips are left out.
+    """Sort clips by confidence into ``BINS`` bins of equal width; a bin holds its upper edge.
 
     C. Guo, G. Pleiss, Y. Sun, K. Q. Weinberger: «On Calibration of Modern Neural Networks» (ICML 2017), section 2.
+
+    Parameters
+    ----------
+    confidence_N : np.ndarray [shape=(N,)]
+        Probability of the predicted genre.
+    right_N : np.ndarray [shape=(N,), dtype=bool]
+        Whether it is the true one.
+
+    Returns
+    -------
+    tuple of Bin
+        The bins that have clips, by confidence.
     """
     confidence_N = confidence_N.astype(np.float64)
     bin_N = np.digitize(confidence_N, np.linspace(0, 1, BINS + 1)[1:-1], right=True)
@@ -130,7 +149,19 @@ def bins(confidence_N: NDArray[np.float32], right_N: NDArray[np.bool_]) -> tuple
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a proportion (E. B. Wilson, JASA 1927); unlike the normal one it stays in [0, 1].
+    """Compute Wilson's 95 % interval of a proportion (E. B. Wilson, JASA 1927); unlike the normal one it is in [0, 1].
+
+    Parameters
+    ----------
+    successes
+        How often it happened.
+    n
+        Of how many.
+
+    Returns
+    -------
+    tuple of float
+        Lower and upper bound.
 
     Examples
     --------
@@ -155,6 +186,11 @@ def paired(right_a_N: NDArray[np.bool_], right_b_N: NDArray[np.bool_]) -> Paired
     ----------
     right_a_N, right_b_N : np.ndarray [shape=(N,), dtype=bool]
         Whether each model has each clip right, the clips in the same order.
+
+    Returns
+    -------
+    Paired
+        Difference, interval and p.
     """
     from scipy.stats import binomtest
 
@@ -169,20 +205,25 @@ def paired(right_a_N: NDArray[np.bool_], right_b_N: NDArray[np.bool_]) -> Paired
 
 
 def over_seeds(values_SN: NDArray[np.int64], shifts_S: NDArray[np.float64] | None = None) -> Estimate:
-    """The mean over seeds and clips, for other seeds and other clips than these.
+    """Estimate a mean over seeds and clips, with an interval that counts both as samples.
 
-    All seeds have the same clips, so the two are crossed: the bootstrap draws both anew, apart from each other, and a
-    resample has every drawn clip of every drawn seed (A. B. Owen, «The pigeonhole bootstrap», Annals of Applied
-    Statistics 2007; it is never too narrow for many of both). What few seeds lack in spread is made good: their drawn
-    shares are moved away from the mean by √(S / (S − 1)). Clips that all seeds take alike are one kind, so their draw
-    is a multinomial one of the kinds. Of one seed, the interval is over clips alone.
+    All seeds have the same clips, so the two are crossed: the bootstrap resamples both, independently, and a resample
+    has every drawn clip of every drawn seed (A. B. Owen, «The pigeonhole bootstrap», Annals of Applied Statistics 2007;
+    it is never too narrow for many of both). The bias of few seeds is corrected: their drawn shares are moved away from
+    the mean by √(S / (S − 1)). Clips with the same values in all seeds are one kind, so that their draw is a
+    multinomial one of the kinds. Of one seed, the interval is over clips alone.
 
     Parameters
     ----------
     values_SN : np.ndarray [shape=(S, N), dtype=int]
-        Something small of each clip and seed: right or not, or the difference of two models of one seed.
+        A small whole number for each seed and clip: right or not, or the difference of two models of one seed.
     shifts_S : np.ndarray [shape=(S,)]
-        Something of each seed as a whole, which is added.
+        Added to the values of each seed; zero by default.
+
+    Returns
+    -------
+    Estimate
+        The mean and its interval.
     """
     seeds, n = values_SN.shape
     shifts_S = np.zeros(seeds) if shifts_S is None else shifts_S

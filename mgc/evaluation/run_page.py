@@ -1,85 +1,93 @@
-"""One self-contained page about a run: the claim and what it rests on, from what the run keeps.
+"""One self-contained page about a run: its figures and what they rest on, from what the run keeps.
 
-The test split is shown if it was evaluated; otherwise the clips that the run was validated on, which is no look at it.
+The test split is shown if it was evaluated; otherwise the run's validation clips, which is no test-set evaluation.
 """
 
 from __future__ import annotations
 
 from contextlib import suppress
-from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mgc.config import PRESETS, member_name
+from mgc.config import TrainConfig, member_name
 from mgc.core.errors import MgcError
-from mgc.core.storage import Folder
 from mgc.dataset import clips as clips_of
-from mgc.evaluation import figures as pictures
-from mgc.evaluation.predictions import Predictions, on_validation, read_models
+from mgc.evaluation import figures
+from mgc.evaluation.predictions import Predictions
+from mgc.evaluation.trained_models import predict_validation, read_models
 from mgc.features.feature_set import FeatureSet
-from mgc.pages import html as page
-from mgc.sweep import sweep_page as sweep_report
-from mgc.tracking.runs import FEATURES_TAG, STEP_TAG, Run, flatten
-from mgc.tracking.store import existing_store
+from mgc.pages import html
+from mgc.tracking.metric_names import EPOCH
+from mgc.tracking.runs import FEATURES_TAG, flatten
 
 if TYPE_CHECKING:
-    from mgc.evaluation.predictions import Trained
-    from mgc.tracking.runs import Record
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from mgc.evaluation.trained_models import TrainedModel
+    from mgc.pages.html import Page
+    from mgc.tracking.runs import Record, Run
 
 TEMPLATE = "run.html.j2"
 MISTAKES = 6
 """Most confident mistakes that are shown."""
-CURVES = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
+CURVES = tuple(f"{EPOCH}{name}" for name in ("train_loss", "val_loss", "train_accuracy", "val_accuracy"))
 
 
-def report(run_id: str, *, out: Path | None = None) -> dict[str, Any]:
-    """Make the page of a training run, a trial, a parent run of seeds or folds, or a sweep; keep it as ``report.html``.
+def make(
+    run: Run,
+    out: Path | None = None,
+    *,
+    models: Sequence[TrainedModel] | None = None,
+    predictions: Predictions | None = None,
+) -> Page:
+    """Make the page of a training run, a trial, or a parent run of seeds or folds, and log it as ``report.html``.
 
     Parameters
     ----------
+    run
+        The run.
     out
         Write the page to this file too.
+    models
+        The run's models, where they were read already.
+    predictions
+        Predictions that the run keeps, where they were read already.
 
     Returns
     -------
-    dict
-        ``run_id``, ``split`` (that the page shows: ``test``, ``validation``, or None where neither can be had),
-        ``report`` (where the run keeps the page), ``out`` (the file, or None).
+    Page
+        Where the page is, and the split that it shows: ``test``, ``validation``, or None where neither can be had.
 
     Raises
     ------
     InputError
-        There is no such run, it has no model, or ``out`` cannot be written.
+        The run has no model, or ``out`` cannot be written.
     """
-    return make(Run.find(existing_store(Folder.at(Path.cwd())), run_id), out)
+    record, models = run.record(), models or read_models(run)
+    shown = None
+    for split in ("test", "validation"):
+        known = predictions if predictions and predictions.source.split == split else None
+        shown = shown or known or Predictions.kept(run, split)
+    shown = shown or _validated(models, record)
+    return html.keep(run, _render(run, record, models, shown), out, shown.source.split if shown else None)
 
 
-def make(run: Run, out: Path | None = None) -> dict[str, Any]:
-    """As ``report``, of a run that is found already."""
-    record = run.record()
-    if record.tags.get(STEP_TAG) == "tune":
-        return sweep_report.make(run, out) | {"split": "validation"}
-    models = read_models(run)
-    predictions = Predictions.kept(run, "test") or Predictions.kept(run, "validation") or _validated(models, record)
-    kept = page.keep(run, _render(run, record, models, predictions), out)
-    return kept | {"split": predictions and predictions.source.split}
-
-
-def _validated(models: list[Trained], record: Record) -> Predictions | None:
-    """What the models say of their validation clips; None if the feature set that they were trained on is not there."""
+def _validated(models: Sequence[TrainedModel], record: Record) -> Predictions | None:
+    """Predictions on the validation clips; None if the feature set that the models were trained on is not there."""
     feature_set = _feature_set(record.tags.get(FEATURES_TAG, ""), models[0].card.fingerprint)
     if feature_set:
         with suppress(MgcError):  # shards are missing
-            return on_validation(models, feature_set)[1]
+            return predict_validation(models, feature_set)[1]
     return None
 
 
-def _feature_set(place: str, fingerprint: str) -> FeatureSet | None:
-    """The feature set at a place, if it is still the one of this fingerprint."""
+def _feature_set(location: str, fingerprint: str) -> FeatureSet | None:
+    """The feature set of a location, if it is still the one of this fingerprint."""
     try:
-        found = FeatureSet.open(place)
+        found = FeatureSet.open(location)
     except MgcError:
         return None
     return found if found.manifest.fingerprint == fingerprint else None
@@ -88,15 +96,15 @@ def _feature_set(place: str, fingerprint: str) -> FeatureSet | None:
 # What is on the page
 
 
-def _render(run: Run, record: Record, models: list[Trained], predictions: Predictions | None) -> str:
+def _render(run: Run, record: Record, models: Sequence[TrainedModel], predictions: Predictions | None) -> str:
     facts: dict[str, Any] = {
-        **page.heading(record),
+        **html.heading(record),
         "kind": f"{len(models)} models" if len(models) > 1 else "one model",
         "notes": _notes(models, predictions),
         "curves": _curves(models),
         "settings": _settings(models),
-        "settings_note": "Marked: what differs from the preset baseline.",
-        "origin": page.origin(run, record, _data(record, models, predictions)),
+        "settings_note": "Marked: what differs from the preset plain_cnn.",
+        "origin": html.origin(run, record, _data(record, models, predictions)),
     }
     if predictions:
         source, scores = predictions.source, predictions.score()
@@ -105,27 +113,27 @@ def _render(run: Run, record: Record, models: list[Trained], predictions: Predic
             "scores": scores,
             "commonest": max(row["support"] for row in scores.per_genre.values()) / scores.n,
             "members": _members(models, predictions),
-            "reliability": page.data_uri(pictures.reliability(scores, source.title)),
+            "reliability": html.data_uri(figures.reliability(scores, source.title)),
             "mistakes": _mistakes(predictions),
         }
         if source.members:
             accuracies = [member.accuracy for member in source.members]
             facts |= {"mean": mean(accuracies), "sd": stdev(accuracies)}
-    return page.render(TEMPLATE, facts)
+    return html.render(TEMPLATE, facts)
 
 
-def _notes(models: list[Trained], predictions: Predictions | None) -> list[str]:
-    """What one must know to read the claim."""
+def _notes(models: Sequence[TrainedModel], predictions: Predictions | None) -> list[str]:
+    """Sentences that say how to read the figures."""
     if predictions is None:
         return ["The test split is not evaluated, and the feature set to compute validation figures from is gone."]
     source, notes = predictions.source, []
     if source.split == "test":
-        notes.append(f"Look {source.looks} at this test split, counted over all runs.")
+        notes.append(f"Test-set evaluation {source.test_evaluations} on this test set, counted over all runs.")
     else:
         chose = " They chose the epoch that is kept, which flatters." if models[0].card.config.keep == "best" else ""
         notes.append(f"The test split is not evaluated: these are validation clips.{chose}")
     if source.split == "validation" and models[0].card.config.fold:
-        notes.append("Each clip is judged by a model that has not learnt from it.")
+        notes.append("Each clip is predicted by a model that was not trained on it.")
     elif source.members:
         notes.append(f"The probabilities are the mean of those of {len(source.members)} models.")
     if any(model.card.fingerprint != source.fingerprint for model in models):
@@ -133,26 +141,29 @@ def _notes(models: list[Trained], predictions: Predictions | None) -> list[str]:
     return notes
 
 
-def _members(models: list[Trained], predictions: Predictions) -> list[dict[str, Any]]:
-    figures = {model.run.id: model.card.figures for model in models}
+def _members(models: Sequence[TrainedModel], predictions: Predictions) -> list[dict[str, Any]]:
+    of_training = {model.run.id: model.card.figures for model in models}
     return [
         {
             "name": member_name(member.seed, member.fold),
             "accuracy": member.accuracy,
-            "val_accuracy": figures.get(member.run_id, {}).get("val_accuracy"),
-            "best_epoch": figures.get(member.run_id, {}).get("best_epoch"),
+            "val_accuracy": of_training.get(member.run_id, {}).get("val_accuracy"),
+            "best_epoch": of_training.get(member.run_id, {}).get("best_epoch"),
             "run_id": member.run_id,
         }
         for member in predictions.source.members
     ]
 
 
-def _curves(models: list[Trained]) -> str | None:
-    drawn = [(model.run.history(CURVES), int(model.card.figures.get("best_epoch", 0))) for model in models]
-    drawn = [(history, best_epoch) for history, best_epoch in drawn if history]
-    if not drawn:
-        return None
-    return page.data_uri(pictures.learning_curves(*drawn[0]) if len(drawn) == 1 else pictures.member_curves(drawn))
+def _curves(models: Sequence[TrainedModel]) -> str | None:
+    """The learning curves of the models, as an image."""
+    drawn = []
+    for model in models:
+        points = model.run.history(CURVES)
+        history = [{name.removeprefix(EPOCH): value for name, value in point.items()} for point in points]
+        if history:
+            drawn.append((history, int(model.card.figures.get("best_epoch", 0))))
+    return html.data_uri(figures.member_curves(drawn)) if drawn else None
 
 
 def _mistakes(predictions: Predictions) -> dict[str, Any]:
@@ -175,24 +186,24 @@ def _mistakes(predictions: Predictions) -> dict[str, Any]:
             place = {track_id: row for row, track_id in enumerate(clips.track_ids_N.tolist())}
             shown = clips.take(np.array([place[track_id] for track_id in predictions.track_ids_N[rows_B].tolist()]))
             spec = feature_set.manifest.spec
-            figure = pictures.mistakes(shown, predictions.probabilities_NG[rows_B], source.genres, spec)
-            picture = page.data_uri(figure, "webp")  # a tenth of what spectrograms take in an SVG
+            figure = figures.mistakes(shown, predictions.probabilities_NG[rows_B], source.genres, spec)
+            picture = html.data_uri(figure, "webp")  # a tenth of what spectrograms take in an SVG
     return {"listed": listed, "picture": picture, "wrong": int((~predictions.right).sum())}
 
 
-def _settings(models: list[Trained]) -> list[dict[str, Any]]:
-    """Every field of the configuration, and what the baseline has where it differs."""
+def _settings(models: Sequence[TrainedModel]) -> list[dict[str, Any]]:
+    """Every field of the configuration, with the value of the preset plain_cnn where it differs."""
     leaves = [flatten(model.card.config.to_dict()) for model in models]
     rows = []
-    for name, plain in flatten(PRESETS["baseline"].to_dict()).items():
+    for name, plain in flatten(TrainConfig().to_dict()).items():  # the defaults of all fields are that preset
         values = list(dict.fromkeys(str(each[name]) for each in leaves))
-        note = f"baseline: {plain}" if values != [str(plain)] else None
+        note = f"plain_cnn: {plain}" if values != [str(plain)] else None
         rows.append({"name": name, "value": "; ".join(values), "note": note})
     return rows
 
 
-def _data(record: Record, models: list[Trained], predictions: Predictions | None) -> dict[str, str]:
-    """What was trained and evaluated on."""
+def _data(record: Record, models: Sequence[TrainedModel], predictions: Predictions | None) -> dict[str, str]:
+    """The feature sets of training and evaluation."""
     fingerprint = models[0].card.fingerprint
     facts = {"trained on": f"{record.tags.get(FEATURES_TAG, '?')}, fingerprint {fingerprint}"}
     if predictions and predictions.source.fingerprint != fingerprint:

@@ -1,9 +1,10 @@
-"""What all pages share: one look, pictures inside them, what is said of their origin, and where they are kept."""
+"""What all HTML pages share: templates, embedded plots, the heading and origin of a run, and where a page is kept."""
 
 from __future__ import annotations
 
 import base64
 import io
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,6 +13,7 @@ import jinja2
 
 from mgc.core.atomic_files import write_text
 from mgc.core.errors import InputError
+from mgc.core.results import Result
 from mgc.tracking.provenance import COMMIT_TAG, DIRTY_TAG, VERSION_TAG
 from mgc.tracking.runs import STEP_TAG
 
@@ -24,33 +26,75 @@ if TYPE_CHECKING:
     from mgc.tracking.runs import Record, Run
 
 PAGE = "report.html"
-"""The artifact."""
+"""The artifact of a run that is its page."""
 
 
-def keep(run: Run, page: str, out: Path | None) -> dict[str, Any]:
-    """Keep a page with its run, in place of an earlier one, and write it to a file too.
+@dataclass(frozen=True)
+class Page(Result):
+    """A page that was made."""
+
+    run_id: str
+    """The run that it is about."""
+    split: str | None
+    """The split that it shows figures of; None where there are none."""
+    report: str
+    """Address of the page among the run's artifacts."""
+    out: str | None
+    """The file that the page was written to as well, if any."""
+
+    def __str__(self) -> str:
+        """Return a line for each field."""
+        return "\n".join(f"{name:<6}  {value}" for name, value in self.to_dict().items())
+
+
+def keep(run: Run, page: str, out: Path | None, split: str | None) -> Page:
+    """Log a page with its run, in place of an earlier one, and write it to a file too.
+
+    Parameters
+    ----------
+    run
+        The run that the page is about.
+    page
+        The HTML text.
+    out
+        A file to write as well.
+    split
+        The split that the page shows figures of.
 
     Returns
     -------
-    dict
-        ``run_id``, ``report`` (where the run keeps the page), ``out`` (the file, or None).
+    Page
+        Where the page is.
 
     Raises
     ------
     InputError
-        The file cannot be written.
+        ``out`` cannot be written.
     """
     run.text(page, PAGE)
     if out is not None:
         try:
             write_text(page, out)
         except OSError as error:
-            raise InputError(f"--out {out}: cannot be written ({error.strerror or error})") from None
-    return {"run_id": run.id, "report": run.artifact_uri(PAGE), "out": out and str(out)}
+            raise InputError(f"`out={out}`: cannot be written ({error.strerror or error})") from None
+    return Page(run.id, split, run.artifact_uri(PAGE), str(out) if out else None)
 
 
 def render(template: str, facts: Mapping[str, Any]) -> str:
-    """A page from its template; all that is put in is text."""
+    """Render a page.
+
+    Parameters
+    ----------
+    template
+        File name in ``mgc/pages/templates``.
+    facts
+        The template's variables; texts are escaped.
+
+    Returns
+    -------
+    str
+        The HTML text.
+    """
     loader = jinja2.FunctionLoader(lambda name: (resources.files("mgc.pages") / "templates" / name).read_text())
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["percent"] = "{:.1%}".format
@@ -59,17 +103,32 @@ def render(template: str, facts: Mapping[str, Any]) -> str:
 
 
 def points(difference: float) -> str:
-    """A difference of accuracies in points: ``+2.1``."""
+    """Format a difference of accuracies in percentage points: ``+2.1``."""
     return f"{round(100 * difference, 1) + 0.0:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def heading(record: Record) -> dict[str, str]:
-    """Name, step and start of a run."""
+    """Return name, step and start of a run, which head its page."""
     return {"name": record.name, "step": record.tags.get(STEP_TAG, "run"), "started": _started(record)}
 
 
 def origin(run: Run, record: Record, data: Mapping[str, str]) -> dict[str, str]:
-    """The run, what is known of its data, its code and the libraries."""
+    """Describe where the figures of a page come from.
+
+    Parameters
+    ----------
+    run
+        The run.
+    record
+        What the store has on it.
+    data
+        Facts about its data, by name.
+
+    Returns
+    -------
+    dict
+        Run, start, data, commit and versions of the libraries, by name.
+    """
     tags = record.tags
     changed = " (changed since)" if tags.get(DIRTY_TAG) == "true" else ""
     versions = sorted(name for name in tags if name.startswith(VERSION_TAG))
@@ -87,7 +146,20 @@ def _started(record: Record) -> str:
 
 
 def data_uri(figure: Figure, kind: Literal["svg", "webp"] = "svg") -> str:
-    """A picture as an address that holds it."""
+    """Encode a plot as a ``data:`` address.
+
+    Parameters
+    ----------
+    figure
+        The plot.
+    kind
+        ``svg``, or ``webp`` for what is big as an SVG.
+
+    Returns
+    -------
+    str
+        For the ``src`` of an ``img``.
+    """
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, dpi=180)
     mime = {"svg": "svg+xml", "webp": "webp"}[kind]

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
-from mgc.evaluation.figures import GREY, TRAINING, VALIDATION, plain
+from mgc.pages.plots import GREY, TRAINING, VALIDATION, plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -199,8 +199,8 @@ class _Proposer(Searcher):  # type: ignore[misc]
 
 def _accuracies(trial: Trial) -> dict[int, float]:
     """The best validation accuracy so far, by epoch, of a trial of an earlier process."""
-    points = trial.run.history(("val_accuracy",)) if trial.run else []
-    best = itertools.accumulate((point["val_accuracy"] for point in points), max)
+    points = trial.run.history(("epoch/val_accuracy",)) if trial.run else []
+    best = itertools.accumulate((point["epoch/val_accuracy"] for point in points), max)
     return {int(point["epoch"]): value for point, value in zip(points, best, strict=True)}
 
 

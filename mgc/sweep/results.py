@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from mgc.tracking.runs import Record
 
+VAL = "epoch/val_accuracy"
 SPACE, BASE = "space.json", "base.json"
 """Artifacts of a sweep: what it searched, and the configuration that its trials change."""
 
@@ -232,8 +233,8 @@ def _trial(run: Run, record: Record, space: Space) -> Trial:
         for each in space.dimensions
         if each.field in record.params and (value := each.read(record.params[each.field])) is not None
     }
-    history = [point for point in run.history(("val_accuracy",)) if math.isfinite(point["val_accuracy"])]
-    curve = tuple(point["val_accuracy"] for point in history)
+    history = [point for point in run.history((VAL,)) if math.isfinite(point[VAL])]
+    curve = tuple(point[VAL] for point in history)
     return Trial(
         run.id,
         record.name,
@@ -242,8 +243,8 @@ def _trial(run: Run, record: Record, space: Space) -> Trial:
         values,
         tuple(int(point["epoch"]) for point in history),
         curve,
-        record.metrics.get("best_val_accuracy", max(curve, default=None)),
-        record.metrics.get("best_gap"),
+        record.metrics.get("val_accuracy", max(curve, default=None)),
+        record.metrics.get("gap"),
     )
 
 
@@ -278,9 +279,9 @@ def _models(run: Run) -> tuple[Model, ...]:
     models = []
     for child in run.children():
         record, kept = child.record(), Predictions.kept(child, "validation")
-        if kept is not None and {"seed"} <= record.params.keys() and "best_train_accuracy" in record.metrics:
+        if kept is not None and {"seed"} <= record.params.keys() and "train_accuracy" in record.metrics:
             order = np.argsort(kept.track_ids_N)
-            seed, train_accuracy = int(record.params["seed"]), record.metrics["best_train_accuracy"]
+            seed, train_accuracy = int(record.params["seed"]), record.metrics["train_accuracy"]
             models.append(Model(child.id, seed, train_accuracy, kept.track_ids_N[order], kept.right[order]))
     return tuple(sorted(models, key=lambda model: model.seed))
 

@@ -177,15 +177,15 @@ class Trial:
         config = {**task.course[0][1], "seed": task.seed}
         facts = json.dumps([task.parent, self.name, config])  # its process may die before it has noted the run
         key = hashlib.sha256(facts.encode()).hexdigest()
-        run = Run.take_up(self.sweep.uri, tracking.EXPERIMENT, key) or Run.start(
+        run, _ = Run.resume_or_start(
             self.sweep.uri,
             tracking.EXPERIMENT,
+            key,
             name=self.name,
             step="trial",
             config=config,
             parent=task.parent,
             tags={LEAKY_TAG: "true"} if leak else {},
-            key=key,
         )
         run.features(Folder.at(self.sweep.features), self.sweep.fingerprint, "training")
         write_text(run.id, self.folder / RUN_ID)

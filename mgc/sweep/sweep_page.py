@@ -33,7 +33,7 @@ PICTURE = "pictures/sweep.png"
 """The artifact: the sweep in one picture."""
 
 
-def make(run: Run, out: Path | None = None) -> dict[str, Any]:
+def make(run: Run, out: Path | None = None) -> page.Page:
     """Make the page of a sweep, by its parent run, and keep it as ``report.html``, and the sweep in one picture.
 
     Parameters
@@ -54,9 +54,9 @@ def make(run: Run, out: Path | None = None) -> dict[str, Any]:
     return publish(read(run), out)
 
 
-def publish(view: SweepView, out: Path | None = None) -> dict[str, Any]:
+def publish(view: SweepView, out: Path | None = None) -> page.Page:
     """As ``make``, of a sweep that is read already."""
-    kept = page.keep(view.run, page.render(TEMPLATE, _facts(view)), out)
+    kept = page.keep(view.run, page.render(TEMPLATE, _facts(view)), out, "validation")
     if _reached(view):
         view.run.figure(pictures.overview(view), PICTURE)
     return kept

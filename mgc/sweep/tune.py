@@ -97,7 +97,7 @@ def tune(
     view = sweep_view.read(sweep.parent)  # now, because its page says whether it is finished
     result["bought"] = [asdict(each) for each in view.bought]
     result["said"] = [sweep_report.sentence(each) for each in view.bought]
-    return result | {"report": sweep_report.publish(view)["report"]}
+    return result | {"report": sweep_report.publish(view).report}
 
 
 def summary(result: dict[str, Any]) -> str:
@@ -294,20 +294,20 @@ class _Sweeping:
     def _run(self, group: _Again) -> Run:
         """The MLflow run of a configuration that is trained again: the one that there is, or a new one."""
         uri, key = self.sweep.uri, f"{self.parent.id} {group.name}"
-        run = Run.finished(uri, tracking.EXPERIMENT, key) or Run.take_up(uri, tracking.EXPERIMENT, key)
-        if run:
+        if run := Run.finished(uri, tracking.EXPERIMENT, key):
             return run
-        run = Run.start(
+        run, resumed = Run.resume_or_start(
             uri,
             tracking.EXPERIMENT,
+            key,
             name=group.name,
             step="seeds",
             config={**group.course[-1][1], "seeds": self.config.seeds},
             tags=group.tags,
             parent=self.parent.id,
-            key=key,
         )
-        describe(run, self.feature_set, self.base)
+        if not resumed:
+            describe(run, self.feature_set, self.base)
         return run
 
     def _course(self, trial: Trial) -> Course:

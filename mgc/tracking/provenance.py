@@ -1,4 +1,4 @@
-"""Where a run comes from: who ran it, the commit of the code, and the libraries' versions."""
+"""Provenance of a run: who ran it, the commit of the code, and the libraries' versions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ VERSIONS_OF = ("torch", "ray", "mlflow", "numpy", "pyarrow", "soundfile", "soxr"
 
 
 def provenance() -> dict[str, str]:
-    """Tags of a run: the user, the commit and whether the code was changed since, the versions."""
+    """Collect the tags of a run: user, git commit, whether the code differs from it, and versions of the libraries."""
     tags = {f"{VERSION_TAG}{name}": version(name) for name in VERSIONS_OF}
     tags |= {f"{VERSION_TAG}mgc": mgc.__version__, f"{VERSION_TAG}python": platform.python_version()}
     tags |= {"mlflow.user": getpass.getuser(), "mlflow.source.name": "mgc", "mlflow.source.type": "LOCAL"}

@@ -1,6 +1,6 @@
-"""MLflow's model registry: the models that became champion, and which of them is it now.
+"""MLflow's model registry: the models that were promoted, and which of them is the champion now.
 
-A version is the model of one run, known by its tags: the run, and the runs whose models it is made of. The alias
+A version is the model of one run. Its tags name the run and, of an ensemble, the runs of its members. The alias
 ``champion`` is on one version. The registry is that of the store of the runs.
 """
 
@@ -17,18 +17,22 @@ if TYPE_CHECKING:
 REGISTERED = "mgc-genre"
 """Name of the registered model."""
 CHAMPION = "champion"
+"""The alias of the version that is the champion."""
 RUN_TAG = "mgc.run_id"
 MODELS_TAG = "mgc.models"
+"""Tags of a version: its run, and the runs that trained its members."""
 
 
 @dataclass(frozen=True)
 class Version:
-    """A registered model."""
+    """A version of a registered model."""
 
     number: str
+    """In the registry, from 1."""
     run_id: str
+    """The run that was promoted."""
     models: tuple[str, ...]
-    """The runs that trained what it is made of: its own, or those of an ensemble."""
+    """The runs that trained its members: of a single model its own run."""
 
     @classmethod
     def _of(cls, version: Any) -> Version:
@@ -37,7 +41,20 @@ class Version:
 
 
 def champion(uri: str, name: str = REGISTERED) -> Version | None:
-    """The version with the alias ``champion``; None if no run has become it yet."""
+    """Return the version with the alias ``champion``.
+
+    Parameters
+    ----------
+    uri
+        Of the store.
+    name
+        Of the registered model.
+
+    Returns
+    -------
+    Version or None
+        The champion; None if no run was promoted yet.
+    """
     for model in client(uri).search_registered_models(f"name = '{name}'"):
         if CHAMPION in model.aliases:
             return Version._of(client(uri).get_model_version(name, str(model.aliases[CHAMPION])))
@@ -45,14 +62,27 @@ def champion(uri: str, name: str = REGISTERED) -> Version | None:
 
 
 def register(uri: str, name: str, model_id: str, run_id: str, models: tuple[str, ...], facts: Mapping[str, str]) -> str:
-    """Make a run's model a version, with facts as its tags, and return the version's number; of a run there is one.
+    """Register a run's model as a version, once: the version of the run, if it has one, only gets the tags.
 
     Parameters
     ----------
+    uri
+        Of the store.
+    name
+        Of the registered model, created if need be.
     model_id
-        MLflow's id of the model.
+        MLflow's id of the logged model.
+    run_id
+        The run that is promoted.
     models
-        The runs that trained what the model is made of.
+        The runs that trained the model's members.
+    facts
+        More tags of the version.
+
+    Returns
+    -------
+    str
+        The version's number.
     """
     connection = client(uri)
     if not connection.search_registered_models(f"name = '{name}'"):
@@ -70,6 +100,16 @@ def register(uri: str, name: str, model_id: str, run_id: str, models: tuple[str,
     return str(made.version)
 
 
-def crown(uri: str, name: str, number: str) -> None:
-    """Move the alias ``champion`` to a version."""
+def set_champion(uri: str, name: str, number: str) -> None:
+    """Move the alias ``champion`` to a version.
+
+    Parameters
+    ----------
+    uri
+        Of the store.
+    name
+        Of the registered model.
+    number
+        Of the version.
+    """
     client(uri).set_registered_model_alias(name, CHAMPION, number)

@@ -1,4 +1,4 @@
-"""MLflow's runs: what a run holds, how it is found again, and how a model is kept.
+"""MLflow's runs: started, found and resumed by a key, written to and read; and the names of their tags.
 
 One process owns one run. MLflow is known in this room and nowhere else.
 """
@@ -7,63 +7,104 @@ from __future__ import annotations
 
 import json
 import time
-from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-import mlflow
-from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, LoggedModelStatus, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from mgc.core.errors import InputError
+from mgc.core.errors import InputError, RunError, first_line
+from mgc.tracking import metric_names
+from mgc.tracking.model_program import log_program
 from mgc.tracking.provenance import provenance
-from mgc.tracking.store import client, current, make_experiment, search
+from mgc.tracking.store import client, make_experiment, search
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    import mlflow
     import torch
     from matplotlib.figure import Figure
 
     from mgc.core.storage import Folder
 
 EXPERIMENT = "mgc"
-"""Of trainings and sweeps; preprocessing has its own, so that columns go together."""
+"""Experiment of trainings and sweeps; preprocessing has its own, so that columns go together."""
 FEATURES_EXPERIMENT = "mgc-features"
 EVALUATIONS_EXPERIMENT = "mgc-evaluations"
-"""Of looks at test splits."""
+"""Experiment of test-set evaluations."""
 CHECKPOINT = "checkpoint"
 """Artifact folder of a run that holds what ``mgc.model.checkpoint`` writes."""
+
 STEP_TAG = "mgc.step"
+"""What kind of run it is: ``preprocess``, ``train``, ``seeds``, ``folds``, ``tune``, ``trial``, ``evaluate``, …"""
 KEY_TAG = "mgc.key"
+"""Hash of all that decides a run, by which an interrupted one is found."""
+PLACE_TAG = "mgc.place"
+"""The devices of a training."""
+ERROR_TAG = "mgc.error"
+"""What a failed run raised."""
 LEAKY_TAG = "mgc.leaky"
+"""``true`` where ``mgc.dataset.protocols.leak`` found a leak."""
 FINGERPRINT_TAG = "mgc.features.fingerprint"
 FEATURES_TAG = "mgc.features.path"
+"""Fingerprint and location of the feature set."""
+PROTOCOL_TAG = "mgc.protocol"
+"""Of a test-set evaluation: ``official`` or ``random``."""
+EVALUATED_TAG = "mgc.evaluated_run"
+"""Of a test-set evaluation: id of the run that was evaluated."""
 PARENT_TAG = "mlflow.parentRunId"
 OUTCOME_TAG = "mgc.outcome"
 """Of a trial: ``kept``, ``pruned``, ``failed`` or ``stopped``."""
 REASON_TAG = "mgc.reason"
 """Why a trial's model was not kept, as a sentence."""
 STAGE_TAG = "mgc.stage"
-"""Of seeds trained after a search: ``again``, or ``without`` one field."""
+"""Of seeds trained after a search: ``again`` (retrained), or ``without`` (one field ablated)."""
 OF_TAG = "mgc.of"
-"""The run that these seeds repeat (``again``), or differ from by one field (``without``)."""
+"""The run whose configuration these seeds retrain (``again``), or ablate (``without``)."""
 FIELD_TAG = "mgc.field"
 VALUE_TAG = "mgc.value"
 OFF_TAG = "mgc.off"
-"""The field put off, what the winner has, and what it was put to."""
+"""Of an ablation: the field, its value in the winner, and its value here."""
 WINNER_TAG = "mgc.winner_run_id"
-"""Of a sweep: the seeds of the best mean."""
+"""Of a sweep: the run of seeds with the best mean."""
 BEST_TAG = "mgc.best_run_id"
 """Of a sweep: the best trial of the search."""
 
 
+class HasRunId(Protocol):
+    """A result that knows its run: of a training, of an evaluation."""
+
+    @property
+    def run_id(self) -> str:
+        """Id of an MLflow run."""
+
+
+RunLike: TypeAlias = str | HasRunId
+"""A run id, or anything with ``.run_id``."""
+
+
+def run_id_of(run: RunLike) -> str:
+    """Return the id of a run.
+
+    Parameters
+    ----------
+    run : str or object with ``run_id``
+        An id, or a result of a step that knows it.
+
+    Returns
+    -------
+    str
+        The id.
+    """
+    return run if isinstance(run, str) else run.run_id
+
+
 @dataclass(frozen=True)
 class Record:
-    """What the store says of a run, but for its artifacts."""
+    """What the store has on a run, but for its artifacts."""
 
     name: str
     status: str
@@ -72,9 +113,9 @@ class Record:
     """In Unix seconds."""
     tags: dict[str, str]
     metrics: dict[str, float]
-    """The last value of each."""
+    """The last value of each, by the names of today (``metric_names``)."""
     deleted: bool
-    """In MLflow's UI, which keeps it until it is told to collect its garbage."""
+    """Deleted in MLflow's UI, and still in the store."""
     params: dict[str, str]
 
 
@@ -98,19 +139,31 @@ class Run:
         parent: str | None = None,
         key: str | None = None,
     ) -> Run:
-        """Begin a run: its whole configuration as parameters, and where the code and its libraries stand.
+        """Start a run, with its configuration as parameters and its provenance as tags.
 
         Parameters
         ----------
+        uri
+            Of the store.
+        experiment
+            Name of the experiment, made if need be.
+        name
+            Name of the run; None takes one of MLflow's.
         step
-            What kind of run it is (``preprocess``, ``train``, ``seeds``, ``folds``, ``tune``, ``trial``, ``evaluate``),
-            as the tag ``mgc.training.step``.
+            What kind of run it is, kept as the tag ``mgc.step``.
         config
             A tree of plain values; its leaves become parameters with dotted names.
+        tags
+            More tags.
         parent
-            Id of the run this one is nested under.
+            Id of the run that this one is nested under.
         key
-            What ``take_up`` and ``finished`` know the run by.
+            Hash of all that decides the run; ``resume_or_start`` and ``finished`` find it by it.
+
+        Returns
+        -------
+        Run
+            The new run, RUNNING.
         """
         all_tags = {STEP_TAG: step, **provenance(), **(tags or {})}
         all_tags |= {name: value for name, value in ((PARENT_TAG, parent), (KEY_TAG, key)) if value is not None}
@@ -121,31 +174,93 @@ class Run:
         return cls(uri, run.info.run_id)
 
     @classmethod
+    def resume_or_start(
+        cls,
+        uri: str,
+        experiment: str,
+        key: str,
+        *,
+        name: str | None,
+        step: str,
+        config: Mapping[str, Any],
+        tags: Mapping[str, str] | None = None,
+        parent: str | None = None,
+        resumable: Callable[[Run], bool] = lambda run: True,
+    ) -> tuple[Run, bool]:
+        """Reopen the newest interrupted run of a key, or start a new run.
+
+        Interrupted are runs that were killed, and runs still RUNNING because their process died; that no other process
+        is at work on it is for the caller to know (``Folder.claim``).
+
+        Parameters
+        ----------
+        uri, experiment, name, step, config, tags, parent
+            As of ``start``, for a new run.
+        key
+            Hash of all that decides the run.
+        resumable
+            Whether an interrupted run can be resumed; if not, a new run is started.
+
+        Returns
+        -------
+        tuple of Run and bool
+            The run, and whether it was resumed.
+        """
+        run = cls._newest(uri, experiment, key, {"RUNNING", "KILLED"})
+        if run and resumable(run):
+            run.reopen()
+            return run, True
+        return cls.start(uri, experiment, name=name, step=step, config=config, tags=tags, parent=parent, key=key), False
+
+    @classmethod
     def find(cls, uri: str, run_id: str) -> Run:
-        """A run of the store by its id.
+        """Find a run of the store by its id.
+
+        Parameters
+        ----------
+        uri
+            Of the store.
+        run_id
+            Of the run.
+
+        Returns
+        -------
+        Run
+            The run.
 
         Raises
         ------
         InputError
             The store has no such run.
+        RunError
+            The store does not answer.
         """
         try:
             client(uri).get_run(run_id)
-        except MlflowException:
-            raise InputError(f"run {run_id}: the MLflow store {uri} has no such run; «mgc ui» lists them") from None
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # unknown, or no id at all
+                raise InputError(f"run {run_id}: the MLflow store {uri} has no such run; «mgc ui» lists them") from None
+            raise RunError(f"MLflow store {uri}: does not answer ({first_line(error)})") from None
         return cls(uri, run_id)
 
     @classmethod
-    def take_up(cls, uri: str, experiment: str, key: str) -> Run | None:
-        """The newest interrupted run of a key (killed, or its process died without a word), reopened; None if none."""
-        run = cls._newest(uri, experiment, key, {"RUNNING", "KILLED"})
-        if run:
-            run.reopen()
-        return run
-
-    @classmethod
     def finished(cls, uri: str, experiment: str, key: str) -> Run | None:
-        """The newest finished run of a key; None if there is none."""
+        """Return the newest finished run of a key.
+
+        Parameters
+        ----------
+        uri
+            Of the store.
+        experiment
+            Name of the experiment.
+        key
+            As of ``start``.
+
+        Returns
+        -------
+        Run or None
+            The run; None if none of the key is finished.
+        """
         return cls._newest(uri, experiment, key, {"FINISHED"})
 
     @classmethod
@@ -156,16 +271,16 @@ class Run:
 
     @contextmanager
     def closing(self) -> Iterator[None]:
-        """Mark the run finished when the block ends well, failed (with the reason) when it raises.
+        """Mark the run FINISHED when the block ends well, FAILED (with the reason) when it raises, KILLED by Ctrl-C.
 
-        A SystemExit, by which Ray Tune stops a trial, leaves it open: who stopped it says how it ended.
+        A SystemExit, by which Ray Tune stops a trial, leaves it open: who stopped the trial sets its status.
         """
         try:
             yield
         except SystemExit:
             raise
         except BaseException as error:
-            self.tag({"mgc.error": f"{type(error).__name__}: {error}"[:5000]})
+            self.tag({ERROR_TAG: f"{type(error).__name__}: {error}"[:5000]})
             self.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
         self.finish("FINISHED")
@@ -175,9 +290,9 @@ class Run:
         self._client.set_terminated(self.id, status)
 
     def reopen(self) -> None:
-        """Take an interrupted run up again."""
+        """Set an interrupted run RUNNING again, without the tags of how it ended."""
         self._client.update_run(self.id, status="RUNNING")
-        for key in {"mgc.error", OUTCOME_TAG, REASON_TAG} & self._client.get_run(self.id).data.tags.keys():
+        for key in {ERROR_TAG, OUTCOME_TAG, REASON_TAG} & self._client.get_run(self.id).data.tags.keys():
             self._client.delete_tag(self.id, key)
 
     def tag(self, tags: Mapping[str, str]) -> None:
@@ -185,28 +300,69 @@ class Run:
         self._client.log_batch(self.id, tags=[RunTag(key, value) for key, value in tags.items()], synchronous=True)
 
     def metrics(self, values: Mapping[str, float], *, epoch: int = 0, at: float | None = None) -> None:
-        """Log metrics, all at once, at one epoch, which ended ``at`` (Unix seconds, now by default).
+        """Log metrics in one batch.
 
-        Logged again with the same ``at`` they stand once.
+        Parameters
+        ----------
+        values
+            Metrics by name.
+        epoch
+            The epoch that they belong to, from 1; 0 for figures of the kept model.
+        at
+            When the epoch ended, in Unix seconds; now by default. Logged again with the same time, a point stays one.
         """
         milliseconds = int(1000 * (time.time() if at is None else at))
         batch = [Metric(key, float(value), milliseconds, epoch) for key, value in values.items()]
         self._client.log_batch(self.id, metrics=batch, synchronous=True)
 
     def figure(self, figure: Figure, path: str) -> None:
-        """Keep a picture as an artifact."""
+        """Log a plot as an artifact.
+
+        Parameters
+        ----------
+        figure
+            The plot.
+        path
+            Of the artifact; its ending is the format.
+        """
         self._client.log_figure(self.id, figure, path)
 
     def text(self, text: str, path: str) -> None:
-        """Keep a text as an artifact."""
+        """Log a text as an artifact.
+
+        Parameters
+        ----------
+        text
+            The content.
+        path
+            Of the artifact.
+        """
         self._client.log_text(self.id, text, path)
 
     def file(self, file: Path, folder: str | None = None) -> None:
-        """Keep a file as an artifact, in a folder of the run's artifacts."""
+        """Log a file as an artifact.
+
+        Parameters
+        ----------
+        file
+            On this machine.
+        folder
+            Of the run's artifacts; the topmost by default.
+        """
         self._client.log_artifact(self.id, str(file), folder)
 
     def features(self, folder: Folder, fingerprint: str, context: str) -> None:
-        """Name the feature set, by its fingerprint, as the run's input."""
+        """Log a feature set as the run's input.
+
+        Parameters
+        ----------
+        folder
+            Of the feature set.
+        fingerprint
+            Of the feature set.
+        context
+            What for: ``training``.
+        """
         source = json.dumps({"uri": folder.path.as_uri() if folder.path else str(folder)})
         dataset = Dataset(folder.name, digest=fingerprint[:36], source_type="local", source=source)
         self._client.log_inputs(self.id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
@@ -215,77 +371,83 @@ class Run:
     def model(
         self, model: torch.nn.Module, shape: tuple[int, int], n_genres: int, tags: Mapping[str, str] | None = None
     ) -> str:
-        """Keep the model in MLflow's own form: a ``pt2`` program (no pickle) with signature and input example.
+        """Log a model in MLflow's own form; see ``model_program.log_program``.
 
-        It takes float32 [shape=(batch, 1, *shape)] and gives logits [shape=(batch, n_genres)]. Kept once: if the run
-        has a finished model of these tags, that is it.
+        Parameters
+        ----------
+        model
+            On the CPU, in evaluation mode.
+        shape
+            (mel bands, frames) of its input.
+        n_genres
+            Logits of its output.
+        tags
+            Of the logged model.
 
         Returns
         -------
         str
             MLflow's id of the model: ``models:/ID``.
         """
-        run, tags = self._client.get_run(self.id), dict(tags or {})
-        for output in run.outputs.model_outputs:
-            logged = self._client.get_logged_model(output.model_id)
-            if logged.status == LoggedModelStatus.READY and tags.items() <= logged.tags.items():
-                return str(output.model_id)
-        import numpy as np
-        from mlflow.models import ModelSignature
-        from mlflow.types import Schema, TensorSpec
-
-        float32 = np.dtype(np.float32)  # unnamed tensors: with names the pytorch flavour is handed a dict and refuses
-        signature = ModelSignature(
-            inputs=Schema([TensorSpec(float32, (-1, 1, *shape))]),
-            outputs=Schema([TensorSpec(float32, (-1, n_genres))]),
-        )
-        # made here, because log_model would open the run again, or without it take another experiment
-        made = self._client.create_logged_model(
-            run.info.experiment_id, name="model", source_run_id=self.id, tags=tags, params=run.data.params
-        )
-        with current(self.uri):
-            mlflow.pytorch.log_model(
-                model,
-                model_id=made.model_id,
-                run_id=self.id,
-                serialization_format="pt2",
-                signature=signature,
-                # two rows: torch.export takes a batch of one for a constant
-                input_example=np.zeros((2, 1, *shape), np.float32),
-                pip_requirements=[f"torch=={version('torch').split('+')[0]}"],
-            )
-        return str(made.model_id)
+        return log_program(self.uri, self.id, model, shape, n_genres, tags or {})
 
     def record(self) -> Record:
-        """What the store says of the run now."""
+        """Read the run's name, status, tags, parameters and metrics; those of old runs by the names of today."""
         run = self._client.get_run(self.id)
         info, data = run.info, run.data
         started, deleted = info.start_time / 1000, info.lifecycle_stage == LifecycleStage.DELETED
-        tags, metrics, params = dict(data.tags), dict(data.metrics), dict(data.params)
-        return Record(info.run_name, info.status, started, tags, metrics, deleted, params)
+        metrics = metric_names.translated(dict(data.metrics), self._points)
+        return Record(info.run_name, info.status, started, dict(data.tags), metrics, deleted, dict(data.params))
 
     def history(self, names: Sequence[str]) -> list[dict[str, float]]:
-        """Metrics over epochs: a dict with ``epoch`` for each epoch that has all of them."""
-        epochs: defaultdict[int, dict[str, float]] = defaultdict(dict)
-        for name in names:
-            for metric in self._client.get_metric_history(self.id, name):
-                epochs[metric.step][name] = metric.value
-        return [{"epoch": epoch, **epochs[epoch]} for epoch in sorted(epochs) if len(epochs[epoch]) == len(names)]
+        """Read metrics over epochs.
+
+        Parameters
+        ----------
+        names
+            Of the metrics: ``epoch/val_accuracy``.
+
+        Returns
+        -------
+        list of dict
+            For each epoch that has all of them, in order: ``epoch`` and the metrics by name.
+        """
+        curves = {name: metric_names.curve(name, self._points) for name in names}
+        epochs = sorted(set.intersection(*(set(curve) for curve in curves.values())))
+        return [{"epoch": epoch} | {name: curve[epoch] for name, curve in curves.items()} for epoch in epochs]
+
+    def _points(self, name: str) -> list[tuple[int, float]]:
+        """A metric's epochs and values, in the order of logging."""
+        points = sorted(self._client.get_metric_history(self.id, name), key=lambda metric: metric.timestamp)
+        return [(metric.step, metric.value) for metric in points]
 
     def children(self) -> list[Run]:
-        """The runs nested under this one, oldest first."""
+        """Return the runs nested under this one, oldest first."""
         experiment = self._client.get_experiment(self._client.get_run(self.id).info.experiment_id)
         found = [run.info for run in search(self.uri, experiment.name, {PARENT_TAG: self.id})]
         return [Run(self.uri, info.run_id) for info in sorted(found, key=lambda info: info.start_time)]
 
     def fetch(self, path: str, destination: Path) -> Path | None:
-        """Fetch an artifact, a file or a folder, and return where it is now; None if the run has none of this name."""
+        """Fetch an artifact, a file or a folder.
+
+        Parameters
+        ----------
+        path
+            Of the artifact.
+        destination
+            A folder on this machine.
+
+        Returns
+        -------
+        Path or None
+            Where the artifact is now; None if the run has none of this path.
+        """
         if not any(item.path == path for item in self._client.list_artifacts(self.id, path.rpartition("/")[0] or None)):
             return None
         return Path(self._client.download_artifacts(self.id, path, str(destination)))
 
     def checkpoint(self, destination: Path) -> Path:
-        """Fetch the run's checkpoint folder and return its path.
+        """Fetch the run's checkpoint folder into a folder of this machine, and return where it is now.
 
         Raises
         ------
@@ -298,7 +460,7 @@ class Run:
         return fetched
 
     def artifact_uri(self, path: str) -> str:
-        """Where an artifact is; with the default store a ``file://`` address that a browser opens."""
+        """Return the address of an artifact; with the default store ``file://…``, which a browser opens."""
         return f"{self._client.get_run(self.id).info.artifact_uri}/{path}"
 
     @property
@@ -307,7 +469,25 @@ class Run:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of a tree by their dotted names: ``{"model.dropout": 0.1}``."""
+    """Flatten a tree to its leaves by dotted names.
+
+    Parameters
+    ----------
+    tree
+        Dictionaries within dictionaries.
+    prefix
+        Put before each name.
+
+    Returns
+    -------
+    dict
+        Leaves by name.
+
+    Examples
+    --------
+    >>> flatten({"model": {"dropout": 0.1}, "epochs": 20})
+    {'model.dropout': 0.1, 'epochs': 20}
+    """
     leaves: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):

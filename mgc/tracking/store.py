@@ -1,4 +1,4 @@
-"""Where MLflow's store is, and how it is opened, made, searched and shown.
+"""Where MLflow's store is, and how it is opened, made and searched.
 
 The store is ``MLFLOW_TRACKING_URI`` or, without it, ``mlflow_runs/`` in the working directory: an SQLite database and
 the artifacts beside it. In a Ray job, whose working directory is a copy, it is ``mlflow_runs/`` beside the feature set.
@@ -10,19 +10,18 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import tempfile
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 from mlflow.entities import ViewType
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
-from mgc.core.errors import InputError, first_line
-from mgc.core.progress import say
+from mgc.core.errors import InputError, RunError, first_line
 from mgc.core.ray_session import in_job
 
 if TYPE_CHECKING:
@@ -35,7 +34,17 @@ SQLITE = "sqlite:///"
 
 
 def home(beside: Folder) -> Path:
-    """The folder of the default store; ``beside`` is the feature set at work, for a Ray job.
+    """Return the folder of the default store.
+
+    Parameters
+    ----------
+    beside
+        The feature set at work, beside which the store is in a Ray job.
+
+    Returns
+    -------
+    Path
+        ``mlflow_runs``, absolute; it need not be there.
 
     Raises
     ------
@@ -50,12 +59,24 @@ def home(beside: Folder) -> Path:
 
 
 def open_store(beside: Folder) -> str:
-    """Create the store if need be and return its URI, which other processes are then given.
+    """Open the store, created if need be.
+
+    Parameters
+    ----------
+    beside
+        The feature set at work; see ``home``.
+
+    Returns
+    -------
+    str
+        The store's URI, for the processes that are to use it.
 
     Raises
     ------
     InputError
-        It cannot be opened.
+        ``MLFLOW_TRACKING_URI`` is of a kind that MLflow does not know, or has no driver for.
+    RunError
+        The server does not answer, or the database cannot be opened.
     """
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -66,18 +87,32 @@ def open_store(beside: Folder) -> str:
         if uri.startswith(SQLITE):
             _make_database(_database(uri))
         client(uri).search_experiments(max_results=1)
-    except (MlflowException, OSError) as error:
-        raise InputError(f"MLflow store {uri}: cannot be opened ({first_line(error)})") from None
+    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
+        unknown = isinstance(error, ImportError) or getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE"
+        kind = InputError if unknown else RunError
+        raise kind(f"MLflow store {uri}: cannot be opened ({first_line(error)})") from None
     return uri
 
 
 def existing_store(beside: Folder) -> str:
-    """The URI of the store, which must be there: asking for a run must not make an empty database.
+    """Open the store, which must be there: asking for a run must not create an empty database.
+
+    Parameters
+    ----------
+    beside
+        The feature set at work; see ``home``.
+
+    Returns
+    -------
+    str
+        The store's URI.
 
     Raises
     ------
     InputError
-        There is no store yet.
+        There is no store yet, or ``open_store`` raises it.
+    RunError
+        The store cannot be opened.
     """
     uri = _uri(beside)
     if uri.startswith(SQLITE) and not _database(uri).exists():
@@ -85,30 +120,15 @@ def existing_store(beside: Folder) -> str:
     return open_store(beside)
 
 
-def serve(uri: str, port: int) -> NoReturn:
-    """Become MLflow's own UI on a store, on loopback.
-
-    Raises
-    ------
-    InputError
-        The store is a server, which has its UI already.
-    """
-    if uri.startswith("http"):
-        raise InputError(f"MLFLOW_TRACKING_URI={uri}: is a server with its own UI; open it in a browser")
-    say(f"MLflow UI of {uri}: http://127.0.0.1:{port}")
-    server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
-    os.execv(sys.executable, [*server, "--port", str(port)])
-
-
 @lru_cache(maxsize=4)
 def client(uri: str) -> mlflow.MlflowClient:
-    """MLflow's client of a store, which is its model registry too."""
+    """Return MLflow's client of a store, which is its model registry too."""
     return mlflow.MlflowClient(uri, registry_uri=uri)
 
 
 @contextmanager
 def current(uri: str) -> Iterator[None]:
-    """Make a store MLflow's current one for a call that takes no client, and leave no trace in the environment."""
+    """Make a store MLflow's current one for a call that takes no client; the environment is restored after it."""
     before = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(uri)
     try:
@@ -120,7 +140,20 @@ def current(uri: str) -> Iterator[None]:
 
 
 def make_experiment(uri: str, name: str) -> str:
-    """Id of an experiment, made if need be; of an SQLite store the artifacts lie beside the database."""
+    """Return the id of an experiment, created if need be; an SQLite store has its artifacts beside the database.
+
+    Parameters
+    ----------
+    uri
+        Of the store.
+    name
+        Of the experiment.
+
+    Returns
+    -------
+    str
+        MLflow's id.
+    """
     found = client(uri).get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
@@ -129,7 +162,24 @@ def make_experiment(uri: str, name: str) -> str:
 
 
 def search(uri: str, experiment: str, tags: Mapping[str, str], *, deleted: bool = False) -> list[Any]:
-    """MLflow's runs of an experiment that have these tags; with ``deleted``, those deleted in its UI too."""
+    """Search an experiment for runs.
+
+    Parameters
+    ----------
+    uri
+        Of the store.
+    experiment
+        Name of the experiment.
+    tags
+        Tags that the runs must have.
+    deleted
+        Find runs too that were deleted in MLflow's UI.
+
+    Returns
+    -------
+    list of mlflow.entities.Run
+        All of them; none if there is no such experiment.
+    """
     found = client(uri).get_experiment_by_name(experiment)
     if found is None:
         return []

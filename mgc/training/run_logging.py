@@ -12,7 +12,8 @@ from mgc.core.progress import Progress
 from mgc.core.ray_session import output_folder
 from mgc.dataset.protocols import leak
 from mgc.evaluation import figures as pictures
-from mgc.evaluation.predictions import Source, Trained, judge
+from mgc.evaluation.predictions import Source
+from mgc.evaluation.trained_models import TrainedModel, predict_clips
 from mgc.features.feature_set import FeatureSet
 from mgc.model import checkpoint
 from mgc.tracking import runs as tracking
@@ -92,7 +93,7 @@ def keep(run: tracking.Run, fitted: Fitted, data: LearningSet) -> None:
         run.file(fitted.checkpoint / name, tracking.CHECKPOINT)
     place = run.record().tags[tracking.FEATURES_TAG]
     source = Source("validation", data.genres, place, data.fingerprint, card.config.split, data.leak)
-    (said,) = judge([Trained(run, model, card)], data.clips.take(data.validation), source)
+    (said,) = predict_clips([TrainedModel(run, model, card)], data.clips.take(data.validation), source)
     said.keep(run)
     run.figure(pictures.confusion_matrix(said.score(), source.title), "pictures/confusion_validation.png")
     sample = data.clips.take(data.training[:PICTURED])

@@ -24,7 +24,7 @@ from mgc.dataset.protocols import LEAKY, learning_set
 from mgc.evaluation.metrics import wilson
 from mgc.model import checkpoint
 from mgc.tracking import store
-from mgc.tracking.runs import EXPERIMENT, Run
+from mgc.tracking.runs import EXPERIMENT, PLACE_TAG, Run
 from mgc.training.loop import is_kept
 from mgc.training.placement import FeedName, Place, choose_feed
 from mgc.training.run_logging import Watch, describe, keep, open_for_learning
@@ -183,13 +183,20 @@ class _Job:
     ) -> Iterator[tuple[Run, Path]]:
         """The run, and its folder, that the same command began and could not end; if there is none, a new one."""
         key = self._key(config, name, parent, **settings)
-        run = Run.take_up(self.uri, EXPERIMENT, key)
-        if run and self._folder(run).is_dir():
+        run, resumed = Run.resume_or_start(
+            self.uri,
+            EXPERIMENT,
+            key,
+            name=name,
+            step=step,
+            config={**config.to_dict(), **settings},
+            tags={PLACE_TAG: str(self.place)},
+            parent=parent,
+            resumable=lambda run: self._folder(run).is_dir(),
+        )
+        if resumed:
             say(f"train: goes on with the interrupted run {run.id}")
-        else:
-            tree, tags = {**config.to_dict(), **settings}, {"mgc.place": str(self.place)}
-            run = Run.start(self.uri, EXPERIMENT, name=name, step=step, config=tree, tags=tags, parent=parent, key=key)
-            self._folder(run).mkdir(parents=True)
+        self._folder(run).mkdir(parents=True, exist_ok=True)
         held = Folder.at(self._folder(run)).claim("train: this very training is running,", "then see «mgc ui»")
         with held, run.closing():
             describe(run, self.feature_set, config)

@@ -1,4 +1,4 @@
-"""The field's floor: FMA's own statistics on real clips, each clip in its split, one look at the test clips."""
+"""The baseline: FMA's own statistics on real clips, each clip in its split, one evaluation on the test clips."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mgc.core.storage import Folder
 from mgc.dataset import clips as clips_of
 from mgc.dataset import protocols as learning
 from mgc.evaluation import baseline as module
-from mgc.evaluation.baseline import floor, mfcc_statistics, summary
+from mgc.evaluation.baseline import baseline, mfcc_statistics
 from mgc.features import shards
 from mgc.features.feature_set import FeatureSet
 from mgc.features.layout import FORMAT, MANIFEST, Manifest
@@ -53,7 +53,7 @@ def feature_set(mini, tmp_path_factory):
     tracks = read_tracks(mini)
     table = tracks.table.filter(pc.less(tracks.table["label"], GENRES))
     plan = Plan.of(with_sizes(table, tracks.audio_root), RECIPE)
-    folder = Folder.at(tmp_path_factory.mktemp("floor") / "set")
+    folder = Folder.at(tmp_path_factory.mktemp("baseline") / "set")
     folder.make()
     plan.begin(folder, overwrite=False)
     records = [shards.write(s, tracks.audio_root, folder, recipe=RECIPE, clip_timeout=60.0) for s in plan.shards]
@@ -71,7 +71,7 @@ def made(mini, feature_set):
     with pytest.MonkeyPatch.context() as patch:
         compute = module._statistics
         patch.setattr(module, "_statistics", lambda *given: kept.append(compute(*given)) or kept[0])
-        result = floor(mini, feature_set.folder.path, workers=2)
+        result = baseline(mini, feature_set.folder.path, workers=2)
     return result, kept[0]
 
 
@@ -116,27 +116,28 @@ def test_each_clip_has_its_own_statistics_of_what_the_recipe_takes(made, mini, f
 def test_the_result_has_the_contracts_keys_and_more_than_luck_in_it(made):
     result, _ = made
     others = {"run_id", "split", "leaky", "looks", "training_accuracy", "validation_accuracy", "seconds"}
-    assert set(result) == FIGURES | others
-    assert (result["split"], result["leaky"], result["n"]) == ("official", False, 6)
-    assert np.sum(result["confusion"]) == 6
-    assert result["training_accuracy"] > 0.6
-    assert result["looks"] == 1
-    json.dumps(result)
+    assert set(result.to_dict()) == FIGURES | others
+    assert (result.split, result.leaky, result.n) == ("official", False, 6)
+    assert np.sum(result.confusion) == 6
+    assert result.training_accuracy > 0.6
+    assert result.test_evaluations == 1
+    json.dumps(result.to_dict())
 
 
 def test_the_run_keeps_the_figures(made, feature_set):
     result, _ = made
-    run = mlflow.MlflowClient(store.existing_store(feature_set.folder)).get_run(result["run_id"])
+    run = mlflow.MlflowClient(store.existing_store(feature_set.folder)).get_run(result.run_id)
     assert (run.info.run_name, run.info.status) == ("MFCC + SVM", "FINISHED")
     assert run.data.tags["mgc.step"] == "baseline"
     assert run.data.tags["mgc.features.fingerprint"] == feature_set.manifest.fingerprint
     assert "mgc.leaky" not in run.data.tags
     assert run.data.params["split"] == "official"
     assert run.data.params["svm.C"] == "1.0"
-    for name in ("training_accuracy", "validation_accuracy"):
-        assert run.data.metrics[name] == result[name]
-    assert run.data.metrics["test_accuracy"] == result["accuracy"]
-    assert (run.data.metrics["test_ci95_low"], run.data.metrics["test_ci95_high"]) == result["ci95"]
+    accuracies = (run.data.metrics["train_accuracy"], run.data.metrics["val_accuracy"])
+    assert accuracies == (result.training_accuracy, result.validation_accuracy)
+    assert run.data.metrics["gap"] == pytest.approx(result.training_accuracy - result.validation_accuracy)
+    assert run.data.metrics["test_accuracy"] == result.accuracy
+    assert (run.data.metrics["test_ci95_low"], run.data.metrics["test_ci95_high"]) == result.ci95
 
 
 @pytest.mark.parametrize("split", ["official", "random"])
@@ -144,19 +145,19 @@ def test_the_machine_learns_from_training_clips_alone_and_is_scored_on_all_test_
     telling, mini, feature_set, split
 ):
     labels_N = telling(split)
-    result = floor(mini, feature_set.folder.path, split=split)
-    assert (result["training_accuracy"], result["validation_accuracy"], result["accuracy"]) == (1.0, 0.0, 0.0)
+    result = baseline(mini, feature_set.folder.path, split=split)
+    assert (result.training_accuracy, result.validation_accuracy, result.accuracy) == (1.0, 0.0, 0.0)
     expected = np.zeros((GENRES, GENRES), int)
     np.add.at(expected, (labels_N, (labels_N + 2) % GENRES), 1)
-    assert result["confusion"] == expected.tolist()
+    assert result.confusion == expected.tolist()
 
 
 def test_a_random_split_is_another_and_leaky(telling, mini, feature_set):
     assert len(telling("random")) != 6
-    result = floor(mini, feature_set.folder.path, split="random")
-    assert result["leaky"]
-    assert "LEAKY: a random split" in summary(result)
-    run = mlflow.MlflowClient(store.existing_store(feature_set.folder)).get_run(result["run_id"])
+    result = baseline(mini, feature_set.folder.path, split="random")
+    assert result.leaky
+    assert "LEAKY: a random split" in str(result)
+    run = mlflow.MlflowClient(store.existing_store(feature_set.folder)).get_run(result.run_id)
     assert run.data.tags["mgc.leaky"] == "true"
 
 
@@ -164,17 +165,17 @@ def test_a_set_whose_artists_leak_is_leaky(telling, mini, feature_set, tmp_path)
     telling("official")
     leaking = shutil.copytree(feature_set.folder.path, tmp_path / "set")
     (leaking / MANIFEST).write_text(replace(feature_set.manifest, artist_leaks=(LEAK,)).to_json())
-    result = floor(mini, leaking)
-    assert result["leaky"]
-    assert "LEAKY: artists are in more than one split" in summary(result)
+    result = baseline(mini, leaking)
+    assert result.leaky
+    assert "LEAKY: 1 artist is in more than one split: AWOL" in str(result)
 
 
-def test_the_summary_tells_the_figures_of_each_split_and_genre(made, feature_set):
+def test_the_result_prints_the_figures_of_each_split_and_genre(made, feature_set):
     result, _ = made
-    text = summary(result)
-    assert f"test: accuracy {result['accuracy']:.3f}" in text
-    assert f"training {result['training_accuracy']:.3f}" in text
-    assert f"validation {result['validation_accuracy']:.3f}" in text
+    text = str(result)
+    assert f"test: accuracy {result.accuracy:.3f}" in text
+    assert f"training {result.training_accuracy:.3f}" in text
+    assert f"validation {result.validation_accuracy:.3f}" in text
     assert "LEAKY" not in text
     for genre in feature_set.manifest.genres:
         assert genre in text
@@ -185,9 +186,9 @@ def test_a_missing_file_is_named_in_one_line_and_leaves_no_run(made, mini, featu
     client = mlflow.MlflowClient(store.existing_store(feature_set.folder))
     before = len(client.search_runs([client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id]))
     with pytest.raises(InputError) as caught:
-        floor(tmp_path, feature_set.folder.path, workers=1)
+        baseline(tmp_path, feature_set.folder.path, workers=1)
     (line,) = str(caught.value).splitlines()
-    for word in (f"--root {tmp_path}", clips_of.load(feature_set, "training", lazily=True).paths[0], "missing"):
+    for word in (f"`root={tmp_path}`", clips_of.load(feature_set, "training", lazily=True).paths[0], "missing"):
         assert word in line
     assert len(client.search_runs([client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id])) == before
 
@@ -200,5 +201,5 @@ def test_a_file_that_is_no_audio_is_named_in_one_line(tmp_path):
 
 
 def test_no_workers_are_refused(mini, feature_set):
-    with pytest.raises(InputError, match="--workers 0"):
-        floor(mini, feature_set.folder.path, workers=0)
+    with pytest.raises(InputError, match="`workers=0`"):
+        baseline(mini, feature_set.folder.path, workers=0)

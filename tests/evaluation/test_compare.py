@@ -9,7 +9,7 @@ from helpers.feature_sets import GENRES
 from helpers.runs import draw_nothing, other_fingerprint, parent_of, trained
 
 from mgc.core.errors import InputError
-from mgc.evaluation.compare import compare, summary
+from mgc.evaluation.compare import compare
 from mgc.evaluation.evaluate import evaluate
 from mgc.evaluation.metrics import paired, wilson
 from mgc.evaluation.predictions import Predictions, Source
@@ -40,36 +40,36 @@ def test_a_comparison_counts_the_clips_that_one_alone_has_right(uri):
     b_right = [True] * 30 + [False] * 10 + [True] * 35 + [False] * 25
     a, b = kept(uri, a_right, name="old"), kept(uri, b_right, name="new")
     result = compare(a.id, b.id)
-    assert (result["n"], result["split"], result["leaky"]) == (100, "test", False)
-    assert (result["a"]["accuracy"], result["b"]["accuracy"]) == (0.4, 0.65)
-    assert (result["a"]["ci95"], result["b"]["name"]) == (wilson(40, 100), "new")
-    assert (result["only_a"], result["only_b"]) == (10, 35)
+    assert (result.n, result.split, result.leaky) == (100, "test", False)
+    assert (result.a.accuracy, result.b.accuracy) == (0.4, 0.65)
+    assert (result.a.ci95, result.b.name) == (wilson(40, 100), "new")
+    assert (result.only_a, result.only_b) == (10, 35)
     expected = paired(np.array(a_right), np.array(b_right))
-    assert (result["difference"], result["difference_ci95"], result["p"]) == (0.25, expected.ci95, expected.p)
-    assert result["verdict"].startswith("B is better than A: B - A is +25.0 points")
-    text = summary(result)
+    assert (result.difference, result.difference_ci95, result.p) == (0.25, expected.ci95, expected.p)
+    assert result.verdict.startswith("B is better than A: B - A is +25.0 points")
+    text = str(result)
     for words in ("0.400", "0.650", "old", "new", a.id, "35 that it alone has right", "+0.250", "McNemar p ="):
         assert words in text
-    assert text.endswith(result["verdict"])
-    assert compare(b.id, a.id)["verdict"].startswith("A is better than B: B - A is -25.0 points")
-    json.dumps(result)
+    assert text.endswith(result.verdict)
+    assert compare(b.id, a.id).verdict.startswith("A is better than B: B - A is -25.0 points")
+    json.dumps(result.to_dict())
 
 
 def test_what_chance_could_do_is_no_difference(uri):
     a = kept(uri, [True] * 5 + [False] * 15)
     b = kept(uri, [True] * 8 + [False] * 12)
     result = compare(a.id, b.id)
-    assert result["p"] == pytest.approx(0.25)
-    assert "Neither is shown to be better" in result["verdict"]
-    assert "20 clips cannot tell from chance" in result["verdict"]
-    assert compare(a.id, a.id)["p"] == 1.0
+    assert result.p == pytest.approx(0.25)
+    assert "Neither is shown to be better" in result.verdict
+    assert "20 clips cannot tell from chance" in result.verdict
+    assert compare(a.id, a.id).p == 1.0
 
 
 def test_clips_are_matched_by_id_whatever_their_order(uri):
     right = np.random.default_rng(0).random(30) < 0.5
     a, b = kept(uri, right), kept(uri, right, order=np.random.default_rng(1).permutation(30))
     result = compare(a.id, b.id)
-    assert (result["only_a"], result["only_b"], result["difference"]) == (0, 0, 0.0)
+    assert (result.only_a, result.only_b, result.difference) == (0, 0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -92,12 +92,12 @@ def test_other_clips_are_not_compared(uri):
         compare(a.id, b.id)
 
 
-def test_a_run_that_is_not_evaluated_is_named_with_the_command_that_does_it(uri, features):
+def test_a_run_that_is_not_evaluated_is_named_with_what_to_do(uri, features):
     a, b = kept(uri, [True] * 8), trained(features)
-    command = f"run {b.id}: not evaluated on split «test» yet; run «mgc evaluate --run {b.id} --features "
-    with pytest.raises(InputError, match=f"{command}{features.folder}»"):
+    said = f"run {b.id}: not evaluated on split «test» yet; evaluate it first, on its feature set "
+    with pytest.raises(InputError, match=f"{said}{features.folder}"):
         compare(a.id, b.id)
-    with pytest.raises(InputError, match="--split validation»"):
+    with pytest.raises(InputError, match="not evaluated on split «validation» yet"):
         compare(b.id, a.id, split="validation")
     with pytest.raises(InputError, match="run no-such-run"):
         compare(a.id, "no-such-run")
@@ -105,16 +105,16 @@ def test_a_run_that_is_not_evaluated_is_named_with_the_command_that_does_it(uri,
 
 def test_a_leak_is_named(uri):
     a, b = kept(uri, [True] * 8, leak="LEAKY: so"), kept(uri, [True] * 8)
-    assert compare(a.id, b.id)["leaky"] is True
-    assert "LEAKY" in summary(compare(b.id, a.id))
+    assert compare(a.id, b.id).leaky is True
+    assert "LEAKY" in str(compare(b.id, a.id))
 
 
-def test_an_evaluated_run_and_an_ensemble_are_compared_without_a_look(features, tmp_path, monkeypatch):
+def test_an_evaluated_run_and_an_ensemble_are_compared_without_another_evaluation(features, tmp_path, monkeypatch):
     draw_nothing(monkeypatch)
     fresh = other_fingerprint(features, tmp_path / "set", "7")
     parent, children = parent_of(fresh, seed=[0, 1])
     together = evaluate(parent.id, fresh.folder)
     result = compare(children[0].id, parent.id)
-    assert result["a"]["accuracy"] == together["members"][0]["accuracy"]
-    assert result["b"]["accuracy"] == together["accuracy"]
-    assert evaluate(parent.id, fresh.folder)["looks"] == 2
+    assert result.a.accuracy == together.members[0].accuracy
+    assert result.b.accuracy == together.accuracy
+    assert evaluate(parent.id, fresh.folder).test_evaluations == 2

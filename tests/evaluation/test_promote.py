@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +17,11 @@ from helpers.runs import draw_nothing, other_fingerprint, parent_of, trained
 from mgc.config import ModelConfig
 from mgc.core.errors import InputError
 from mgc.dataset import clips
-from mgc.evaluation import promote as champion
+from mgc.evaluation import promote as module
 from mgc.evaluation.evaluate import evaluate, evaluate_once
 from mgc.evaluation.predict import predict
-from mgc.evaluation.predictions import Member, Predictions, Source
-from mgc.evaluation.promote import crown, summary
+from mgc.evaluation.predictions import Predictions, Source
+from mgc.evaluation.promote import promote
 from mgc.model import checkpoint
 from mgc.model.cnn import Ensemble, GenreCNN
 from mgc.tracking import registry, store
@@ -107,48 +106,49 @@ def challenger(features, right, **source):
 
 def test_the_first_one_is_champion_and_then_only_who_is_better(features, uri, name, programs):
     first, better, same = (challenger(features, right) for right in (WORSE, BETTER, SAME))
-    result = crown(first.id, name=name)
-    assert result == {
+    result = promote(first.id, name=name)
+    assert result.to_dict() == {
         "run_id": first.id,
         "champion": first.id,
         "version": "1",
         "crowned": True,
+        "promoted": True,
         "reason": "There was no champion.",
         "comparison": None,
     }
-    result = crown(same.id, name=name)
-    assert (result["champion"], result["crowned"], result["version"]) == (first.id, False, "1")
-    assert "not shown to be better: +2.0 points" in result["reason"]
-    assert result["comparison"]["p"] > 0.05
+    result = promote(same.id, name=name)
+    assert (result.champion, result.promoted, result.version) == (first.id, False, "1")
+    assert "not shown to be better: +2.0 points" in result.reason
+    assert result.comparison.p > 0.05
     assert len(versions(uri, name)) == 1
 
-    result = crown(better.id, name=name)
-    assert (result["champion"], result["crowned"], result["version"]) == (better.id, True, "2")
-    assert f"better than the champion before, run {first.id}: +35.0 points, p = " in result["reason"]
-    assert (result["comparison"]["a"]["run_id"], result["comparison"]["b"]["run_id"]) == (first.id, better.id)
+    result = promote(better.id, name=name)
+    assert (result.champion, result.promoted, result.version) == (better.id, True, "2")
+    assert f"better than the champion before, run {first.id}: +35.0 points, p = " in result.reason
+    assert (result.comparison.a.run_id, result.comparison.b.run_id) == (first.id, better.id)
     assert client(uri).get_model_version_by_alias(name, "champion").tags["mgc.run_id"] == better.id
-    json.dumps(result)
+    json.dumps(result.to_dict())
 
-    result = crown(first.id, name=name)  # significantly different, and worse
-    assert (result["champion"], result["crowned"]) == (better.id, False)
-    assert result["comparison"]["p"] < 0.05
-    assert "-35.0 points" in summary(result)
-    assert f"champion: run {better.id}, version 2" in summary(result)
+    result = promote(first.id, name=name)  # significantly different, and worse
+    assert (result.champion, result.promoted) == (better.id, False)
+    assert result.comparison.p < 0.05
+    assert "-35.0 points" in str(result)
+    assert f"champion: run {better.id}, version 2" in str(result)
     assert (len(versions(uri, name)), len(programs)) == (2, 2)
 
 
 def test_of_the_champion_there_is_nothing_to_do(features, uri, name, programs):
     run = challenger(features, WORSE)
-    crown(run.id, name=name)
-    again = crown(run.id, name=name)
-    assert (again["champion"], again["crowned"], again["version"], again["comparison"]) == (run.id, False, "1", None)
-    assert again["reason"] == "It is the champion already."
+    promote(run.id, name=name)
+    again = promote(run.id, name=name)
+    assert (again.champion, again.promoted, again.version, again.comparison) == (run.id, False, "1", None)
+    assert again.reason == "It is the champion already."
     assert (len(versions(uri, name)), len(programs)) == (1, 1)
 
 
 def test_a_version_says_what_is_known_of_it(features, uri, name, programs):
     run = challenger(features, WORSE)
-    crown(run.id, name=name)
+    promote(run.id, name=name)
     (version,) = versions(uri, name)
     assert version.run_id == run.id
     said = [version.tags[f"mgc.{key}"] for key in ("run_id", "models", "test_accuracy", "test_clips", "looks")]
@@ -159,17 +159,17 @@ def test_a_version_says_what_is_known_of_it(features, uri, name, programs):
     assert version.tags["mgc.features.fingerprint"] == "f" * 64
 
 
-def test_one_that_is_crowned_in_the_meantime_is_the_one_to_beat(features, uri, name, programs, monkeypatch):
+def test_one_that_is_promoted_in_the_meantime_is_the_one_to_beat(features, uri, name, programs, monkeypatch):
     slow, quick, keeps = challenger(features, WORSE), challenger(features, BETTER), Run.model
 
     def meanwhile(run, *arguments):
         monkeypatch.setattr(Run, "model", keeps)
-        assert crown(quick.id, name=name)["crowned"] is True
+        assert promote(quick.id, name=name).promoted is True
         return run.model(*arguments)
 
     monkeypatch.setattr(Run, "model", meanwhile)
-    result = crown(slow.id, name=name)
-    assert (result["champion"], result["crowned"]) == (quick.id, False)
+    result = promote(slow.id, name=name)
+    assert (result.champion, result.promoted) == (quick.id, False)
     assert len(versions(uri, name)) == 1
 
 
@@ -178,24 +178,24 @@ def test_one_that_is_crowned_in_the_meantime_is_the_one_to_beat(features, uri, n
 
 def test_a_champion_of_another_feature_set_or_other_clips_stays(features, uri, name, programs):
     first, better = challenger(features, WORSE), challenger(features, BETTER)
-    crown(first.id, name=name)
+    promote(first.id, name=name)
     for change, said in [({"fingerprint": "0" * 64, "features": "OTHER"}, "OTHER"), ({"protocol": "random"}, "random")]:
         keep(first, WORSE, **change)
-        result = crown(better.id, name=name)
-        assert (result["champion"], result["version"], result["crowned"]) == (first.id, "1", False)
-        assert result["reason"].startswith("The champion stays, for it cannot be said which is better: ")
-        assert said in result["reason"]
-        assert result["comparison"] is None
+        result = promote(better.id, name=name)
+        assert (result.champion, result.version, result.promoted) == (first.id, "1", False)
+        assert result.reason.startswith("The champion stays, for the two cannot be compared: ")
+        assert said in result.reason
+        assert result.comparison is None
     assert len(versions(uri, name)) == 1
     keep(first, WORSE)
-    assert crown(better.id, name=name)["crowned"] is True
+    assert promote(better.id, name=name).promoted is True
 
 
 @pytest.mark.parametrize("how", ["deleted", "gone", "unknown"])
 def test_a_champion_whose_run_is_no_more_stays(features, uri, name, programs, how):
     name = f"{name}-{how}"
     first, better = challenger(features, WORSE), challenger(features, BETTER)
-    crown(first.id, name=name)
+    promote(first.id, name=name)
     champion_id = first.id
     if how == "deleted":
         client(uri).delete_run(first.id)
@@ -205,11 +205,11 @@ def test_a_champion_whose_run_is_no_more_stays(features, uri, name, programs, ho
     else:  # a version that somebody made by hand
         client(uri).delete_model_version_tag(name, "1", "mgc.run_id")
         client(uri).delete_run(first.id)
-    result = crown(better.id, name=name)
-    assert (result["champion"], result["version"], result["crowned"]) == (champion_id, "1", False)
-    assert f"its run {champion_id} is gone or deleted" in result["reason"]
+    result = promote(better.id, name=name)
+    assert (result.champion, result.version, result.promoted) == (champion_id, "1", False)
+    assert f"its run {champion_id} is gone or deleted" in result.reason
     client(uri).delete_registered_model_alias(name, "champion")
-    assert crown(better.id, name=name)["crowned"] is True
+    assert promote(better.id, name=name).promoted is True
 
 
 # Who may not
@@ -218,16 +218,16 @@ def test_a_champion_whose_run_is_no_more_stays(features, uri, name, programs, ho
 def test_a_run_that_is_not_evaluated_or_not_there_is_refused(features, uri, name, programs):
     run = trained(features)
     with pytest.raises(InputError, match=rf"run {run.id}: not evaluated on split «test» yet; run «mgc evaluate"):
-        crown(run.id, name=name)
+        promote(run.id, name=name)
     with pytest.raises(InputError, match="run no-such-run"):
-        crown("no-such-run", name=name)
+        promote("no-such-run", name=name)
     bare = keep(Run.start(uri, "mgc", name=None, step="baseline", config={}), WORSE)
     with pytest.raises(InputError, match="kept no checkpoint"):
-        crown(bare.id, name=name)
+        promote(bare.id, name=name)
     deleted = challenger(features, WORSE)
     client(uri).delete_run(deleted.id)
     with pytest.raises(InputError, match=f"run {deleted.id}: is deleted"):
-        crown(deleted.id, name=name)
+        promote(deleted.id, name=name)
     assert registry.champion(uri, name) is None
     assert not client(uri).search_registered_models(f"name = '{name}'")
 
@@ -240,7 +240,7 @@ def test_what_leaks_is_never_registered(features, uri, name, programs):
     trial = keep(trained(features, step="trial", parent=sweep.id), BETTER)
     for run in (leaky, tagged, trial):
         with pytest.raises(InputError, match=f"run {run.id}: its figures are LEAKY") as caught:
-            crown(run.id, name=name)
+            promote(run.id, name=name)
         assert len(str(caught.value).splitlines()) == 1
     assert not client(uri).search_registered_models(f"name = '{name}'")
 
@@ -250,17 +250,17 @@ def test_a_random_split_is_not_registered(features, tmp_path, name, undrawn, pro
     run = trained(fresh, split="random")
     evaluate(run.id, fresh.folder)
     with pytest.raises(InputError, match="LEAKY"):
-        crown(run.id, name=name)
+        promote(run.id, name=name)
 
 
 def test_what_was_tested_elsewhere_or_of_other_models_is_refused(features, uri, name, programs):
     run = challenger(features, BETTER, fingerprint="0" * 64)
     with pytest.raises(InputError, match=f"run {run.id}: was trained on another feature set"):
-        crown(run.id, name=name)
+        promote(run.id, name=name)
     parent, _ = parent_of(features, seed=[0, 1])
     keep(parent, BETTER)  # predictions that are not said to be these models'
     with pytest.raises(InputError, match=f"run {parent.id}: was evaluated with other models"):
-        crown(parent.id, name=name)
+        promote(parent.id, name=name)
 
 
 # What is registered
@@ -272,7 +272,7 @@ def test_an_ensemble_is_registered_as_it_was_tested(features, tmp_path, uri, nam
     parent, children = parent_of(fresh, seed=[0, 1, 2])
     evaluate(parent.id, fresh.folder)
     environment, ended = mlflow_variables(), client(uri).get_run(parent.id).info.end_time
-    assert crown(parent.id, name=name)["crowned"] is True
+    assert promote(parent.id, name=name).promoted is True
     assert mlflow_variables() == environment
     info = client(uri).get_run(parent.id).info
     assert (info.status, info.end_time) == ("FINISHED", ended)  # registering is no part of the run
@@ -311,7 +311,7 @@ def test_an_ensemble_votes_over_windows_as_its_members_do():
 def test_a_single_runs_own_model_is_registered_and_not_kept_twice(features, uri, name):
     run = challenger(features, WORSE)
     (output,) = [run.model(checkpoint_of(run), features.manifest.spec.shape, 4)]
-    crown(run.id, name=name)
+    promote(run.id, name=name)
     assert [each.model_id for each in client(uri).get_run(run.id).outputs.model_outputs] == [output]
     assert [version.source for version in versions(uri, name)] == [f"models:/{output}"]
 
@@ -346,13 +346,13 @@ def test_interrupted_it_is_done_by_the_same_call_and_there_is_one_version(
 
     for number, run in enumerate((first, better), 1):
         with monkeypatch.context() as patch:
-            patch.setattr(champion.registry, {"before": "register", "between": "crown"}[where], die)
+            patch.setattr(module.registry, {"before": "register", "between": "set_champion"}[where], die)
             with pytest.raises(KeyboardInterrupt):
-                crown(run.id, name=name)
+                promote(run.id, name=name)
         there = registry.champion(uri, name)
         assert there is None if number == 1 else there.run_id == first.id
-        result = crown(run.id, name=name)
-        assert (result["champion"], result["crowned"], result["version"]) == (run.id, True, str(number))
+        result = promote(run.id, name=name)
+        assert (result.champion, result.promoted, result.version) == (run.id, True, str(number))
         assert sorted(version.tags["mgc.run_id"] for version in versions(uri, name)) == sorted(
             [first.id, better.id][:number]
         )
@@ -361,40 +361,39 @@ def test_interrupted_it_is_done_by_the_same_call_and_there_is_one_version(
 
 def test_a_champion_of_before_that_is_better_again_keeps_its_version(features, uri, name, programs):
     first, better = challenger(features, WORSE), challenger(features, BETTER)
-    crown(first.id, name=name)
-    crown(better.id, name=name)
+    promote(first.id, name=name)
+    promote(better.id, name=name)
     keep(better, range(10))
-    result = crown(first.id, name=name)
-    assert (result["crowned"], result["version"], len(versions(uri, name))) == (True, "1", 2)
+    result = promote(first.id, name=name)
+    assert (result.promoted, result.version, len(versions(uri, name))) == (True, "1", 2)
 
 
-# Looks
+# Test-set evaluations
 
 
-def test_an_evaluation_that_is_kept_is_no_second_look(features, tmp_path, undrawn):
+def test_what_was_evaluated_is_not_evaluated_again(features, tmp_path, undrawn):
     fresh = other_fingerprint(features, tmp_path / "set", "4")
     parent, children = parent_of(fresh, seed=[0, 1])
     first = evaluate_once(parent.id, fresh.folder)
-    assert first["looks"] == 1
+    assert first.test_evaluations == 1
     again = evaluate_once(parent.id, fresh.folder)
     assert again == first
-    assert evaluate_once(children[0].id, fresh.folder)["accuracy"] == first["members"][0]["accuracy"]
-    assert evaluate(parent.id, fresh.folder)["looks"] == 2
+    assert evaluate_once(children[0].id, fresh.folder).accuracy == first.members[0].accuracy
+    assert evaluate(parent.id, fresh.folder).test_evaluations == 2
     grown = trained(fresh, parent=parent.id, seed=2)
-    assert evaluate_once(parent.id, fresh.folder)["looks"] == 3  # of other models than were looked at
-    assert grown.id in {member["run_id"] for member in evaluate_once(parent.id, fresh.folder)["members"]}
+    assert evaluate_once(parent.id, fresh.folder).test_evaluations == 3  # of other models than were evaluated
+    assert grown.id in {member.run_id for member in evaluate_once(parent.id, fresh.folder).members}
     other = other_fingerprint(features, tmp_path / "other", "3")
-    assert evaluate_once(parent.id, other.folder)["looks"] == 1
+    assert evaluate_once(parent.id, other.folder).test_evaluations == 1
 
 
-# The search job
+# In a job
 
 
-def test_the_search_job_looks_once_and_crowns_its_winner_whenever_it_was_killed(
+def test_killed_between_evaluation_and_promotion_the_same_calls_evaluate_once_and_promote(
     features, tmp_path, undrawn, programs, monkeypatch
 ):
-    """In a Ray job the store is beside the set; killed between look and crown, the job again does not look again."""
-    job = runpy.run_path(str(Path(__file__).parents[2] / "pipelines" / "sweep.py"))["tune_and_crown"]
+    """In a Ray job the store is beside the feature set."""
     monkeypatch.setattr(store, "in_job", lambda: True)
     there = tmp_path / "there"
     there.mkdir()
@@ -402,30 +401,19 @@ def test_the_search_job_looks_once_and_crowns_its_winner_whenever_it_was_killed(
     winner, _ = parent_of(fresh, seed=[0, 1])
     assert winner.uri == f"sqlite:///{there}/mlflow_runs/mlflow.db"
 
-    class Searched:
-        features = str(fresh.folder)
-
-        def run(self):
-            return {"winner_run_id": winner.id, "trials": 3}
+    def job():
+        return evaluate_once(winner.id, fresh.folder), promote(winner.id, fresh.folder)
 
     with monkeypatch.context() as patch:
-        patch.setattr(champion, "registry", None)
+        patch.setattr(module, "registry", None)
         with pytest.raises(AttributeError):
-            job(Searched())
-    assert Predictions.kept(winner, "test").source.looks == 1
-    result = job(Searched())
-    assert (result["trials"], result["test"]["looks"], result["test"]["run_id"]) == (3, 1, winner.id)
-    assert (result["champion"]["champion"], result["champion"]["crowned"]) == (winner.id, True)
-    assert job(Searched())["champion"]["crowned"] is False
+            job()
+    assert Predictions.kept(winner, "test").source.test_evaluations == 1
+    test, result = job()
+    assert (test.test_evaluations, test.run_id) == (1, winner.id)
+    assert (result.champion, result.promoted) == (winner.id, True)
+    assert job()[1].promoted is False
     assert len(versions(winner.uri, registry.REGISTERED)) == 1
-    winner.tag({"mgc.leaky": "true"})
-    keep(winner, BETTER, leak="LEAKY: so", fingerprint="1" * 64, members=result_members(result))
-    assert job(Searched())["champion"] is None
-    json.dumps(result)
-
-
-def result_members(result):
-    return tuple(Member(**member) for member in result["test"]["members"])
 
 
 # Predicting
@@ -438,9 +426,11 @@ def test_a_parent_run_and_the_champion_predict_by_the_mean_of_their_models(
     soundfile.write(clip, np.random.default_rng(0).normal(0, 0.1, 40_000), 22_050)  # two windows and a rest
 
     def said(model):
-        return np.array(list(predict(model, [clip])["clips"][0]["probabilities"].values()))
+        return np.array(list(predict(model, [clip]).clips[0].probabilities.values()))
 
-    with pytest.raises(InputError, match=r"--model champion: no run is champion yet; «mgc crown RUN»") as caught:
+    with pytest.raises(
+        InputError, match=r"`model=champion`: no run is champion yet; promote an evaluated one"
+    ) as caught:
         predict("champion", [clip])
     assert len(str(caught.value).splitlines()) == 1
     fresh = other_fingerprint(features, tmp_path / "set", "2")
@@ -449,7 +439,7 @@ def test_a_parent_run_and_the_champion_predict_by_the_mean_of_their_models(
     each = [said(child.id) for child in children]
     assert np.ptp(each, axis=0).max() > 1e-2
     assert np.abs(said(parent.id) - np.mean(each, axis=0)).max() < 1e-6
-    crown(parent.id)
+    promote(parent.id)
     assert np.array_equal(said("champion"), said(parent.id))
     for run in (parent, *children):  # the registered one is still there
         client(uri).delete_run(run.id)

@@ -4,18 +4,26 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from helpers.feature_sets import GENRES
 from helpers.pages import Page, page_of
 from helpers.runs import other_fingerprint, parent_of, trained
 
 from mgc.core.errors import InputError
 from mgc.dataset import protocols as learning
-from mgc.evaluation import predictions
 from mgc.evaluation.evaluate import evaluate
-from mgc.evaluation.run_page import report
-from mgc.model.cnn import predict_probabilities
+from mgc.evaluation.predictions import Predictions
+from mgc.evaluation.run_page import make
+from mgc.evaluation.trained_models import predict_validation, read_models
 from mgc.tracking.runs import EVALUATIONS_EXPERIMENT
 from mgc.tracking.store import search
+
+
+def by_pytorch(model, data):
+    """Probabilities of the validation clips, by PyTorch alone."""
+    mel_BFT = torch.from_numpy(data.clips.mel_NFT[data.validation]).float()
+    with torch.inference_mode():
+        return model(mel_BFT[:, None]).softmax(1).numpy()
 
 
 @pytest.fixture(scope="module")
@@ -51,19 +59,19 @@ def test_names_are_text_and_nothing_else(page):
     assert "<script>alert(1)</script> & co" in page.text
 
 
-def test_the_claim_has_its_interval_and_its_looks(page, evaluated):
-    low, high = evaluated["ci95"]
-    assert f"{evaluated['accuracy']:.1%} of 13 test clips right" in page.text
+def test_the_claim_has_its_interval_and_the_count_of_evaluations(page, evaluated):
+    low, high = evaluated.ci95
+    assert f"{evaluated.accuracy:.1%} of 13 test clips right" in page.text
     assert f"(95% interval {low:.1%} to {high:.1%})" in page.text
-    assert f"Look {evaluated['looks']} at this test split" in page.text
+    assert f"Test-set evaluation {evaluated.test_evaluations} on this test set" in page.text
     assert "LEAKY" not in page.text
 
 
 def test_the_page_has_curves_tables_calibration_and_mistakes(page, evaluated, run, own):
     assert set(page.pictures()) == {"Loss", "Accuracy", "Log-Mel"}
     for genre in GENRES:
-        assert f"{genre} {evaluated['per_genre'][genre]['support']}" in page.text
-    kept = predictions.Predictions.kept(run, "test")
+        assert f"{genre} {evaluated.per_genre[genre]['support']}" in page.text
+    kept = Predictions.kept(run, "test")
     rows = kept.mistakes(6)
     confidence = kept.probabilities_NG[rows].max(1)
     assert list(confidence) == sorted(confidence, reverse=True)
@@ -74,8 +82,8 @@ def test_the_page_has_curves_tables_calibration_and_mistakes(page, evaluated, ru
 
 
 def test_the_page_says_what_it_was_made_of(page, run, own):
-    assert "epochs 7 baseline: 20 keep" in page.text
-    assert "model.dropout 0.1 model.head" in page.text  # as in the baseline: not marked
+    assert "epochs 7 plain_cnn: 20 keep" in page.text
+    assert "model.dropout 0.1 model.head" in page.text  # as in plain_cnn: not marked
     assert f"{own.folder}, fingerprint {'5' * 64}" in page.text
     assert f"run {run.id}" in page.text
     tags = run.record().tags
@@ -84,54 +92,54 @@ def test_the_page_says_what_it_was_made_of(page, run, own):
 
 
 def test_a_report_is_made_again_and_written_where_asked(run, evaluated, tmp_path):
-    made = report(run.id, out=tmp_path / "page.html")
-    assert (made["run_id"], made["split"], made["report"]) == (run.id, "test", evaluated["report"])
-    assert made["out"] == str(tmp_path / "page.html")
-    assert f"Look {evaluated['looks']} at" in Page((tmp_path / "page.html").read_text()).text
+    made = make(run, out=tmp_path / "page.html")
+    assert (made.run_id, made.split, made.report) == (run.id, "test", evaluated.report)
+    assert made.out == str(tmp_path / "page.html")
+    assert f"Test-set evaluation {evaluated.test_evaluations} on" in Page((tmp_path / "page.html").read_text()).text
     with pytest.raises(InputError, match="cannot be written"):
-        report(run.id, out=tmp_path / "no" / "page.html")
+        make(run, out=tmp_path / "no" / "page.html")
 
 
-def test_without_an_evaluation_the_validation_clips_are_shown_without_a_look(own):
+def test_without_an_evaluation_the_validation_clips_are_shown_and_nothing_is_counted(own):
     run = trained(own, seed=3)
-    looks = len(search(run.uri, EVALUATIONS_EXPERIMENT, {}))
-    made = report(run.id)
+    before = len(search(run.uri, EVALUATIONS_EXPERIMENT, {}))
+    made = make(run)
     page = page_of(made)
-    assert made["split"] == "validation"
-    data = learning.learning_set(own, predictions.read_models(run)[0].card.config)
-    said = predict_probabilities(predictions.read_models(run)[0].model, data.clips.mel_NFT, data.validation)
+    assert made.split == "validation"
+    data = learning.learning_set(own, read_models(run)[0].card.config)
+    said = by_pytorch(read_models(run)[0].model, data)
     accuracy = (said.argmax(1) == data.clips.labels_N[data.validation]).mean()
     assert f"{accuracy:.1%} of 12 validation clips right" in page.text
     assert "The test split is not evaluated: these are validation clips. They chose the epoch" in page.text
-    assert "Look" not in page.text
-    assert len(search(run.uri, EVALUATIONS_EXPERIMENT, {})) == looks
+    assert "Test-set evaluation" not in page.text
+    assert len(search(run.uri, EVALUATIONS_EXPERIMENT, {})) == before
 
 
 def test_the_page_of_a_parent_has_mean_spread_and_members(own):
     parent, children = parent_of(own, seed=[0, 1, 2])
     result = evaluate(parent.id, own.folder)
     text = page_of(result).text
-    assert f"one model: mean ± sd of 3 {result['accuracy_mean']:.1%} ± {result['accuracy_sd']:.1%}" in text
-    assert f"{result['accuracy']:.1%} of 13 test clips right" in text
-    for child, member in zip(children, result["members"], strict=True):
-        assert f"seed {member['seed']} {member['accuracy']:.1%} 30.0% 3 {child.id}" in text
-    assert "seed 0; 1; 2 baseline: 0" in text
+    assert f"one model: mean ± sd of 3 {result.accuracy_mean:.1%} ± {result.accuracy_sd:.1%}" in text
+    assert f"{result.accuracy:.1%} of 13 test clips right" in text
+    for child, member in zip(children, result.members, strict=True):
+        assert f"seed {member.seed} {member.accuracy:.1%} 30.0% 3 {child.id}" in text
+    assert "seed 0; 1; 2 plain_cnn: 0" in text
 
 
 def test_folds_without_an_evaluation_judge_each_clip_by_the_model_that_did_not_learn_it(own):
     parent, children = parent_of(own, step="folds", fold=[1, 2, 3], folds=[3, 3, 3])
-    made = report(parent.id)
+    made = make(parent)
     text = page_of(made).text
     right, clips = 0, 0
     for child in children:
-        (model,) = predictions.read_models(child)
+        (model,) = read_models(child)
         data = learning.learning_set(own, model.card.config)
-        said = predict_probabilities(model.model, data.clips.mel_NFT, data.validation)
+        said = by_pytorch(model.model, data)
         right += (said.argmax(1) == data.clips.labels_N[data.validation]).sum()
         clips += len(said)
     assert clips == 44 + 12
     assert f"{right / clips:.1%} of 56 validation clips right" in text
-    assert "Each clip is judged by a model that has not learnt from it." in text
+    assert "Each clip is predicted by a model that was not trained on it." in text
     assert "fold 2, seed 0" in text
 
 
@@ -139,11 +147,11 @@ def test_seeds_of_folds_are_averaged_within_their_fold(own):
     models = []
     for fold in (2, 1):
         for seed in (0, 1):
-            models += predictions.read_models(trained(own, seed=seed, fold=fold, folds=2))
-    apart, found = predictions.on_validation(models, own)
+            models += read_models(trained(own, seed=seed, fold=fold, folds=2))
+    apart, found = predict_validation(models, own)
     assert [(member.fold, member.seed) for member in found.source.members] == [(1, 0), (1, 1), (2, 0), (2, 1)]
     data = learning.learning_set(own, models[2].card.config)  # fold 1
-    each = [predict_probabilities(model.model, data.clips.mel_NFT, data.validation) for model in models[2:]]
+    each = [by_pytorch(model.model, data) for model in models[2:]]
     assert np.allclose(found.probabilities_NG[: len(data.validation)], np.mean(each, axis=0), atol=1e-7)
     assert sorted(found.track_ids_N) == sorted(data.clips.track_ids_N)
     for said, expected in zip(apart[2:], each, strict=True):
@@ -155,17 +163,17 @@ def test_a_feature_set_that_is_gone_is_missed_by_name(features, tmp_path):
     run, other = trained(fresh), trained(fresh, seed=1)
     evaluate(run.id, fresh.folder)
     shutil.rmtree(fresh.folder.path)
-    page = page_of(report(run.id))
+    page = page_of(make(run))
     assert f"the feature set {fresh.folder} is gone, or another is there now" in page.text
     assert "Log-Mel" not in page.pictures()
     assert "taken for" in page.text
-    made = report(other.id)
-    assert made["split"] is None
+    made = make(other)
+    assert made.split is None
     assert "the feature set to compute validation figures from is gone" in page_of(made).text
     assert set(page_of(made).pictures()) == {"Loss"}
     shutil.copytree(features.folder.path, fresh.folder.path)  # another set at its place
-    assert report(other.id)["split"] is None
-    assert "Log-Mel" not in page_of(report(run.id)).pictures()
+    assert make(other).split is None
+    assert "Log-Mel" not in page_of(make(run)).pictures()
 
 
 def test_another_feature_set_than_the_one_trained_on_is_said(run, own, features, tmp_path):

@@ -10,10 +10,11 @@ from matplotlib.figure import Figure
 
 from mgc.config import ModelConfig, TrainConfig
 from mgc.evaluation import figures as pictures
-from mgc.evaluation import run_page as report
+from mgc.evaluation import run_page
 from mgc.features.feature_set import FeatureSet
 from mgc.model import checkpoint
 from mgc.model.cnn import GenreCNN
+from mgc.pages.html import Page
 from mgc.tracking import runs as tracking
 from mgc.tracking import store
 
@@ -27,7 +28,12 @@ def trained(features, *, name="a run", step="train", parent=None, status="FINISH
     run = tracking.Run.start(uri, "mgc", name=name, step=step, config=config.to_dict(), parent=parent)
     run.features(features.folder, manifest.fingerprint, "training")
     for epoch in (1, 2, 3):
-        figures = {"train_loss": 2 / epoch, "val_loss": 2.5 / epoch, "train_accuracy": 0.3, "val_accuracy": 0.1 * epoch}
+        figures = {
+            "epoch/train_loss": 2 / epoch,
+            "epoch/val_loss": 2.5 / epoch,
+            "epoch/train_accuracy": 0.3,
+            "epoch/val_accuracy": 0.1 * epoch,
+        }
         run.metrics(figures, epoch=epoch)
     torch.manual_seed(config.seed)
     model = GenreCNN(config.model, len(manifest.genres), manifest.spec.shape)
@@ -64,4 +70,4 @@ def draw_nothing(monkeypatch) -> None:
     """Evaluate without pictures and page, which take longer than all else."""
     for name in ("confusion_matrix", "reliability"):
         monkeypatch.setattr(pictures, name, lambda scores, split: Figure(figsize=(1, 1)))
-    monkeypatch.setattr(report, "make", lambda run: {"report": ""})
+    monkeypatch.setattr(run_page, "make", lambda run, **known: Page(run.id, None, "", None))
