@@ -1,4 +1,4 @@
-"""How much memory is free here, and the one decision where clips live during a fit: on the GPU, in memory, or shards."""
+"""How much memory is free, and the one decision where clips live during a fit: on the GPU, in memory, or in shards."""
 
 from __future__ import annotations
 

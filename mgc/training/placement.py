@@ -191,7 +191,8 @@ def _worker(job: dict[str, Any]) -> Fitted | MgcError:
 
     report = job["epochs"].put if torch.distributed.get_rank() == 0 else lambda _: None
     try:
-        return job["place"]._fit_here(job["config"], ray.get(job["data"]), job["folder"], report)
+        place: Place = job["place"]
+        return place._fit_here(job["config"], ray.get(job["data"]), job["folder"], report)
     except MgcError as error:
         return error
 
