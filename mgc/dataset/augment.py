@@ -1,4 +1,4 @@
-"""Varying training clips: drawn by seed for a whole epoch, applied in batches on the device.
+"""Augmentation of training clips: drawn by seed for a whole epoch, applied in batches on the device.
 
 What is drawn depends on seed, epoch and a clip's place in the epoch's order, and not on how batches are shared out, so
 one worker and several see the same clips.
@@ -27,7 +27,7 @@ KNOTS = 8
 
 @dataclass(frozen=True)
 class Draws:
-    """What chance does to each clip of an epoch, by its place in the order."""
+    """The random parameters of an epoch's augmentations, for each clip by its place in the order."""
 
     starts_N: Tensor
     """First frame of the crop."""
@@ -43,17 +43,41 @@ class Draws:
     """What the equaliser adds to each band, in units of the z-score."""
 
     def to(self, device: torch.device) -> Draws:
-        """A copy on a device, so that no step of the epoch sends any."""
+        """Return a copy on a device.
+
+        Parameters
+        ----------
+        device
+            Of the fit, so that no step of the epoch sends any.
+        """
         return Draws(*(getattr(self, each.name).to(device, copy=True) for each in fields(self)))
 
     def take_over(self, other: Draws) -> None:
-        """Hold what another epoch's draws hold, in the same memory."""
+        """Copy another epoch's draws into the same memory, where a recorded step looks for them.
+
+        Parameters
+        ----------
+        other
+            Of the same number of clips.
+        """
         for each in fields(self):
             getattr(self, each.name).copy_(getattr(other, each.name))
 
 
 def draw(config: TrainConfig, shape: tuple[int, int], n: int, epoch: int) -> Draws:
-    """Draw for an epoch of ``n`` clips of ``shape`` (mel bands, frames)."""
+    """Draw the augmentations of an epoch.
+
+    Parameters
+    ----------
+    config
+        Seed, augmentations, crops and batch size (clips are mixed within their batch).
+    shape
+        (mel bands, frames) of a clip.
+    n
+        Number of clips.
+    epoch
+        From 1; with the seed it decides all draws.
+    """
     bands, frames = shape
     augment, window = config.augment, config.model.window or frames
     random = np.random.default_rng([config.seed, epoch, 1])
@@ -78,7 +102,22 @@ def draw(config: TrainConfig, shape: tuple[int, int], n: int, epoch: int) -> Dra
 
 
 def crops(mel_BFT: Tensor, starts_B: Tensor, window: int) -> Tensor:
-    """A window of each spectrogram [shape=(B, F, W)], from its own first frame."""
+    """Cut a window out of each spectrogram.
+
+    Parameters
+    ----------
+    mel_BFT
+        Spectrograms [shape=(B, F, T)].
+    starts_B
+        First frame of each window [shape=(B,), dtype=int64].
+    window
+        Frames of a window, W.
+
+    Returns
+    -------
+    torch.Tensor [shape=(B, F, W)]
+        The windows.
+    """
     if mel_BFT.shape[2] == window:
         return mel_BFT
     each_B = torch.arange(len(mel_BFT), device=mel_BFT.device)
@@ -86,19 +125,43 @@ def crops(mel_BFT: Tensor, starts_B: Tensor, window: int) -> Tensor:
 
 
 def mixup(mel_BFW: Tensor, partners_BFW: Tensor, shares_B: Tensor) -> Tensor:
-    """Each spectrogram and its partner's, in their shares (Zhang et al., «mixup», ICLR 2018)."""
+    """Mix each spectrogram with its partner's (Zhang et al., «mixup», ICLR 2018).
+
+    Parameters
+    ----------
+    mel_BFW, partners_BFW
+        Spectrograms [shape=(B, F, W)].
+    shares_B
+        Share of the clip itself [shape=(B,)].
+    """
     return torch.lerp(partners_BFW, mel_BFW, shares_B[:, None, None])
 
 
 def blank(mel_BFW: Tensor, times_BM2: Tensor, bands_BM2: Tensor) -> Tensor:
-    """SpecAugment's masks (Park et al., Interspeech 2019): zero, the z-score's mean, in stretches of time and bands."""
+    """Mask stretches of time and ranges of bands with 0, the z-score's mean (Park et al., SpecAugment, 2019).
+
+    Parameters
+    ----------
+    mel_BFW
+        Spectrograms [shape=(B, F, W)].
+    times_BM2, bands_BM2
+        First frame or band of each mask, and the one behind its last [shape=(B, M, 2), dtype=int64].
+    """
     hidden_BFW = _inside(times_BM2, mel_BFW.shape[2])[:, None, :]
     hidden_BFW = hidden_BFW | _inside(bands_BM2, mel_BFW.shape[1])[:, :, None]
     return mel_BFW.masked_fill(hidden_BFW, 0.0)
 
 
 def equalize(mel_BFW: Tensor, gains_BF: Tensor) -> Tensor:
-    """Another recording's frequency response: a smooth curve added over the bands (after Nam et al., FilterAugment)."""
+    """Add a smooth curve over the bands, another recording's frequency response (after Nam et al., FilterAugment).
+
+    Parameters
+    ----------
+    mel_BFW
+        Spectrograms [shape=(B, F, W)].
+    gains_BF
+        What is added to each band, in units of the z-score [shape=(B, F)].
+    """
     return mel_BFW + gains_BF[:, :, None]
 
 
@@ -118,21 +181,25 @@ def _inside(spans_BM2: Tensor, size: int) -> Tensor:
 def training_batch(
     mel_BFT: Tensor, config: TrainConfig, draws: Draws, places_B: Tensor, mine: slice
 ) -> tuple[Tensor, Tensor]:
-    """One worker's share of a batch, varied; places and draws are on the device of the clips.
+    """Augment one rank's share of a batch, on the device of the clips.
 
     Parameters
     ----------
     mel_BFT
-        The whole batch where clips are mixed, which needs the others'; else the share alone.
+        Spectrograms [shape=(B, F, T)]: with mixup those of the whole batch, else this rank's alone.
+    config
+        Which augmentations there are.
+    draws
+        Of the epoch, on the same device.
     places_B
-        Places of the whole batch's clips in the epoch's order, one after the other.
+        Places of the whole batch's clips in the epoch's order [shape=(B,), dtype=int64].
     mine
-        Which of them are this worker's.
+        Which of them are this rank's.
 
     Returns
     -------
     mel_BFW, shares_B
-        Spectrograms as float32, and each clip's share in its own.
+        Spectrograms [dtype=float32], and each clip's own share in them.
     """
     mixing = config.augment.mixup_alpha > 0
     own_B = places_B[mine]

@@ -1,4 +1,4 @@
-"""How clips come to the device: they live there, or batches are sent from memory, or read from their shards and sent.
+"""The order of an epoch, its batches, and how they come to the device: from there, from memory, or from shards.
 
 All three give the same batches: an epoch's order goes through the shards in groups, in each of which clips are
 shuffled. A set of up to ``clips.GROUP`` shards is one group, which is an ordinary shuffle.
@@ -11,28 +11,26 @@ from __future__ import annotations
 import math
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from mgc.config import TrainConfig
-from mgc.dataset.clips import GROUP, Clips, ShardedMel
+from mgc.dataset.clips import GROUP
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from numpy.typing import NDArray
+
+    from mgc.dataset.clips import Clips
 
 AHEAD = 2
-"""Batches that are read and sent before they are wanted."""
+"""Batches that are read and sent before they are due."""
 PIECE = 256
 """Clips, 84 MB, that are moved to a device at a time where all of them go there."""
-SHARE_OF_DEVICE = 0.8
-"""Of a GPU's free memory: the most that clips and a step may take together."""
-STEP_MAPS = 16
-"""What a step takes for each clip, in the values of its first feature map, float32: 5 to 11 were seen on the CPU."""
-JUDGED_ON_GPU = 64
-"""Clips that are evaluated at a time on a GPU: their first feature map, 0.7 GB, keeps it busy for far longer than
-launching a kernel takes, so more would take memory and save nothing."""
 
 
 class Feed:
@@ -40,24 +38,44 @@ class Feed:
 
     Parameters
     ----------
+    clips
+        In memory or in their shards.
+    device
+        Where batches are wanted.
     resident
-        All clips live on the device. By default they do but for those in shards.
+        Move all clips to the device now (on the CPU, in memory they are there); else batch by batch, read and sent by
+        a thread ahead of the training step.
     """
 
-    def __init__(self, clips: Clips, device: torch.device | str, *, resident: bool | None = None) -> None:
+    def __init__(self, clips: Clips, device: torch.device | str, *, resident: bool) -> None:
         self.device = torch.device(device)
         if self.device.type == "cuda":  # by number: to the thread that sends batches, «cuda» is the first GPU
             self.device = torch.device("cuda", torch.cuda.current_device())
         self.labels_N = torch.from_numpy(clips.labels_N.copy()).to(self.device)
         self.shape = clips.mel_NFT.shape
-        resident = not isinstance(clips.mel_NFT, ShardedMel) if resident is None else resident
-        self._host = clips.mel_NFT if isinstance(clips.mel_NFT, ShardedMel) else _as_tensor(clips.mel_NFT)
+        self._host = _as_tensor(clips.mel_NFT) if isinstance(clips.mel_NFT, np.ndarray) else clips.mel_NFT
         self.mel_NFT = self._moved() if resident else None
         """The spectrograms, where they live on the device."""
         self._copies = None if resident or self.device.type != "cuda" else torch.cuda.Stream(self.device)
 
     def read(self, batches: Iterable[NDArray[np.int64]]) -> Iterator[Tensor]:
-        """The spectrograms of one batch of rows after the other [shape=(B, F, T), dtype=float16]."""
+        """Yield the spectrograms of batches.
+
+        Parameters
+        ----------
+        batches
+            Rows of each batch [shape=(B,), dtype=int64].
+
+        Yields
+        ------
+        torch.Tensor [shape=(B, F, T), dtype=float16]
+            On the device.
+
+        Raises
+        ------
+        InputError
+            A shard is gone or not what the manifest says.
+        """
         if self.mel_NFT is not None:
             parts = list(batches)
             rows = torch.from_numpy(np.concatenate(parts)) if parts else torch.empty(0, dtype=torch.int64)
@@ -74,7 +92,7 @@ class Feed:
                 yield waiting.popleft().result()()
 
     def _send(self, rows: NDArray[np.int64]) -> Callable[[], Tensor]:
-        """Read a batch and, to a GPU, begin to send it beside the work there; what is returned has it arrive."""
+        """Read a batch and start to send it to a GPU on a stream of its own; the function returned waits for it."""
         copies = self._copies
         if copies is None:
             mel_BFT = self._read(rows)
@@ -117,17 +135,23 @@ def _as_tensor(mel_NFT: NDArray[np.float16]) -> Tensor:
         return torch.from_numpy(mel_NFT)
 
 
-def fits_device(shape: tuple[int, ...], config: TrainConfig, free: int) -> bool:
-    """Whether clips [shape=(N, F, T)] can live on a GPU with so many bytes free, beside what a fit's step takes."""
-    clips, bands, frames = shape
-    first_map = 4 * config.model.channels[0] * bands
-    learning = STEP_MAPS * config.optim.batch_size * first_map * (config.model.window or frames)
-    judging = 4 * JUDGED_ON_GPU * first_map * frames  # nothing is kept for a backward pass
-    return 2 * clips * bands * frames + max(learning, judging) <= SHARE_OF_DEVICE * free
-
-
 def order(clips: Clips, rows: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
-    """The rows as an epoch takes them: shards in random groups, the clips of a group shuffled."""
+    """Shuffle rows for an epoch: shards in random groups, the clips of a group shuffled.
+
+    Parameters
+    ----------
+    clips
+        Say which shard each clip is in.
+    rows
+        Those of the epoch [shape=(N,), dtype=int64].
+    seed, epoch
+        Decide the order.
+
+    Returns
+    -------
+    np.ndarray [shape=(N,), dtype=int64]
+        The rows in their new order.
+    """
     random = np.random.default_rng([seed, epoch])
     shards = random.permutation(np.unique(clips.shards_N[rows]))
     groups = [shards[start : start + GROUP] for start in range(0, len(shards), GROUP)]
@@ -135,9 +159,16 @@ def order(clips: Clips, rows: NDArray[np.int64], seed: int, epoch: int) -> NDArr
 
 
 def batches(rows: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
-    """Cut rows into as few batches of at most ``size`` as there can be, all as long as each other but for one row.
+    """Cut rows into as few batches of at most ``size`` as there can be, whose sizes differ by one at most.
 
-    What is left over at the end would be a step as long as the others, along the gradient of a few clips: with one clip
-    an epoch it costs several points of accuracy (docs/log.md).
+    A short batch left over at the end would make a step as long as the others along the gradient of a few clips: with
+    one clip an epoch that costs several points of accuracy (docs/log.md).
+
+    Parameters
+    ----------
+    rows
+        Rows [shape=(N,)].
+    size
+        The most rows of a batch.
     """
     return np.array_split(rows, math.ceil(len(rows) / size)) if len(rows) else []

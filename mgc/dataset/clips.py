@@ -1,4 +1,4 @@
-"""The clips of a feature set, for learning: what is known of each in memory, the spectrograms there too or in shards.
+"""The clips of a feature set for training and evaluation: labels and ids in memory, spectrograms there or in shards.
 
 Shape suffixes: N clips, B of them, F mel bands, T frames.
 """
@@ -41,8 +41,19 @@ class Clips:
     def __len__(self) -> int:
         return len(self.labels_N)
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether the spectrograms are in memory, and not in their shards."""
+        return isinstance(self.mel_NFT, np.ndarray)
+
     def take(self, rows_B: NDArray[np.int64]) -> Clips:
-        """Some of the clips, in memory."""
+        """Return some of the clips, in memory.
+
+        Parameters
+        ----------
+        rows_B
+            Which of them [shape=(B,), dtype=int64], in the order wanted.
+        """
         return replace(
             self,
             mel_NFT=self.mel_NFT[rows_B],
@@ -56,7 +67,16 @@ class Clips:
 
 
 def load(feature_set: FeatureSet, *splits: str, lazily: bool = False) -> Clips:
-    """Read the clips of some splits: 330 kB each, or next to nothing if ``lazily``.
+    """Read the clips of some splits.
+
+    Parameters
+    ----------
+    feature_set
+        A finished feature set.
+    splits
+        ``training``, ``validation`` or ``test``.
+    lazily
+        Leave the spectrograms, 330 kB a clip, in their shards and read them as they are asked for.
 
     Raises
     ------
@@ -65,27 +85,27 @@ def load(feature_set: FeatureSet, *splits: str, lazily: bool = False) -> Clips:
     """
     for split in splits:
         if not any(entry.rows for entry in feature_set.manifest.shards if entry.split == split):
-            raise InputError(f"--features {feature_set.folder}: no clips in split «{split}»")
+            raise InputError(f"`features={feature_set.folder}`: no clips in split «{split}»")
     entries = [entry for split in splits for entry in feature_set.manifest.shards if entry.split == split]
-    tables = [feature_set.table(entry, ["label", "track_id", "artist_id", "path"]) for entry in entries]
-    label, track_id, artist_id, path = (
-        [value for table in tables for value in table[name].to_pylist()]
-        for name in ("label", "track_id", "artist_id", "path")
-    )
-    mel: NDArray[np.float16] | ShardedMel = ShardedMel(feature_set, entries, kept=2 * GROUP)
-    if not lazily:
-        mel = np.empty(mel.shape, np.float16)
-        start = 0
-        for entry in entries:
-            mel[start : start + entry.rows] = feature_set.spectrograms(entry)
+    columns = ("label", "track_id", "artist_id", "path")
+    known: dict[str, list[Any]] = {name: [] for name in columns}
+    sharded, start = ShardedMel(feature_set, entries, kept=2 * GROUP), 0
+    mel_NFT = np.empty((0 if lazily else len(sharded), *sharded.shape[1:]), np.float16)
+    for entry in entries:
+        table = feature_set.table(entry, [*columns, *([] if lazily else ["logmel"])])
+        for name, values in known.items():
+            values += table[name].to_pylist()
+        if not lazily:
+            mel_NFT[start : start + entry.rows] = feature_set.spectrograms(entry, table)
             start += entry.rows
     rows = [entry.rows for entry in entries]
+    artists = [a or f"track {t}" for a, t in zip(known["artist_id"], known["track_id"], strict=True)]
     return Clips(
-        mel,
-        np.array(label, np.int64),
-        np.array(track_id, np.int64),
-        np.array([a or f"track {t}" for a, t in zip(artist_id, track_id, strict=True)], np.str_),
+        sharded if lazily else mel_NFT,
+        np.array(known["label"], np.int64),
+        np.array(known["track_id"], np.int64),
+        np.array(artists, np.str_),
         np.repeat([entry.split for entry in entries], rows),
         np.repeat(np.arange(len(entries)), rows),
-        tuple(path),
+        tuple(known["path"]),
     )

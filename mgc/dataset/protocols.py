@@ -1,11 +1,11 @@
-"""Who learns from which clips: the official split, folds of it, or the literature's leaky random one.
+"""Which clips are trained, validated and tested on: the official split, folds of it, or a random one, which leaks.
 
     official    training and validation as the feature set has them
     folds       cross-validation over training and validation, all clips of an artist in one fold
-    random      all clips dealt anew, 80/10/10 within each genre, whoever made them: LEAKY
+    random      all clips drawn anew, 80/10/10 within each genre, whoever made them, as in the literature: LEAKY
 
-Everything that trains or evaluates asks here, so a run and its evaluation cannot disagree. Test clips are never among
-what a fit is given.
+Everything that trains or evaluates asks here, so a run and its evaluation cannot disagree. A fit is never given test
+clips. ``leak`` is the one judge of leaks.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LEAKY = "LEAKY: a random split, artists on both sides"
 
 @dataclass(frozen=True)
 class LearningSet:
-    """What a fit is given."""
+    """The training and validation clips of a fit."""
 
     clips: Clips
     training: NDArray[np.int64]
@@ -46,23 +46,35 @@ class LearningSet:
     spec: LogMelSpec
     fingerprint: str
     leak: str
-    """Why figures of it flatter; empty where nothing is known against them."""
+    """Why figures on it are too good, as ``leak`` says; empty without a known leak."""
 
 
 def splits_of(config: TrainConfig) -> tuple[str, ...]:
-    """The feature set's splits that a fit of this configuration is given clips of."""
+    """Return the feature set's splits that the clips of a fit are from.
+
+    Parameters
+    ----------
+    config
+        Its ``split`` decides.
+    """
     return SPLITS if config.split == "random" else ("training", "validation")
 
 
 def learning_set(
     feature_set: FeatureSet, config: TrainConfig, *, lazily: bool = False, clips: Clips | None = None
 ) -> LearningSet:
-    """Training and validation clips as a configuration divides them, in memory or, ``lazily``, in their shards.
+    """Divide clips into training and validation as a configuration says.
 
     Parameters
     ----------
+    feature_set
+        A finished feature set.
+    config
+        Its ``split``, ``folds`` and ``fold``.
+    lazily
+        Leave the spectrograms in their shards.
     clips
-        Those of ``splits_of(config)``, if they are there already.
+        Those of ``splits_of(config)``, if they are loaded already.
 
     Raises
     ------
@@ -88,7 +100,16 @@ def learning_set(
 
 
 def held_out(feature_set: FeatureSet, split: str, protocol: str = "official") -> Clips:
-    """The clips of one split, in memory, as a run of this protocol (``config.split``) saw or did not see them.
+    """Read the clips of one split, in memory, as a protocol has it.
+
+    Parameters
+    ----------
+    feature_set
+        A finished feature set.
+    split
+        ``training``, ``validation`` or ``test``.
+    protocol
+        ``config.split`` of the run that is evaluated: ``official`` or ``random``.
 
     Raises
     ------
@@ -100,19 +121,45 @@ def held_out(feature_set: FeatureSet, split: str, protocol: str = "official") ->
     clips = clips_of.load(feature_set, *SPLITS, lazily=True)
     rows = np.flatnonzero(dealt(clips, protocol) == split)
     if not len(rows):
-        raise InputError(f"--features {feature_set.folder}: too few clips for a random split «{split}»")
+        raise InputError(f"`features={feature_set.folder}`: too few clips for a random split «{split}»")
     return clips.take(rows)
 
 
 def leak(manifest: Manifest, protocol: str) -> str:
-    """Why figures of a feature set under a protocol flatter; empty where nothing is known against them."""
+    """Say why figures on a feature set are too good: the same artists on both sides of a split.
+
+    Parameters
+    ----------
+    manifest
+        Of the feature set.
+    protocol
+        ``config.split``: ``official`` or ``random``.
+
+    Returns
+    -------
+    str
+        Starts with «LEAKY»; empty without a known leak.
+    """
     if protocol == "random":
         return LEAKY
     return f"LEAKY: {leak_message(manifest.artist_leaks)}" if manifest.artist_leaks else ""
 
 
 def dealt(clips: Clips, protocol: str) -> NDArray[np.str_]:
-    """The split of each clip under a protocol (``config.split``); ``random`` needs the clips of all splits."""
+    """Return the split of each clip.
+
+    Parameters
+    ----------
+    clips
+        For ``random``, those of all splits.
+    protocol
+        ``config.split``: ``official`` or ``random``.
+
+    Returns
+    -------
+    np.ndarray [shape=(N,), dtype=str]
+        ``training``, ``validation`` or ``test``.
+    """
     if protocol == "official":
         return clips.splits_N
     own = [str(track_id) for track_id in clips.track_ids_N]
@@ -125,7 +172,7 @@ def _fold(clips: Clips, config: TrainConfig) -> tuple[NDArray[np.int64], NDArray
 
     artists = {label: len(set(clips.artists_N[clips.labels_N == label])) for label in np.unique(clips.labels_N)}
     if min(artists.values()) < config.folds:
-        raise InputError(f"--folds {config.folds}: a genre has only {min(artists.values())} artists; take fewer folds")
+        raise InputError(f"`folds={config.folds}`: a genre has only {min(artists.values())} artists; take fewer folds")
     folds = StratifiedGroupKFold(config.folds, shuffle=True, random_state=SEED)
     training, validation = list(folds.split(clips.labels_N, clips.labels_N, clips.artists_N))[config.fold - 1]
     return training, validation

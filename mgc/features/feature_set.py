@@ -90,13 +90,23 @@ class FeatureSet:
             raise InputError(f"{file}: {len(table)} rows, the manifest says {entry.rows}")
         return table
 
-    def spectrograms(self, entry: ShardEntry) -> NDArray[np.float16]:
+    def spectrograms(self, entry: ShardEntry, table: pa.Table | None = None) -> NDArray[np.float16]:
         """Read the z-scored log-Mel spectrograms of a shard [shape=(rows, n_mels, n_frames)].
 
-        Raises as ``table``.
+        Parameters
+        ----------
+        entry
+            The shard.
+        table
+            Its rows, where the column ``logmel`` is read already.
+
+        Raises
+        ------
+        InputError
+            As ``table``.
         """
         try:
-            return logmels(self.table(entry, ["logmel"]), self.manifest.spec.shape)
+            return logmels(self.table(entry, ["logmel"]) if table is None else table, self.manifest.spec.shape)
         except (ValueError, TypeError, KeyError) as error:  # another size, another type, no such column
             raise InputError(f"{self.folder}/{entry.file}: {error}") from None
 

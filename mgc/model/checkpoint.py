@@ -31,11 +31,14 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Card:
-    """What is known of a model besides its weights."""
+    """All that a checkpoint holds besides the weights."""
 
     config: TrainConfig
+    """Of the run that trained the model."""
     genres: tuple[str, ...]
+    """Logit i is of ``genres[i]``."""
     spec: LogMelSpec
+    """The log-Mel recipe of its input."""
     fingerprint: str
     """Of the feature set it was trained on."""
     figures: dict[str, float]
@@ -43,7 +46,19 @@ class Card:
 
 
 def write(folder: Path, weights: dict[str, Tensor], card: Card) -> None:
-    """Write a checkpoint; the card goes last and names the weights by hash, so a half-written one is not mistaken."""
+    """Write a checkpoint: weights first, then the card, which names them by hash.
+
+    A checkpoint that was interrupted in the middle is recognised by ``read``.
+
+    Parameters
+    ----------
+    folder
+        Is made if it is not there.
+    weights
+        State dict of the model, on any device.
+    card
+        All else that is known of the model.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()})
     tree = {
@@ -61,26 +76,64 @@ def write(folder: Path, weights: dict[str, Tensor], card: Card) -> None:
 
 
 def read(folder: Path) -> tuple[GenreCNN, Card]:
-    """Load a model in evaluation mode, on the CPU, and its card.
+    """Read a model and its card.
+
+    Parameters
+    ----------
+    folder
+        Holds ``model.safetensors`` and ``model.json``.
+
+    Returns
+    -------
+    model, card
+        The model is in evaluation mode, on the CPU.
 
     Raises
     ------
     InputError
         The folder holds no checkpoint, or one that is damaged or of another format.
     """
+    card, sha256 = _read_card(folder)
+    try:
+        data = (folder / WEIGHTS).read_bytes()
+    except OSError as error:
+        raise _unreadable(folder, error) from None
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise InputError(f"{folder / WEIGHTS}: damaged or half-written (not the weights that {CARD} names)")
+    try:
+        model = GenreCNN(card.config.model, len(card.genres), card.spec.shape)
+        model.load_state_dict(load(data))
+    except (RuntimeError, SafetensorError) as error:
+        raise _misfit(folder, error) from None
+    return model.eval(), card
+
+
+def read_card(folder: Path) -> Card:
+    """Read a checkpoint's card alone, without its weights.
+
+    Parameters
+    ----------
+    folder
+        Holds ``model.json``.
+
+    Raises
+    ------
+    InputError
+        The folder holds no card, or one that is damaged or of another format.
+    """
+    return _read_card(folder)[0]
+
+
+def _read_card(folder: Path) -> tuple[Card, str]:
+    """The card, and the hash of the weights that belong to it."""
     try:
         tree: dict[str, Any] = json.loads((folder / CARD).read_text())
-        data = (folder / WEIGHTS).read_bytes()
-    except FileNotFoundError as error:
-        raise InputError(f"{error.filename}: no such file; a checkpoint folder holds {WEIGHTS} and {CARD}") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: not a checkpoint ({error})") from None
+        raise _unreadable(folder, error) from None
     if not isinstance(tree, dict):
         raise InputError(f"{folder / CARD}: not a checkpoint's card")
     if tree.get("format") != FORMAT:
         raise InputError(f"{folder / CARD}: format {tree.get('format')}, this version reads {FORMAT}")
-    if hashlib.sha256(data).hexdigest() != tree.get("weights_sha256"):
-        raise InputError(f"{folder / WEIGHTS}: damaged or half-written (not the weights that {CARD} names)")
     try:
         card = Card(
             overlay(TrainConfig(), tree["config"]),
@@ -89,8 +142,16 @@ def read(folder: Path) -> tuple[GenreCNN, Card]:
             tree["fingerprint"],
             tree["figures"],
         )
-        model = GenreCNN(card.config.model, len(card.genres), card.spec.shape)
-        model.load_state_dict(load(data))
-    except (KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{folder}: card and weights do not fit ({first_line(error)})") from None
-    return model.eval(), card
+        return card, tree["weights_sha256"]
+    except (KeyError, TypeError) as error:
+        raise _misfit(folder, error) from None
+
+
+def _unreadable(folder: Path, error: OSError | ValueError) -> InputError:
+    if isinstance(error, FileNotFoundError):
+        return InputError(f"{error.filename}: no such file; a checkpoint folder holds {WEIGHTS} and {CARD}")
+    return InputError(f"{folder}: not a checkpoint ({error})")
+
+
+def _misfit(folder: Path, error: Exception) -> InputError:
+    return InputError(f"{folder}: card and weights do not fit ({first_line(error)})")

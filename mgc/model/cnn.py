@@ -1,4 +1,4 @@
-"""The network: blocks of convolution over a log-Mel spectrogram, and a linear head; and several networks as one.
+"""The network: blocks of convolution over a log-Mel spectrogram and a linear head; and an ensemble of networks.
 
 Shape suffixes: B clips in a batch, C channels, F mel bands, T frames, G genres.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,26 +17,23 @@ from mgc.core.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
-
-    from mgc.dataset.clips import ShardedMel
-
-
-AT_ONCE = 16
-"""Clips that are evaluated at a time."""
-
 
 class GenreCNN(nn.Module):
-    """A plain CNN whose every regulariser is a field of its configuration.
+    """A CNN over log-Mel spectrograms; each of its regularisers is a field of its configuration.
 
     Parameters
     ----------
     config
-        The network; ``ModelConfig()`` is the seed's baseline.
+        Layers and regularisers; ``ModelConfig()`` is the preset ``plain_cnn``.
     n_genres
-        Classes to tell apart.
+        Number of classes.
     shape
-        (mel bands, frames) of the input; only a ``flatten`` head depends on it.
+        (mel bands, frames) of a whole clip.
+
+    Raises
+    ------
+    InputError
+        The clips have fewer bands or frames than the poolings halve, or fewer frames than ``config.window``.
 
     Examples
     --------
@@ -52,10 +48,10 @@ class GenreCNN(nn.Module):
         bands, frames = shape[0] // shrink, (config.window or shape[1]) // shrink
         if not bands or not frames:
             raise InputError(
-                f"model.channels={config.channels}: {len(config.channels)} poolings leave nothing of {shape}"
+                f"`model.channels={config.channels}`: {len(config.channels)} poolings leave nothing of {shape}"
             )
         if config.window > shape[1]:
-            raise InputError(f"model.window={config.window}: clips have only {shape[1]} frames")
+            raise InputError(f"`model.window={config.window}`: clips have only {shape[1]} frames")
         self.head = config.head
         self.window = config.window
         self.input_norm = nn.BatchNorm1d(shape[0]) if config.input_norm else nn.Identity()
@@ -80,9 +76,17 @@ class GenreCNN(nn.Module):
         self.linear = nn.Linear(pooled, n_genres)
 
     def forward(self, mel_B1FT: Tensor) -> Tensor:
-        """Logits [shape=(B, G)] of z-scored spectrograms [shape=(B, 1, F, T)].
+        """Compute logits; of clips longer than the window, the mean over windows that cover them evenly.
 
-        Of clips longer than the window: the mean over windows that cover them evenly.
+        Parameters
+        ----------
+        mel_B1FT
+            Z-scored spectrograms [shape=(B, 1, F, T), dtype=float32].
+
+        Returns
+        -------
+        torch.Tensor [shape=(B, G)]
+            Logits.
         """
         frames = mel_B1FT.shape[3]
         if not self.window or frames == self.window:
@@ -108,20 +112,43 @@ class GenreCNN(nn.Module):
 
 
 class Ensemble(nn.Module):
-    """Networks that judge together: the softmax of its logits is the mean of the probabilities that each gives."""
+    """Networks whose probabilities are averaged: the softmax of its logits is the mean of theirs.
+
+    Parameters
+    ----------
+    members
+        The networks; each takes and gives what ``GenreCNN`` does.
+    """
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
 
     def forward(self, mel_B1FT: Tensor) -> Tensor:
-        """Logits [shape=(B, G)] of z-scored spectrograms [shape=(B, 1, F, T)]."""
+        """Compute the logarithm of the mean probabilities.
+
+        Parameters
+        ----------
+        mel_B1FT
+            Z-scored spectrograms [shape=(B, 1, F, T), dtype=float32].
+
+        Returns
+        -------
+        torch.Tensor [shape=(B, G)]
+            Logits.
+        """
         log_KBG = torch.stack([member(mel_B1FT).log_softmax(1) for member in self.members])
         return log_KBG.logsumexp(0) - math.log(len(self.members))
 
 
 def together(models: Sequence[nn.Module]) -> nn.Module:
-    """Models as one, in evaluation mode: a single one as it is, several as their ensemble."""
+    """Return one network in evaluation mode: a single model itself, several as their ensemble.
+
+    Parameters
+    ----------
+    models
+        At least one network.
+    """
     return (models[0] if len(models) == 1 else Ensemble(models)).eval()
 
 
@@ -137,24 +164,3 @@ class Dropout(nn.Dropout):
         kept = bits >= round(self.p * 2**16) - 2**15
         dense = values if values.is_contiguous(memory_format=torch.channels_last) else values.contiguous()
         return dense * (kept.as_strided(dense.size(), dense.stride()) * (1 / (1 - self.p))).to(values.dtype)
-
-
-@torch.inference_mode()
-def predict_logits(model: nn.Module, mel_NFT: Tensor, batch_size: int = AT_ONCE) -> Tensor:
-    """Logits [shape=(N, G), dtype=float32, on the CPU] in evaluation mode, batch by batch on the model's device."""
-    device = next(model.parameters()).device
-    training = model.training
-    model.eval()
-    batches = [model(batch.to(device).float().unsqueeze(1)).float().cpu() for batch in mel_NFT.split(batch_size)]
-    model.train(training)
-    return torch.cat(batches)
-
-
-def predict_probabilities(
-    model: nn.Module, mel_NFT: NDArray[np.float16] | ShardedMel, rows_B: NDArray[np.int64] | None = None
-) -> NDArray[np.float32]:
-    """Genre probabilities [shape=(B, G)] of some clips, all by default, read and computed block by block."""
-    rows_B = np.arange(len(mel_NFT)) if rows_B is None else rows_B
-    blocks = [rows_B[start : start + AT_ONCE] for start in range(0, len(rows_B), AT_ONCE)]
-    logits = [predict_logits(model, torch.from_numpy(mel_NFT[block])) for block in blocks]
-    return torch.cat(logits).softmax(1).numpy()

@@ -1,9 +1,9 @@
-"""What a process sets before it trains: how a GPU computes, and memory that stays with the process on the CPU.
+"""The device of a process, and the settings of PyTorch and the C library that a fit or an inference starts with.
 
-A GPU's float32: convolutions take TF32 tensor cores (float32's range and sums, ten bits of each factor), PyTorch's own
-default; the linear layer, a thousandth of the work, is float32 throughout. In deterministic mode all of it is. Trained
-with ``precision`` bfloat16, convolutions and the linear layer take bfloat16; the arithmetic of norms, the loss, the
-weights and their moments are float32 always.
+On a GPU in float32, convolutions use TF32 (float32's range and sums, ten bits of each factor), PyTorch's own default;
+the linear layer, a thousandth of the work, is float32 throughout. In deterministic mode all of it is. With
+``precision`` bfloat16, convolutions and the linear layer compute in bfloat16 during training; norms, the loss, the
+weights and Adam's moments are float32 always.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ def best_device() -> torch.device:
 
 
 def prepare(device: torch.device, *, deterministic: bool = False) -> None:
-    """Set how this process computes on a device.
+    """Set how this process computes on a device; on the CPU, have it keep freed memory.
 
     Parameters
     ----------
+    device
+        The CPU or a GPU.
     deterministic
-        On a GPU the same figures each time, bit for bit: no TF32, no choice of kernels by the clock. The CPU's are so
-        anyway.
+        On a GPU: the same results each time, bit for bit, by float32 without TF32 and kernels that are not chosen by
+        timing them. On the CPU they are the same anyway.
     """
     keep_freed_memory()
     if device.type != "cuda":
@@ -45,16 +47,11 @@ def prepare(device: torch.device, *, deterministic: bool = False) -> None:
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that this process may still take on a GPU; what it holds there of an earlier fit, unused, is free."""
-    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + held
-
-
 def keep_freed_memory() -> None:
-    """Have glibc keep what is freed: a step's activations, hundreds of MB, are else mapped and zeroed anew each time.
+    """Have glibc keep freed memory: otherwise a step's activations, hundreds of MB, are mapped and zeroed each time.
 
-    With channels_last this makes a step of 32 clips on two cores 2.6 times as fast (docs/log.md).
+    With channels_last this makes a step of 32 clips on two cores 2.6 times as fast (docs/log.md). Other C libraries are
+    left as they are.
     """
     m_mmap_max, m_trim_threshold = -4, -1
     with suppress(OSError, AttributeError):  # another C library

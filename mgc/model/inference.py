@@ -24,7 +24,13 @@ launching a kernel takes, so more would take memory and save nothing."""
 
 
 def batch_size(device: torch.device) -> int:
-    """Clips in a batch of inference on a device."""
+    """Return the number of clips in a batch of inference on a device.
+
+    Parameters
+    ----------
+    device
+        The CPU or a GPU.
+    """
     return BATCH_ON_GPU if device.type == "cuda" else BATCH_ON_CPU
 
 

@@ -1,7 +1,7 @@
-"""BatchNorm over the whole batch, however many workers share it, on any device.
+"""BatchNorm over the clips of all ranks, so that ranks that share a batch normalise, and learn, as one process does.
 
-PyTorch's SyncBatchNorm needs a GPU; this one does the same over gloo, so that two CPU workers normalise, and learn, as
-one process does. Workers may have different numbers of clips, or none.
+On GPUs that is PyTorch's SyncBatchNorm, which refuses tensors of the CPU; ``CpuSyncBatchNorm`` does the same over gloo.
+Ranks may have different numbers of clips, or none.
 """
 
 from __future__ import annotations
@@ -33,22 +33,48 @@ def _sum_over_ranks(values: Tensor) -> Tensor:
     return total
 
 
-class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """BatchNorm with statistics of all ranks' clips; in evaluation, or alone, what its origin is."""
+def sync_batchnorm(model: nn.Module) -> nn.Module:
+    """Have every BatchNorm of a model take its statistics over all ranks of the process group.
 
-    @classmethod
-    def convert(cls, module: nn.Module) -> None:
-        """Make every BatchNorm below ``module`` a synced one, in place: weights, statistics and names stay."""
-        for layer in module.modules():
-            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-                layer.__class__ = cls
+    Parameters
+    ----------
+    model
+        Is changed in place: weights, running statistics and the names in its state dict stay.
+
+    Returns
+    -------
+    torch.nn.Module
+        The model.
+    """
+    if distributed.get_backend() == "nccl":
+        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return converted
+    for layer in model.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.__class__ = CpuSyncBatchNorm
+    return model
+
+
+class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm with statistics of all ranks' clips, over gloo; plain BatchNorm in evaluation mode."""
 
     def _check_input_dim(self, values: Tensor) -> None:
         """Any number of dimensions: batch, channels, the rest."""
 
     def forward(self, values: Tensor) -> Tensor:
-        """Normalise [shape=(B, C, ...)] by the mean and variance over B, over ranks and over the rest."""
-        if not (self.training and distributed.is_initialized()):
+        """Normalise by the mean and variance over clips, ranks and places.
+
+        Parameters
+        ----------
+        values
+            This rank's share of a batch [shape=(B, C, ...)]; B may be 0.
+
+        Returns
+        -------
+        torch.Tensor [shape=(B, C, ...)]
+            Of the dtype of ``values``.
+        """
+        if not self.training:
             return super().forward(values)
         axes = [axis for axis in range(values.ndim) if axis != 1]
         count = torch.full([1], values.numel() / values.shape[1], dtype=torch.float64, device=values.device)

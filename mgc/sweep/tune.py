@@ -31,7 +31,7 @@ from mgc.sweep.sweep_folder import SEARCHED, Course, Sweep, Task, Trial
 from mgc.tracking import runs as tracking
 from mgc.tracking import store
 from mgc.tracking.runs import Run
-from mgc.training.placement import Place, choose_feed
+from mgc.training.placement import choose_feed
 from mgc.training.run_logging import describe, open_for_learning
 
 if TYPE_CHECKING:
@@ -326,7 +326,7 @@ class _Sweeping:
 
     def _learning(self) -> LearningSet:
         if self.data is None:
-            _, lazily = choose_feed(None, self.feature_set, self.base, Place(2, gpu=False))  # here, and Ray's copy
+            _, lazily = choose_feed(None, self.feature_set, self.base, copies=2)  # here, and Ray's copy
             self.data = learning_set(self.feature_set, self.base, lazily=lazily)
         return self.data
 

@@ -1,6 +1,6 @@
-"""The state of a running fit: one file, replaced after each epoch, from which a killed fit goes on.
+"""The state of a running fit: one file, replaced after each epoch, from which a killed fit is resumed.
 
-It holds the weights as they are, those to keep, the optimiser's moments, the moving average and the curves, as
+It holds the current weights, those of the epoch to keep, Adam's moments, the EMA weights and the learning curves, as
 safetensors: loading it runs no code.
 """
 
@@ -16,7 +16,7 @@ from safetensors.torch import save, save_file
 
 from mgc.core.atomic_files import replacing
 from mgc.core.errors import InputError, first_line
-from mgc.training.step import Learner
+from mgc.training.optim import Learner
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,24 +49,33 @@ class Epoch:
     """When it ended, in Unix seconds."""
 
     def metrics(self) -> dict[str, float]:
-        """The figures by name, without epoch and time."""
-        return {name: value for name, value in asdict(self).items() if name not in ("epoch", "ended")}
+        """Return the figures by their names in MLflow: ``epoch/train_loss``, ``epoch/val_accuracy`` and so on."""
+        return {f"epoch/{name}": value for name, value in asdict(self).items() if name not in ("epoch", "ended")}
 
 
 @dataclass
 class FitState(Learner):
-    """How far a fit has come."""
+    """A learner with what its fit has done so far."""
 
     history: list[Epoch] = field(default_factory=list)
+    """The epochs that are done."""
     kept: dict[str, Tensor] = field(default_factory=dict)
     """Weights of the epoch to keep."""
 
     def keep(self) -> None:
-        """Keep the weights as they are now."""
-        self.kept = {name: tensor.detach().clone() for name, tensor in self.judged.state_dict().items()}
+        """Keep the weights of the evaluated model as they are now."""
+        self.kept = {name: tensor.detach().clone() for name, tensor in self.evaluated_model.state_dict().items()}
 
     def write(self, folder: Path, signature: str) -> None:
-        """Replace the state file."""
+        """Write the state file, in place of the last epoch's.
+
+        Parameters
+        ----------
+        folder
+            Of the fit; is made if it is not there.
+        signature
+            What ``signature_of`` gives for the fit's configuration and data.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"last.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"kept.{name}": tensor for name, tensor in self.kept.items()}
@@ -81,7 +90,14 @@ class FitState(Learner):
             save_file(tensors, temporary, metadata)
 
     def resume(self, folder: Path, signature: str) -> None:
-        """Take up the state that an interrupted fit has left in a folder, if it has.
+        """Load the state that an interrupted fit has left in a folder; without one, nothing is changed.
+
+        Parameters
+        ----------
+        folder
+            Of the fit.
+        signature
+            What ``signature_of`` gives for this fit; the state's own must be equal.
 
         Raises
         ------
@@ -124,12 +140,30 @@ def _digest(tensors: dict[str, Tensor], history: str) -> str:
 
 
 def signature_of(config: TrainConfig, data: LearningSet) -> str:
-    """What a state must agree in to be gone on with."""
+    """Return the text that identifies a fit: only a state with the same one is resumed.
+
+    Parameters
+    ----------
+    config
+        Of the fit.
+    data
+        Its feature set is known by its fingerprint.
+    """
     return json.dumps({"config": config.to_dict(), "fingerprint": data.fingerprint}, sort_keys=True)
 
 
 def history(folder: Path) -> list[Epoch]:
-    """The epochs that the fit of a folder has behind it; none where none was begun, or where it is done.
+    """Read the epochs that an unfinished fit has done.
+
+    Parameters
+    ----------
+    folder
+        Of the fit.
+
+    Returns
+    -------
+    list of Epoch
+        Empty if no fit was started there, or if it is finished.
 
     Raises
     ------
@@ -158,5 +192,11 @@ def adopt(source: Path, folder: Path, signature: str, name: str = STATE) -> None
 
 
 def discard(folder: Path) -> None:
-    """Forget how the fit of a folder came about; its checkpoint stays."""
+    """Delete the state of a fit; its checkpoint stays.
+
+    Parameters
+    ----------
+    folder
+        Of the fit.
+    """
     (folder / STATE).unlink(missing_ok=True)

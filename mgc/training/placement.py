@@ -1,67 +1,72 @@
-"""Where a fit runs: in this process, or in the workers of Ray Train; and how its clips get there."""
+"""Where a fit runs: in this process, or in the workers of Ray Train on one machine or many."""
 
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mgc.config import TrainConfig
 from mgc.core.errors import InputError, MgcError, RunError
 from mgc.core.progress import say
 from mgc.core.ray_session import connect
-from mgc.dataset.batches import fits_device
-from mgc.dataset.protocols import LearningSet, splits_of
-from mgc.features.feature_set import FeatureSet
-from mgc.model.device import free_memory
-from mgc.training.fit_state import Epoch
+from mgc.dataset.protocols import splits_of
+from mgc.training import hardware
+from mgc.training.hardware import FeedName, feed_for
 from mgc.training.loop import Fitted, fit
 
-FeedName: TypeAlias = Literal["device", "memory", "stream"]
-SHARE_OF_MEMORY = 0.6
-"""Of what is free: the most that clips in memory may take."""
-CGROUPS = (
-    ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
-    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-)
-"""Where a container's limit and use are told, by version 2 and version 1, and what of its use is files' content."""
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mgc.config import TrainConfig
+    from mgc.dataset.protocols import LearningSet
+    from mgc.features.feature_set import FeatureSet
+    from mgc.training.fit_state import Epoch
+
+CPU = torch.device("cpu")
 RESTARTS = 3
-"""How often Ray Train starts its workers again after one died; they go on from the last epoch."""
+"""How often Ray Train starts its workers again after one died; they resume from the last epoch."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a fit runs."""
+    """The processes and devices of a fit."""
 
     workers: int
+    """1 is this process; 2 or more are workers of Ray Train, which share each batch."""
     gpu: bool
+    """Each worker has a GPU."""
     feed: FeedName | None = None
-    """Where clips live while they are learnt from; None leaves it to the fit, by what is free there."""
+    """Where clips live during the fit; None has each process decide by what is free there."""
     graphs: bool = False
-    """One GPU records a training step and launches it as one."""
+    """On one GPU: record the training step as a CUDA graph."""
     deterministic: bool = False
-    """A GPU gives the same figures each time; the CPU does so anyway."""
+    """On a GPU: the same figures each time, bit for bit. The CPU's are so anyway."""
 
     @classmethod
     def choose(cls, gpus: int | None, workers: int) -> Place:
-        """Take what the flags ask for; without ``--gpus`` one GPU if there is one.
+        """Choose processes and devices.
+
+        Parameters
+        ----------
+        gpus
+            Number of GPUs, a worker each; None takes one if there is one and ``workers`` is 1.
+        workers
+            Number of CPU workers where there are no GPUs.
 
         Raises
         ------
         InputError
-            There are fewer GPUs, or the flags contradict each other.
+            There are fewer GPUs, or the numbers contradict each other.
         """
         if workers < 1:
-            raise InputError(f"--workers {workers}: must be at least 1")
+            raise InputError(f"`workers={workers}`: must be at least 1")
         if gpus is not None and gpus < 0:
-            raise InputError(f"--gpus {gpus}: must be at least 0")
+            raise InputError(f"`gpus={gpus}`: must be at least 0")
         if gpus is None:
             gpus = 1 if workers == 1 and torch.cuda.is_available() else 0
         there = torch.cuda.device_count()
@@ -72,28 +77,18 @@ class Place:
             there = int(ray.cluster_resources().get("GPU", 0))
         if gpus and workers not in (1, gpus):
             raise InputError(
-                f"--gpus {gpus} --workers {workers}: a worker a GPU; leave --workers out, or --gpus 0 for the CPU"
+                f"`gpus={gpus}` `workers={workers}`: a worker a GPU; leave `workers` out, or `gpus=0` for the CPU"
             )
         if gpus > there:
             raise InputError(
-                f"--gpus {gpus}: there {'is' if there == 1 else 'are'} {there} here; ask for fewer, or none"
+                f"`gpus={gpus}`: there {'is' if there == 1 else 'are'} {there} here; ask for fewer, or none"
             )
         return cls(gpus, True) if gpus else cls(workers, False)
 
     @property
     def device(self) -> str:
-        """The device of each worker."""
+        """The device of each worker, as PyTorch names it."""
         return "cuda" if self.gpu else "cpu"
-
-    @property
-    def _how(self) -> dict[str, Any]:
-        """What ``fit`` is told of the place."""
-        return {
-            "device": self.device,
-            "resident": self.feed == "device" if self.gpu and self.feed else None,
-            "graphs": self.graphs,
-            "deterministic": self.deterministic,
-        }
 
     def fit(
         self,
@@ -103,26 +98,50 @@ class Place:
         on_epoch: Callable[[Epoch], None],
         shared: Any = None,
     ) -> Fitted:
-        """Fit a model here, or in every worker; a folder in which a fit was interrupted is gone on with.
+        """Fit a model in this process, or in every worker; an interrupted fit of the folder is resumed.
 
         Parameters
         ----------
+        config
+            Of the fit.
+        data
+            Training and validation clips.
+        folder
+            For state and checkpoint; all workers must see it.
+        on_epoch
+            Called in this process after each epoch.
         shared
-            The reference of ``data``, if it is in Ray's object store already.
+            Reference of ``data``, if it is in Ray's object store already.
+
+        Returns
+        -------
+        Fitted
+            As ``mgc.training.loop.fit`` gives it.
 
         Raises
         ------
         RunError
             The loss is no longer finite, the device's memory is too small, or workers died again and again.
+        InputError
+            The folder holds the state of another fit, or a damaged one.
         """
         if self.workers == 1:
-            return fit(config, data, folder, on_epoch=on_epoch, **self._how)
+            return self._fit_here(config, data, folder, on_epoch)
         return self._fit_on_ray(config, data, folder, on_epoch, shared)
+
+    def _fit_here(
+        self, config: TrainConfig, data: LearningSet, folder: Path, on_epoch: Callable[[Epoch], None]
+    ) -> Fitted:
+        """Fit in this process, or as one of the workers in theirs."""
+        clips, device = data.clips, torch.device(self.device)
+        feed = feed_for(self.feed, clips.mel_NFT.shape, config, device, in_memory=clips.in_memory)
+        flags = {"graphs": self.graphs, "deterministic": self.deterministic}
+        return fit(config, data, folder, on_epoch=on_epoch, device=device, feed=feed, **flags)
 
     def _fit_on_ray(
         self, config: TrainConfig, data: LearningSet, folder: Path, on_epoch: Callable[[Epoch], None], shared: Any
     ) -> Fitted:
-        """Run ``fit`` in every worker of a TorchTrainer (DDP over gloo or NCCL); rank 0's epochs are heard of here."""
+        """Run ``fit`` in every worker of a TorchTrainer (DDP over gloo or NCCL); rank 0's epochs are reported here."""
         connect()
         import ray
         import ray.train
@@ -131,7 +150,7 @@ class Place:
 
         logging.getLogger("ray.train").setLevel(logging.ERROR)
         epochs = Queue(actor_options={"num_cpus": 0})
-        job = {"config": config, "folder": folder, "epochs": epochs, "how": self._how}
+        job = {"place": self, "config": config, "folder": folder, "epochs": epochs}
         trainer = TorchTrainer(
             _worker,
             train_loop_config=job | {"data": shared or ray.put(data)},  # one copy a machine, which its workers share
@@ -167,67 +186,70 @@ class Place:
 
 
 def _worker(job: dict[str, Any]) -> Fitted | MgcError:
-    """The training function of one Ray Train worker; what would end every attempt alike is given back, not raised."""
+    """The training function of a Ray Train worker; errors that each restart would meet again are returned."""
     import ray
 
-    tell = job["epochs"].put if torch.distributed.get_rank() == 0 else lambda _: None
+    report = job["epochs"].put if torch.distributed.get_rank() == 0 else lambda _: None
     try:
-        return fit(job["config"], ray.get(job["data"]), job["folder"], on_epoch=tell, **job["how"])
+        place: Place = job["place"]
+        return place._fit_here(job["config"], ray.get(job["data"]), job["folder"], report)
     except MgcError as error:
         return error
 
 
 def choose_feed(
-    feed: FeedName | None, feature_set: FeatureSet, config: TrainConfig, place: Place
+    feed: FeedName | None,
+    feature_set: FeatureSet,
+    config: TrainConfig,
+    place: Place | None = None,
+    *,
+    copies: int | None = None,
 ) -> tuple[FeedName | None, bool]:
-    """Where clips live during a fit, and whether this process leaves them in their shards; says so.
+    """Decide where the clips of a feature set live during a fit, before they are loaded; and say so.
 
-    As ``--feed`` says, else as they fit: on the GPU, in memory, in their shards. With several workers there is a copy
-    in Ray's object store besides this process's own, and each looks at its own GPU: the feed is then None.
+    Parameters
+    ----------
+    feed
+        What the user asked for; None decides by the free memory.
+    feature_set
+        Its manifest says how many clips there are.
+    config
+        Says which splits are used, and how much a training step takes.
+    place
+        Processes and devices of the fit; one CPU by default.
+    copies
+        How often the clips would be in memory: by default once, or twice where several workers take them from Ray's
+        object store.
+
+    Returns
+    -------
+    feed, lazily
+        For the fit: ``device``, ``memory`` or ``stream``, or None where several workers each ask their own GPU. For
+        this process: whether to leave the clips in their shards.
 
     Raises
     ------
     InputError
-        They are to live on a GPU, and there is none.
+        ``feed="device"`` without a GPU.
     """
-    if feed == "device" and not place.gpu:
-        raise InputError("--feed device: this fit has no GPU; leave it out, or take --feed memory")
+    place = place or Place(1, gpu=False)
+    copies = copies or (2 if place.workers > 1 else 1)
     spec, splits = feature_set.manifest.spec, splits_of(config)
     shape = (sum(entry.rows for entry in feature_set.manifest.shards if entry.split in splits), *spec.shape)
-    size = 2 * math.prod(shape)
-    free = available_memory()
-    fits_here = (2 if place.workers > 1 else 1) * size <= SHARE_OF_MEMORY * free
-    told = f"{free / 1e9:.1f} GB of memory are free"
-    if place.gpu and place.workers == 1:
-        there = free_memory(torch.device(place.device))
-        told = f"{there / 1e9:.1f} GB are free on the GPU, {free / 1e9:.1f} GB beside it"
-        feed = feed or ("device" if fits_device(shape, config, there) else None)
-    lazily = feed == "stream" or (feed != "memory" and not fits_here)
+    here = feed_for(None if feed == "device" else feed, shape, config, CPU, copies=copies)
+    free = f"{hardware.available_memory() / 1e9:.1f} GB"
+    reason = f"{free} of memory are free"
+    where = {"device": "on the GPU", "memory": "in memory", "stream": "read from their shards"}
     if place.gpu and place.workers > 1 and feed is None:
-        where = f"{'in their shards' if lazily else 'in memory'}, and on each GPU with room for them"
+        held = "in their shards" if here == "stream" else "in memory"
+        chosen, said = None, f"{held}, and on each GPU with room for them"
     else:
-        feed = feed or ("stream" if lazily else "memory")
-        where = {"device": "on the GPU", "memory": "in memory", "stream": "read from their shards"}[feed]
-    need = size * (2 if place.workers > 1 else 1)
-    say(f"features: {shape[0]} clips {where} ({need / 1e9:.2f} GB; {told})")
-    return feed, lazily
-
-
-def available_memory() -> int:
-    """Bytes that a process may still take, by the kernel's account and the container's limit."""
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2  # where neither is told
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        rows = dict(line.split(":") for line in meminfo.read_text().splitlines())
-        free = 1024 * int(rows["MemAvailable"].split()[0])
-    for folder, limit, used, files in CGROUPS:
-        if (Path(folder) / limit).exists() and (most := (Path(folder) / limit).read_text().strip()) != "max":
-            stat = dict(line.split() for line in _lines(Path(folder) / "memory.stat"))
-            # files that were read or written count as used, but make way
-            taken = int((Path(folder) / used).read_text()) - int(stat.get(files, 0))
-            free = min(free, int(most) - taken)
-    return free
-
-
-def _lines(file: Path) -> list[str]:
-    return file.read_text().splitlines() if file.exists() else []
+        device = torch.device(place.device)
+        chosen = feed_for(feed, shape, config, device, copies=copies)
+        said = where[chosen]
+        if place.gpu and place.workers == 1:
+            there = hardware.free_gpu_memory(device)
+            reason = f"{there / 1e9:.1f} GB are free on the GPU, {free} beside it"
+    need = copies * hardware.clip_bytes(shape)
+    say(f"features: {shape[0]} clips {said} ({need / 1e9:.2f} GB; {reason})")
+    return chosen, here == "stream"

@@ -1,4 +1,4 @@
-"""A fit and the MLflow run that keeps it: what a training, a seed, a fold and a trial of a sweep have in common."""
+"""What a fit logs to MLflow: inputs, each epoch, and at the end figures, predictions, plots and the model."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from mgc.collection.splits import leak_message
 from mgc.core.errors import InputError
 from mgc.core.progress import Progress
 from mgc.core.ray_session import output_folder
 from mgc.dataset.protocols import leak
-from mgc.evaluation import figures as pictures
-from mgc.evaluation.predictions import Source
-from mgc.evaluation.trained_models import TrainedModel, predict_clips
+from mgc.evaluation import figures as plots
+from mgc.evaluation.predictions import Predictions, Source
 from mgc.features.feature_set import FeatureSet
 from mgc.model import checkpoint
 from mgc.tracking import runs as tracking
@@ -27,43 +25,81 @@ if TYPE_CHECKING:
     from mgc.training.loop import Fitted
 
 PICTURED = 400
-"""Clips at most whose spectrograms are looked through for pictures of each genre."""
+"""Training clips at most among which the plots of spectrograms find one of each genre."""
 
 
-def open_for_learning(features: str | Path, *, allow_leaks: bool) -> FeatureSet:
-    """Open a feature set; refuse one with artists in two splits, whose figures would flatter."""
-    feature_set = FeatureSet.open(output_folder("features", features))  # MLflow's store may go beside it
-    leaks = list(feature_set.manifest.artist_leaks)
-    if leaks and not allow_leaks:
-        raise InputError(
-            f"--features {feature_set.folder}: {leak_message(leaks)}; mend the splits or pass --allow-leaks"
-        )
-    return feature_set
+def open_for_learning(features: str | Path | FeatureSet, *, allow_leaks: bool) -> FeatureSet:
+    """Open a feature set for training, unless it has artists in two splits.
+
+    Parameters
+    ----------
+    features
+        A finished feature set, or where it is.
+    allow_leaks
+        Open it in spite of leaks.
+
+    Raises
+    ------
+    InputError
+        The set is unfinished, or leaks.
+    """
+    if not isinstance(features, FeatureSet):
+        features = FeatureSet.open(output_folder("features", features))  # MLflow's store may go beside it
+    found = leak(features.manifest, "official")
+    if found and not allow_leaks:
+        raise InputError(f"`features={features.folder}`: {found}; mend the splits, or pass `allow_leaks=True`")
+    return features
 
 
 def describe(run: tracking.Run, feature_set: FeatureSet, config: TrainConfig) -> None:
-    """Name the run's input, and say if it leaks."""
+    """Log a run's input, and tag the run if it leaks.
+
+    Parameters
+    ----------
+    run
+        The MLflow run of a fit, or of several.
+    feature_set
+        Its input.
+    config
+        Its ``split`` may leak.
+    """
     run.features(feature_set.folder, feature_set.manifest.fingerprint, "training")
     if leak(feature_set.manifest, config.split):
         run.tag({tracking.LEAKY_TAG: "true"})
 
 
-class Watch:
-    """What happens after each epoch: MLflow and the person at the terminal hear of it, once."""
+class EpochLogger:
+    """Logs each epoch to MLflow and shows it at the terminal, once, however often it is reported.
+
+    Parameters
+    ----------
+    run
+        The MLflow run of the fit.
+    title
+        Of the progress line.
+    epochs
+        Of the whole fit.
+    """
 
     def __init__(self, run: tracking.Run, title: str, epochs: int) -> None:
         self.run = run
         self.progress = Progress(title, epochs, "epochs")
-        self.began = time.time()
-        self.told = 0
+        self.started = time.time()
+        self.reported = 0
 
     def __call__(self, point: Epoch) -> None:
-        """Log an epoch and show it."""
+        """Log an epoch and show it.
+
+        Parameters
+        ----------
+        point
+            The epoch, or one from before the fit was resumed.
+        """
         self.run.metrics(point.metrics(), epoch=point.epoch, at=point.ended)
-        if point.epoch <= self.told:  # a worker that was started again begins with its former epochs
+        if point.epoch <= self.reported:  # a worker that was started again begins with its former epochs
             return
-        self.told = point.epoch
-        if point.ended < self.began:  # of the fit that is gone on with
+        self.reported = point.epoch
+        if point.ended < self.started:  # of the fit that is resumed
             self.progress.resume(1)
             return
         self.progress.advance(
@@ -74,29 +110,60 @@ class Watch:
 
 
 def keep(run: tracking.Run, fitted: Fitted, data: LearningSet) -> None:
-    """Give a run all that a finished fit leaves.
+    """Log all that a finished fit leaves: figures, plots, validation predictions, checkpoint, and the model's program.
 
-    That is figures, pictures, what it says of its validation clips, the checkpoint, and the model as a program. The
-    fit's state goes last: interrupted before, the fit can be taken up and this done again.
+    The fit's state is deleted last: if this is interrupted, the fit can be resumed and this done again.
+
+    Parameters
+    ----------
+    run
+        The MLflow run of the fit.
+    fitted
+        Its result.
+    data
+        Its clips.
     """
     run.metrics(
         {
             "best_epoch": fitted.best_epoch,
-            "best_train_accuracy": fitted.train_accuracy,
-            "best_val_accuracy": fitted.val_accuracy,
-            "best_gap": fitted.train_accuracy - fitted.val_accuracy,
+            "train_accuracy": fitted.train_accuracy,
+            "val_accuracy": fitted.val_accuracy,
+            "val_loss": fitted.val_loss,
+            "gap": fitted.train_accuracy - fitted.val_accuracy,
         }
     )
-    run.figure(pictures.learning_curves([asdict(p) for p in fitted.history], fitted.best_epoch), "pictures/curves.png")
+    curves = plots.learning_curves([asdict(point) for point in fitted.history], fitted.best_epoch)
+    run.figure(curves, "pictures/curves.png")
     model, card = checkpoint.read(fitted.checkpoint)
     for name in (checkpoint.WEIGHTS, checkpoint.CARD):
         run.file(fitted.checkpoint / name, tracking.CHECKPOINT)
-    place = run.record().tags[tracking.FEATURES_TAG]
-    source = Source("validation", data.genres, place, data.fingerprint, card.config.split, data.leak)
-    (said,) = predict_clips([TrainedModel(run, model, card)], data.clips.take(data.validation), source)
-    said.keep(run)
-    run.figure(pictures.confusion_matrix(said.score(), source.title), "pictures/confusion_validation.png")
+    predictions = validation_predictions(run, fitted, data, card.config.split)
+    predictions.keep(run)
+    confusion = plots.confusion_matrix(predictions.score(), predictions.source.title)
+    run.figure(confusion, "pictures/confusion_validation.png")
     sample = data.clips.take(data.training[:PICTURED])
-    run.figure(pictures.spectrograms(sample, data.genres, data.spec), "pictures/spectrograms.png")
+    run.figure(plots.spectrograms(sample, data.genres, data.spec), "pictures/spectrograms.png")
     run.model(model, card.spec.shape, len(card.genres))
     discard(fitted.checkpoint)
+
+
+def validation_predictions(run: tracking.Run, fitted: Fitted, data: LearningSet, protocol: str) -> Predictions:
+    """Put a fit's validation predictions together with the clips they are of.
+
+    Parameters
+    ----------
+    run
+        Its tags say where the feature set is.
+    fitted
+        Has the probabilities.
+    data
+        Has labels, ids and paths.
+    protocol
+        ``config.split`` of the fit.
+    """
+    rows_N, clips = data.validation, data.clips
+    features = run.record().tags[tracking.FEATURES_TAG]
+    source = Source("validation", data.genres, features, data.fingerprint, protocol, data.leak)
+    paths = tuple(clips.paths[row] for row in rows_N)
+    probabilities_NG = fitted.val_probabilities_NG
+    return Predictions(source, clips.track_ids_N[rows_N], paths, clips.labels_N[rows_N], probabilities_NG)

@@ -1,9 +1,9 @@
-"""One step of training, from the clips of a batch to moved weights: launched piece by piece, or recorded and replayed.
+"""One step of training, from the clips of a batch to updated weights: run eagerly, or recorded as a CUDA graph.
 
-On a GPU a network this small can take less time than launching its some 150 kernels one by one. A step is therefore
-recorded as a CUDA graph once it has been seen to work, and then launched as one. That needs all that differs from step
-to step to be on the device already: order, draws and learning rates of an epoch go there once, and a step finds its
-place in them by a counter that lives there too. Nothing comes back before the epoch is over.
+On a GPU a network this small can take less time than launching its some 150 kernels one by one. With CUDA graphs a step
+is recorded after some eager ones, and then launched as one. All that differs from step to step must therefore be on the
+device: order, draws and learning rates of an epoch are sent there once, and a step finds its place in them by a counter
+that lives there too. Nothing comes back before the epoch is over.
 
 Shape suffixes: N clips in an epoch, S steps in it, B clips in a batch, F mel bands, T frames, W frames of a window,
 G genres.
@@ -12,106 +12,70 @@ G genres.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
 
-from mgc.config import TrainConfig
-from mgc.core.errors import RunError, first_line
 from mgc.dataset import augment
-from mgc.dataset.batches import Feed
 from mgc.training.distributed import rank_and_world
+from mgc.training.optim import update_average
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from mgc.config import TrainConfig
+    from mgc.dataset.batches import Feed
+    from mgc.training.cuda_graphs import CudaGraphs
+    from mgc.training.optim import Learner
 
 WARM_UP = 3
-"""Steps of each size before it is recorded: libraries choose their kernels, Adam makes its moments."""
-
-
-@dataclass
-class Learner:
-    """A network, and what moves it."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    averaged: AveragedModel | None
-    """The moving average of the weights, where there is one."""
-
-    @property
-    def judged(self) -> nn.Module:
-        """What is validated and kept: the model, or its moving average."""
-        return self.averaged.module if self.averaged else self.model
+"""Eager steps of each size before it is recorded: libraries choose their kernels, Adam makes its moments."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What an epoch is to do."""
+class EpochPlan:
+    """Order, augmentations and learning rates of an epoch."""
 
     epoch: int
+    """From 1."""
     rows_N: NDArray[np.int64]
-    """Its order."""
+    """Clips in the order they are taken."""
     draws: augment.Draws
+    """Augmentations, by place in the order."""
     rates: list[float]
-    """The learning rate of each step."""
+    """Learning rate of each step."""
 
 
-class Graphs:
-    """Records what a function has the GPU do. All recordings share their memory, so one is replayed at a time."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._pool = torch.cuda.graph_pool_handle()
-        self._aside = torch.cuda.Stream(device)
-
-    def warm_up(self, body: Callable[[], None]) -> None:
-        """Do it once, on a stream that is not the default one, which cannot be recorded."""
-        now = torch.cuda.current_stream(self._device)
-        self._aside.wait_stream(now)
-        with torch.cuda.stream(self._aside):
-            body()
-        now.wait_stream(self._aside)
-
-    def record(self, body: Callable[[], None]) -> Callable[[], None]:
-        """What does it again; the recording itself does nothing.
-
-        Raises
-        ------
-        RunError
-            Something in it cannot be recorded.
-        """
-        graph = torch.cuda.CUDAGraph()
-        try:
-            # thread_local: the thread that sends batches goes on meanwhile
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                body()
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            raise RunError(f"a step cannot be recorded ({first_line(error)}); leave out --graphs") from error
-        return graph.replay
-
-
-class Step:
-    """A fit's training step.
+class TrainStep:
+    """The training step of a fit: one call learns from one batch.
 
     Parameters
     ----------
+    learner
+        Model, optimiser and EMA weights.
+    feed
+        Clips and labels, for the device of the model.
+    config
+        Of the fit.
     graphs
-        What records steps; None launches each piece by piece. Not where ranks share a batch.
+        CUDA-graph recorder; None runs eagerly. Ranks that share a batch run eagerly.
     """
 
-    def __init__(self, learner: Learner, feed: Feed, config: TrainConfig, graphs: Graphs | None = None) -> None:
+    def __init__(self, learner: Learner, feed: Feed, config: TrainConfig, graphs: CudaGraphs | None = None) -> None:
         self.learner, self.feed, self.config = learner, feed, config
         rank, self._world = rank_and_world()
         self.mine = slice(rank, None, self._world)
         """Which clips of a batch are this rank's."""
         self.mixing = config.augment.mixup_alpha > 0
+        """Clips are mixed (mixup), for which each rank needs those of the whole batch."""
         self._module = DistributedDataParallel(learner.model) if self._world > 1 else learner.model
         self._graphs = graphs if self._world == 1 else None
         self._seen: Counter[int] = Counter()
@@ -124,11 +88,17 @@ class Step:
             group["lr"] = self._rate
         self._average_begins = learner.averaged is not None and int(learner.averaged.n_averaged) == 0
         self._rows_N: Tensor | None = None
-        self.ahead: Plan | None = None
+        self.ahead: EpochPlan | None = None
         """The next epoch's plan, made while the device was busy with the last one."""
 
-    def begin(self, plan: Plan) -> None:
-        """Bring an epoch's plan to the device."""
+    def start_epoch(self, plan: EpochPlan) -> None:
+        """Send an epoch's plan to the device, put the sums to zero and the model into training mode.
+
+        Parameters
+        ----------
+        plan
+            Of the epoch whose batches come next.
+        """
         device = self.feed.device
         rows_N, draws, rates_S = torch.from_numpy(plan.rows_N), plan.draws, torch.tensor(plan.rates)
         self._rates = plan.rates
@@ -152,9 +122,10 @@ class Step:
         Parameters
         ----------
         size
-            How many they are, over all ranks.
+            Number of clips in the batch, over all ranks.
         mel_BFT
-            Their spectrograms where they do not live on the device; this rank's alone, but all where clips are mixed.
+            Their spectrograms [shape=(B, F, T), dtype=float16] where they do not live on the device: this rank's alone,
+            or with mixup those of the whole batch.
         """
         if self._rate is None:
             for group in self.learner.optimizer.param_groups:
@@ -170,11 +141,11 @@ class Step:
 
     @property
     def sums(self) -> Tensor:
-        """Loss, and how many were right, over this rank's clips of the epoch so far [shape=(2,), on the device]."""
+        """Sum of the losses and number of right clips, of this rank's so far [shape=(2,), float64, on the device]."""
         return self._sums.clone()
 
-    def _recorded(self, graphs: Graphs, size: int, mel_BFT: Tensor | None) -> None:
-        """Do the step as it was recorded; the first ones of each size are done one by one, and then recorded."""
+    def _recorded(self, graphs: CudaGraphs, size: int, mel_BFT: Tensor | None) -> None:
+        """Replay the step; the first ones of each batch size run eagerly, the next is recorded."""
         if mel_BFT is not None:
             if size not in self._held:
                 self._held[size] = torch.empty_like(mel_BFT)
@@ -188,7 +159,7 @@ class Step:
         return self._replays[size]()
 
     def _learn(self, size: int, mel_BFT: Tensor | None) -> None:
-        """The step itself. It asks the device nothing, and reads nothing that differs from step to step on the host."""
+        """The step itself: it never waits for the device, and reads nothing on the host that differs between steps."""
         config, optim, learner = self.config, self.config.optim, self.learner
         assert self._rows_N is not None
         places_B = self._place + torch.arange(size, device=self._place.device)
@@ -214,7 +185,7 @@ class Step:
             nn.utils.clip_grad_norm_(learner.model.parameters(), optim.clip_norm)
         learner.optimizer.step()
         if learner.averaged:
-            _average(learner.averaged, learner.model, begins=self._average_begins)
+            update_average(learner.averaged, learner.model, first=self._average_begins)
         self._sums += torch.stack([local.detach(), (logits_BG.detach().argmax(1) == target_B).sum()])
         self._place += size
         self._count += 1
@@ -222,20 +193,3 @@ class Step:
 
 def _cross_entropy(logits_BG: Tensor, target_B: Tensor, smoothing: float) -> Tensor:
     return functional.cross_entropy(logits_BG, target_B, label_smoothing=smoothing, reduction="none")
-
-
-@torch.no_grad()
-def _average(averaged: AveragedModel, model: nn.Module, *, begins: bool) -> None:
-    """Move the average, as ``update_parameters`` does, which sends its count to the device in each step."""
-    now = [each.detach() for each in (*model.parameters(), *model.buffers())]
-    average = [each.detach() for each in (*averaged.module.parameters(), *averaged.module.buffers())]
-    if begins:
-        for old, new in zip(average, now, strict=True):
-            old.copy_(new)
-        return
-    move = averaged.multi_avg_fn
-    assert move is not None
-    for floats in (True, False):
-        pairs = [pair for pair in zip(average, now, strict=True) if pair[0].is_floating_point() == floats]
-        if pairs:
-            move([old for old, _ in pairs], [new for _, new in pairs], averaged.n_averaged)

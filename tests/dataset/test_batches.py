@@ -14,7 +14,7 @@ from helpers.feature_sets import make_sharded
 from mgc.audio.logmel import LogMelSpec
 from mgc.config import AugmentConfig, ModelConfig, OptimConfig, TrainConfig
 from mgc.core.errors import InputError
-from mgc.dataset.batches import Feed, batches, fits_device, order
+from mgc.dataset.batches import Feed, batches, order
 from mgc.dataset.clips import load
 from mgc.dataset.protocols import learning_set
 from mgc.model import checkpoint
@@ -38,7 +38,7 @@ def small(tmp_path_factory):
 @pytest.fixture
 def groups_of_three(monkeypatch):
     """So that a set of few shards is many groups."""
-    for each in ("mgc.clips.GROUP", "mgc.feed.GROUP"):
+    for each in ("mgc.dataset.clips.GROUP", "mgc.dataset.batches.GROUP"):
         monkeypatch.setattr(each, 3)
 
 
@@ -95,7 +95,7 @@ def test_an_array_that_may_not_be_written_is_read_too_and_labels_are_the_feeds_o
     clips = load(small, "training")
     for array in (clips.mel_NFT, clips.labels_N):
         array.flags.writeable = False  # as Ray's object store gives them
-    feed = Feed(clips, "cpu")
+    feed = Feed(clips, "cpu", resident=True)
     (mel_BFT,) = feed.read([np.array([1, 2])])
     np.testing.assert_array_equal(mel_BFT.numpy(), clips.mel_NFT[1:3])
     feed.labels_N[0] = 9
@@ -104,7 +104,7 @@ def test_an_array_that_may_not_be_written_is_read_too_and_labels_are_the_feeds_o
 
 def test_reading_from_shards_ends_with_whoever_reads(small):
     threads = threading.active_count()
-    feed = Feed(load(small, "training", lazily=True), "cpu")
+    feed = Feed(load(small, "training", lazily=True), "cpu", resident=False)
     reading = feed.read(batches(np.arange(42), 4))
     next(reading)
     assert threading.active_count() > threads
@@ -175,7 +175,7 @@ def test_a_fit_ends_the_same_from_any_feed_bit_for_bit(small, tmp_path, config):
     fitted = []
     for lazily, resident in EACH:
         folder = tmp_path / f"{lazily} {resident}"
-        fit(config, learning_set(small, config, lazily=lazily), folder, resident=resident)
+        fit(config, learning_set(small, config, lazily=lazily), folder, feed="memory" if resident else "stream")
         fitted.append(checkpoint.read(folder))
     (model, card), *others = fitted
     weights = model.state_dict()
@@ -190,26 +190,11 @@ def test_a_shard_that_goes_during_a_fit_ends_it_by_name_and_the_fit_goes_on_when
     shard = gone.read_bytes()
     learning = learning_set(made, CONFIG, lazily=True)
     with pytest.raises(InputError) as error:
-        fit(CONFIG, learning, tmp_path / "fit", on_epoch=lambda _: gone.unlink())
+        fit(CONFIG, learning, tmp_path / "fit", on_epoch=lambda _: gone.unlink(), feed="stream")
     assert str(gone) in str(error.value)
     assert len(str(error.value).splitlines()) == 1
     gone.write_bytes(shard)
-    assert [point.epoch for point in fit(CONFIG, learning, tmp_path / "fit").history] == [1, 2]
-
-
-# What fits a GPU
-
-
-def test_clips_fit_a_gpu_beside_what_a_step_takes():
-    small_set = (6400, 128, 1288)  # 2.1 GB
-    gigabytes = {size: int(size * 1e9) for size in (4, 8, 16, 80)}
-    baseline, halved = TrainConfig(), TrainConfig(optim=OptimConfig(batch_size=16))
-    crops = TrainConfig(model=ModelConfig(window=128))
-    assert [fits_device(small_set, baseline, free) for free in gigabytes.values()] == [False, False, True, True]
-    assert [fits_device(small_set, halved, free) for free in gigabytes.values()] == [False, True, True, True]
-    assert fits_device(small_set, crops, gigabytes[8])  # a crop's step is a tenth; validation takes whole clips
-    assert not fits_device((106_574, 128, 1288), crops, gigabytes[16])
-    assert fits_device((106_574, 128, 1288), crops, gigabytes[80])
+    assert [point.epoch for point in fit(CONFIG, learning, tmp_path / "fit", feed="stream").history] == [1, 2]
 
 
 # Memory
@@ -229,7 +214,7 @@ clips = load(feature_set, "training", lazily=True)
 peaks = [peak()]
 for lazily in (True, False):
     clips = load(feature_set, "training", lazily=lazily)
-    for mel_BFT in Feed(clips, "cpu").read(batches(order(clips, np.arange(len(clips)), 0, 1), 8)):
+    for mel_BFT in Feed(clips, "cpu", resident=not lazily).read(batches(order(clips, np.arange(len(clips)), 0, 1), 8)):
         total += mel_BFT[:, 0, 0].sum().item()
     peaks.append(peak())
 print(json.dumps([total, *np.diff(peaks)]))

@@ -68,6 +68,14 @@ def test_what_is_loaded_is_what_the_shards_hold(small, splits, lazily):
     assert [mel.tobytes() for mel in mel_NFT] == [row["logmel"] for row in rows]
 
 
+@pytest.mark.parametrize("lazily", [False, True])
+def test_each_shard_is_opened_once_to_load_clips(small, monkeypatch, lazily):
+    opened, table = [], FeatureSet.table
+    monkeypatch.setattr(FeatureSet, "table", lambda *each: opened.append(each[1].file) or table(*each))
+    assert load(small, *SIZES, lazily=lazily).in_memory != lazily
+    assert opened == [entry.file for entry in small.manifest.shards]
+
+
 def test_lazily_no_spectrogram_is_read_before_it_is_wanted(small, reads):
     loaded = load(small, *SIZES, lazily=True)
     assert isinstance(loaded.mel_NFT, ShardedMel)
@@ -141,7 +149,7 @@ def test_shards_read_last_are_kept_and_no_more_of_them_than_two_groups(tmp_path,
 
 @pytest.mark.parametrize("batch_size", [1, 5, 9])  # a group has nine clips at least
 def test_an_epoch_in_its_order_reads_each_shard_once(tmp_path, reads, monkeypatch, batch_size):
-    for each in ("mgc.clips.GROUP", "mgc.feed.GROUP"):
+    for each in ("mgc.dataset.clips.GROUP", "mgc.dataset.batches.GROUP"):
         monkeypatch.setattr(each, 3)
     made = make_sharded(tmp_path / "set", training=(4, 5, 3, 6, 4, 4, 3, 5, 4, 4, 3), validation=(4, 4))
     clips = load(made, "training", "validation", lazily=True)
@@ -190,7 +198,7 @@ def test_a_split_without_clips_is_refused_by_its_name(tmp_path, lazily):
     for splits in (("validation",), ("training", "validation"), ("training", "test")):
         with pytest.raises(InputError) as error:
             load(made, *splits, lazily=lazily)
-        assert said(error) == f"--features {made.folder}: no clips in split «{splits[-1]}»"
+        assert said(error) == f"`features={made.folder}`: no clips in split «{splits[-1]}»"
 
 
 @pytest.mark.parametrize("lazily", [False, True])

@@ -134,7 +134,7 @@ def test_more_folds_than_a_genre_has_artists_are_refused(tmp_path):
     assert len(learning_set(made, TrainConfig(folds=2, fold=1)).validation)
     with pytest.raises(InputError) as error:
         learning_set(made, TrainConfig(folds=3, fold=1))
-    assert str(error.value) == "--folds 3: a genre has only 2 artists; take fewer folds"
+    assert str(error.value) == "`folds=3`: a genre has only 2 artists; take fewer folds"
 
 
 # Random

@@ -51,4 +51,4 @@ def changed(config, **optim):
 
 
 def figures(history):
-    return [{k: v for k, v in point.metrics().items() if k != "seconds"} for point in history]
+    return [{k: v for k, v in point.metrics().items() if k != "epoch/seconds"} for point in history]

@@ -24,7 +24,7 @@ def test_a_model_comes_back_as_it_was(folder):
     torch.manual_seed(0)
     expected = GenreCNN(CARD.config.model, 2, SPEC.shape).state_dict()
     model, card = checkpoint.read(folder)
-    assert card == CARD
+    assert card == checkpoint.read_card(folder) == CARD
     assert not model.training
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
 
@@ -59,3 +59,11 @@ def test_a_damaged_or_foreign_checkpoint_is_one_clear_line(folder, damage, said)
         checkpoint.read(folder)
     assert str(folder) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_card_is_read_without_its_weights(folder):
+    (folder / checkpoint.WEIGHTS).unlink()
+    assert checkpoint.read_card(folder) == CARD
+    edit_card(folder, format=99)
+    with pytest.raises(InputError, match="format 99"):
+        checkpoint.read_card(folder)

@@ -4,7 +4,7 @@ from torch import nn
 
 from mgc.config import PRESETS, ModelConfig
 from mgc.core.errors import InputError
-from mgc.model.cnn import Dropout, GenreCNN, predict_logits
+from mgc.model.cnn import Dropout, Ensemble, GenreCNN, together
 
 
 def parameters(model: nn.Module) -> int:
@@ -65,7 +65,7 @@ def test_a_window_is_a_crop_and_a_longer_clip_the_mean_vote_of_its_windows():
         votes = torch.stack([model(mel[..., start : start + 32]) for start in (0, 23, 45, 68)])
         assert torch.allclose(model(mel), votes.mean(0), atol=1e-5)
         assert torch.equal(model(mel[..., :32]), votes[0])
-    with pytest.raises(InputError, match=r"model\.window=101: clips have only 100 frames"):
+    with pytest.raises(InputError, match=r"`model\.window=101`: clips have only 100 frames"):
         GenreCNN(ModelConfig(window=101), 3, (128, 100))
 
 
@@ -99,10 +99,15 @@ def test_more_poolings_than_the_input_has_is_the_users_error():
         GenreCNN(ModelConfig(channels=(4,) * 8), 8, (128, 1288))
 
 
-def test_prediction_leaves_the_model_in_its_mode_and_does_not_depend_on_the_batch():
-    model = GenreCNN(PRESETS["regularized"].model, 8, (128, 32)).train()
-    mel = torch.randn(7, 128, 32).half()
-    whole = predict_logits(model, mel, batch_size=7)
-    assert model.training
-    assert torch.allclose(whole, predict_logits(model, mel, batch_size=2), atol=1e-5)
-    assert whole.dtype == torch.float32
+def test_an_ensembles_probabilities_are_the_mean_of_its_members():
+    torch.manual_seed(0)
+    one, other = (GenreCNN(PRESETS["regularized"].model, 5, (128, 32)).train() for _ in range(2))
+    assert together([one]) is one
+    both = together([one, other])
+    assert isinstance(both, Ensemble)
+    assert not any(module.training for module in both.modules())
+    mel = torch.randn(3, 1, 128, 32)
+    with torch.inference_mode():
+        mean = (one(mel).softmax(1) + other(mel).softmax(1)) / 2
+        assert torch.allclose(both(mel).softmax(1), mean, atol=1e-6)
+        assert not torch.allclose(one(mel).softmax(1), mean, atol=1e-3)

@@ -20,7 +20,7 @@ from mgc.dataset import augment
 from mgc.dataset.batches import batches, order
 from mgc.dataset.protocols import learning_set
 from mgc.model import checkpoint
-from mgc.model.cnn import GenreCNN, predict_logits
+from mgc.model.cnn import GenreCNN
 from mgc.training.fit_state import STATE, adopt, discard, history, signature_of
 from mgc.training.loop import fit
 
@@ -278,10 +278,13 @@ def test_what_is_kept_is_what_was_validated_the_average_where_there_is_one(data,
     fitted = fit(config, data, tmp_path)
     model, card = checkpoint.read(tmp_path)
     kept = fitted.history[fitted.best_epoch - 1]
-    logits = predict_logits(model, torch.from_numpy(data.clips.mel_NFT[data.validation]))
+    with torch.inference_mode():
+        logits = model(torch.from_numpy(data.clips.mel_NFT[data.validation]).float().unsqueeze(1))
     labels = torch.from_numpy(data.clips.labels_N[data.validation])
     assert kept.val_loss == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), abs=1e-5)
     assert kept.val_accuracy == fitted.val_accuracy == (logits.argmax(1) == labels).double().mean().item()
+    assert kept.val_loss == fitted.val_loss
+    np.testing.assert_allclose(fitted.val_probabilities_NG, logits.softmax(1).numpy(), atol=1e-5)
     assert (card.figures["best_epoch"], card.figures["epochs"]) == (fitted.best_epoch, config.epochs)
     assert card.figures["val_loss"] == kept.val_loss
     if keep == "last":
@@ -461,7 +464,7 @@ def test_three_ranks_reach_what_one_process_reaches_with_clips_varied_and_weight
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mgc.fit"])  # torch is imported once for all three
+    context.set_forkserver_preload(["mgc.training.loop"])  # torch is imported once for all three
     ranks = [
         context.Process(target=_one_rank, args=(rank, 3, port, config, data, tmp_path / "three")) for rank in range(3)
     ]

@@ -1,8 +1,6 @@
 """Where a fit runs and where its clips are kept: as the flags say, else as it fits; and nothing impossible."""
 
-import os
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +9,10 @@ from helpers.fits import PLAIN, figures
 
 from mgc.core.errors import InputError
 from mgc.dataset.protocols import learning_set
+from mgc.training import hardware
 from mgc.training import placement as places
 from mgc.training.loop import fit
-from mgc.training.placement import Place, available_memory, choose_feed
+from mgc.training.placement import Place, choose_feed
 
 CPU = Place(1, gpu=False)
 CLIP = 2 * SHARDED_SPEC.shape[0] * SHARDED_SPEC.shape[1]
@@ -29,7 +28,7 @@ def small(tmp_path_factory):
 @pytest.fixture
 def memory(monkeypatch):
     """Set how much memory is free."""
-    return lambda free: monkeypatch.setattr(places, "available_memory", lambda: free)
+    return lambda free: monkeypatch.setattr(hardware, "available_memory", lambda: free)
 
 
 # Clips in memory or in their shards
@@ -40,10 +39,10 @@ def memory(monkeypatch):
 def test_clips_that_fit_go_into_memory_and_others_stay_in_their_shards(small, memory, capsys, config, clips, workers):
     place = Place(workers, gpu=False)
     need = clips * CLIP * (1 if workers == 1 else 2)  # beside this process's own, a copy for the workers
-    memory(round(need / places.SHARE_OF_MEMORY) + 10)
+    memory(round(need / hardware.SHARE_OF_MEMORY) + 10)
     assert choose_feed(None, small, config, place) == ("memory", False)
     assert f"features: {clips} clips in memory" in capsys.readouterr().err
-    memory(round(need / places.SHARE_OF_MEMORY) - 10)
+    memory(round(need / hardware.SHARE_OF_MEMORY) - 10)
     assert choose_feed(None, small, config, place) == ("stream", True)
     assert f"features: {clips} clips read from their shards" in capsys.readouterr().err
 
@@ -87,14 +86,14 @@ def test_clips_live_on_a_gpu_with_room_for_them_and_a_step(
     small, memory, monkeypatch, capsys, asked, on_gpu, beside, chosen, said
 ):
     memory(beside)
-    monkeypatch.setattr(places, "free_memory", lambda _: on_gpu)
+    monkeypatch.setattr(hardware, "free_gpu_memory", lambda _: on_gpu)
     assert choose_feed(asked, small, PLAIN, GPU) == chosen
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"features: 80 clips {said} (0.00 GB; {on_gpu / 1e9:.1f} GB are free on the GPU, ")
 
 
 def test_several_gpus_are_looked_at_by_their_workers(small, memory, monkeypatch, capsys):
-    monkeypatch.setattr(places, "free_memory", None)  # the driver may have no GPU
+    monkeypatch.setattr(hardware, "free_gpu_memory", None)  # the driver may have no GPU
     for free, lazily, where in ((ROOMY, False, "in memory"), (SHORT, True, "in their shards")):
         memory(free)
         assert choose_feed(None, small, PLAIN, Place(2, gpu=True)) == (None, lazily)
@@ -103,83 +102,41 @@ def test_several_gpus_are_looked_at_by_their_workers(small, memory, monkeypatch,
 
 
 def test_clips_cannot_live_on_a_gpu_that_is_not_there(small):
-    with pytest.raises(InputError, match=r"^--feed device: this fit has no GPU; .*--feed memory$"):
+    with pytest.raises(InputError, match="this fit has no GPU"):
         choose_feed("device", small, PLAIN, CPU)
 
 
+def test_a_set_can_be_asked_about_for_two_copies_without_a_place(small, memory):
+    memory(round(2 * 80 * CLIP / hardware.SHARE_OF_MEMORY) + 10)
+    assert choose_feed(None, small, PLAIN, copies=2) == ("memory", False)
+    memory(round(2 * 80 * CLIP / hardware.SHARE_OF_MEMORY) - 10)
+    assert choose_feed(None, small, PLAIN, copies=2) == ("stream", True)
+
+
 @pytest.mark.parametrize(
-    ("place", "resident"),
+    ("place", "lazily", "gpu_memory", "feed"),
     [
-        (CPU, None),
-        (replace(CPU, feed="memory"), None),
-        (replace(CPU, feed="stream"), None),
-        (GPU, None),
-        (replace(GPU, feed="device"), True),
-        (replace(GPU, feed="memory"), False),
-        (replace(GPU, feed="stream"), False),
+        (CPU, False, None, "memory"),
+        (CPU, True, None, "stream"),
+        (replace(CPU, feed="stream"), False, None, "stream"),
+        (GPU, False, ROOMY, "device"),
+        (GPU, True, ROOMY, "device"),
+        (GPU, False, SHORT, "memory"),
+        (GPU, True, SHORT, "stream"),
+        (replace(GPU, feed="memory"), False, ROOMY, "memory"),
+        (replace(GPU, feed="device"), False, SHORT, "device"),
     ],
 )
-def test_a_fit_is_told_where_the_clips_are(monkeypatch, place, resident):
+def test_a_fit_is_told_where_the_clips_live(small, monkeypatch, place, lazily, gpu_memory, feed):
+    """By each process for its own GPU, where ``train`` has not decided: of clips that are where they are."""
     told = {}
+    monkeypatch.setattr(hardware, "free_gpu_memory", lambda _: gpu_memory)
     monkeypatch.setattr(places, "fit", lambda *_, **how: told.update(how))
-    replace(place, graphs=True, deterministic=True).fit(PLAIN, None, None, None)
+    data = learning_set(small, PLAIN, lazily=lazily)
+    replace(place, graphs=True, deterministic=True).fit(PLAIN, data, None, None)
     del told["on_epoch"]
-    assert told == {"device": place.device, "resident": resident, "graphs": True, "deterministic": True}
+    assert told == {"device": torch.device(place.device), "feed": feed, "graphs": True, "deterministic": True}
     assert str(replace(place, graphs=True, deterministic=True)) == str(place)  # a part of what a run is known by
-
-
-# What is free
-
-
-def test_free_memory_is_some_and_less_than_the_machine_has():
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert 0 < available_memory() < physical
-
-
-AVAILABLE = 4_000_000_000
-MEMINFO = f"MemTotal:       8000000 kB\nMemAvailable:    {AVAILABLE // 1024} kB\nHugePages_Total:       0"
-
-
-@pytest.fixture
-def machine(tmp_path, monkeypatch):
-    """A stand-in for the kernel, because no container's limit can be had here: it says what a test has it say."""
-    monkeypatch.setattr(places, "Path", lambda path: tmp_path / Path(path).relative_to("/"))
-
-    def says(files):
-        for name, text in files.items():
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name).write_text(f"{text}\n")
-
-    says({"proc/meminfo": MEMINFO})
-    return says
-
-
-def test_free_is_what_the_kernel_says_is_available(machine):
-    assert available_memory() == AVAILABLE
-    machine({"sys/fs/cgroup/memory.max": "max", "sys/fs/cgroup/memory.current": 123456})
-    assert available_memory() == AVAILABLE
-
-
-def test_a_containers_limit_counts_where_it_is_lower(machine):
-    machine({"sys/fs/cgroup/memory.max": 1_000_000_000, "sys/fs/cgroup/memory.current": 600_000_000})
-    assert available_memory() == 400_000_000
-    machine({"sys/fs/cgroup/memory.max": 900_000_000_000})
-    assert available_memory() == AVAILABLE
-
-
-def test_what_a_container_holds_of_files_is_free(machine):
-    """After preprocessing its memory is full of the shards it wrote, which the kernel drops when asked for more."""
-    machine({"sys/fs/cgroup/memory.max": 1_000_000_000, "sys/fs/cgroup/memory.current": 990_000_000})
-    machine({"sys/fs/cgroup/memory.stat": "anon 190000000\nfile 800000000\ninactive_file 800000000\nactive_file 0"})
-    assert available_memory() == 810_000_000
-
-
-def test_the_limit_of_an_older_container_counts_too(machine):
-    folder = "sys/fs/cgroup/memory"
-    machine({f"{folder}/memory.limit_in_bytes": 1_000_000_000, f"{folder}/memory.usage_in_bytes": 600_000_000})
-    assert available_memory() == 400_000_000
-    machine({f"{folder}/memory.limit_in_bytes": 9223372036854771712})  # no limit
-    assert available_memory() == AVAILABLE
 
 
 # Where
@@ -239,7 +196,7 @@ def test_a_place_that_cannot_be_is_refused_in_one_line(gpus, there, asked, worke
     gpus(there)
     with pytest.raises(InputError) as error:
         Place.choose(asked, workers)
-    message = str(error.value)
+    message = error.value.for_command_line()
     assert len(message.splitlines()) == 1
     assert all(word in message for word in words)
 

@@ -1,7 +1,5 @@
 """A step: recorded and replayed it is what it is piece by piece; on a GPU it computes as is said."""
 
-import os
-import warnings
 from dataclasses import replace
 from itertools import product
 from types import SimpleNamespace
@@ -12,16 +10,16 @@ import torch
 from helpers.feature_sets import make_sharded
 from helpers.fits import EVERYTHING, PLAIN, changed, one_thread  # noqa: F401 (a fixture)
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from mgc.core.errors import RunError
 from mgc.dataset.augment import draw
 from mgc.dataset.batches import Feed, batches, order
 from mgc.dataset.protocols import learning_set
-from mgc.model.device import free_memory, prepare
-from mgc.training import epoch as passes
-from mgc.training.epoch import begin, evaluate, train_epoch
-from mgc.training.step import WARM_UP, Graphs, Plan, Step, _average
+from mgc.model.device import prepare
+from mgc.training.cuda_graphs import CudaGraphs
+from mgc.training.epoch import plan_epoch, train_epoch, validate
+from mgc.training.optim import build_learner
+from mgc.training.step import WARM_UP, EpochPlan, TrainStep
 
 CPU = torch.device("cpu")
 
@@ -56,18 +54,19 @@ class Replays:
 
 def trained(data, config, *, graphs=None, resident=True, epochs=3, fused=False):
     """Weights, average, moments and figures after some epochs."""
-    learner = begin(config, data, CPU)
+    learner = build_learner(config, data, CPU)
     if fused:  # the optimiser that a GPU has, whose learning rate is a tensor
         rate = torch.tensor(config.optim.lr)
         decay = config.optim.weight_decay
         learner.optimizer = torch.optim.AdamW(learner.model.parameters(), lr=rate, weight_decay=decay, fused=True)
-    step = Step(learner, Feed(data.clips, CPU, resident=resident), config, graphs)
+    step = TrainStep(learner, Feed(data.clips, CPU, resident=resident), config, graphs)
     figures = []
     for epoch in range(1, epochs + 1):
         torch.manual_seed(epoch)
         figures.append(train_epoch(step, data, epoch))
-        figures.append(evaluate(learner.judged, step.feed, data.validation))
-    tensors = [*learner.model.state_dict().values(), *learner.judged.state_dict().values()]
+        val = validate(learner.evaluated_model, step.feed, data.validation)
+        figures.append((val.loss, val.accuracy, val.probabilities_NG.tobytes()))
+    tensors = [*learner.model.state_dict().values(), *learner.evaluated_model.state_dict().values()]
     for moments in learner.optimizer.state_dict()["state"].values():
         tensors += moments.values()
     return tensors, figures
@@ -138,17 +137,17 @@ def test_a_learning_rate_in_a_tensor_is_that_of_the_schedule(data, config):
 def test_a_step_asks_its_device_nothing(data, monkeypatch, config, precision):
     """Done with tensors that have no values, which whoever asks for one is refused: so nothing waits for a GPU."""
     config = changed(config, precision=precision)
-    plan = passes._plan(config, data, 1)
+    plan = plan_epoch(config, data, 1)
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, *_, **__: self)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        learner = begin(config, data, CPU)
+        learner = build_learner(config, data, CPU)
         learner.optimizer = torch.optim.AdamW(learner.model.parameters(), fused=True)
         learner.optimizer.param_groups[0]["lr"] = torch.tensor(0.0)
         # the average's count is on the CPU, wherever the weights are
-        module, move = begin(config, data, CPU).model, get_ema_multi_avg_fn(0.7)
+        module, move = build_learner(config, data, CPU).model, get_ema_multi_avg_fn(0.7)
         learner.averaged = SimpleNamespace(module=module, multi_avg_fn=move, n_averaged=0)
-        step = Step(learner, Feed(data.clips, CPU), config)
-        step.begin(plan)
+        step = TrainStep(learner, Feed(data.clips, CPU, resident=True), config)
+        step.start_epoch(plan)
         for size in (8, 7, 7):
             step(size)
         with pytest.raises(DataDependentOutputException):
@@ -156,35 +155,23 @@ def test_a_step_asks_its_device_nothing(data, monkeypatch, config, precision):
 
 
 def test_a_resumed_optimiser_takes_its_rate_from_the_step_again(data):
-    learner = begin(PLAIN, data, CPU)
+    learner = build_learner(PLAIN, data, CPU)
     learner.optimizer = torch.optim.AdamW(learner.model.parameters(), lr=torch.tensor(1e-3), fused=True)
     groups = learner.optimizer.state_dict()["param_groups"]
     learner.optimizer.load_state_dict({"state": {}, "param_groups": groups})  # as resuming does: copies
-    step = Step(learner, Feed(data.clips, CPU), PLAIN)
+    step = TrainStep(learner, Feed(data.clips, CPU, resident=True), PLAIN)
     rows = order(data.clips, data.training, 0, 1)
-    step.begin(Plan(1, rows, draw(PLAIN, data.spec.shape, len(rows), 1), [0.5] * 6))
+    step.start_epoch(EpochPlan(1, rows, draw(PLAIN, data.spec.shape, len(rows), 1), [0.5] * 6))
     step(8)
     assert learner.optimizer.param_groups[0]["lr"].item() == 0.5
 
 
-def test_an_average_moves_as_torchs_own(data):
-    model = begin(replace(PLAIN, model=EVERYTHING.model), data, CPU).model
-    ours, theirs = (AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.7), use_buffers=True) for _ in range(2))
-    for step in range(5):
-        for each in (*model.parameters(), *model.buffers()):
-            each.data += torch.ones_like(each) * (step + 1)
-        _average(ours, model, begins=step == 0)
-        theirs.update_parameters(model)
-        for one, other in zip(ours.module.state_dict().values(), theirs.module.state_dict().values(), strict=True):
-            assert torch.equal(one, other)
-
-
 def test_the_sums_are_of_the_epoch_and_one_pass_over_it(data):
-    step = Step(begin(PLAIN, data, CPU), Feed(data.clips, CPU), PLAIN)
+    step = TrainStep(build_learner(PLAIN, data, CPU), Feed(data.clips, CPU, resident=True), PLAIN)
     rows = order(data.clips, data.training, 0, 1)
     losses = []
     for epoch in (1, 2):
-        step.begin(Plan(epoch, rows, draw(PLAIN, data.spec.shape, len(rows), epoch), [1e-30] * 6))
+        step.start_epoch(EpochPlan(epoch, rows, draw(PLAIN, data.spec.shape, len(rows), epoch), [1e-30] * 6))
         for part in batches(rows, 8):
             step(len(part))
         loss, right = step.sums.tolist()
@@ -193,23 +180,11 @@ def test_the_sums_are_of_the_epoch_and_one_pass_over_it(data):
     assert losses[1] == pytest.approx(losses[0])
 
 
-def test_the_next_epoch_is_planned_before_this_one_is_waited_for(data):
-    """And a plan of another epoch is not taken."""
-    step = Step(begin(PLAIN, data, CPU), Feed(data.clips, CPU), PLAIN)
-    ahead = []
-    for epoch in (1, 2, 1, 3):
-        train_epoch(step, data, epoch)
-        ahead.append(step.ahead and step.ahead.epoch)
-    assert ahead == [2, 3, 2, 2]  # the last epoch plans none
-    expected = order(data.clips, data.training, PLAIN.seed, 3)
-    assert torch.equal(step._rows_N, torch.from_numpy(expected))
-
-
 def test_a_plan_stays_as_it_is_when_the_next_one_takes_its_place(data):
-    step = Step(begin(EVERYTHING, data, CPU), Feed(data.clips, CPU), EVERYTHING)
-    plans, again = ([passes._plan(EVERYTHING, data, epoch) for epoch in (1, 2)] for _ in range(2))
+    step = TrainStep(build_learner(EVERYTHING, data, CPU), Feed(data.clips, CPU, resident=True), EVERYTHING)
+    plans, again = ([plan_epoch(EVERYTHING, data, epoch) for epoch in (1, 2)] for _ in range(2))
     for plan in plans:
-        step.begin(plan)
+        step.start_epoch(plan)
     for one, other in zip(plans, again, strict=True):
         assert one.rows_N.tolist() == other.rows_N.tolist()
         assert all(
@@ -223,7 +198,7 @@ def test_a_plan_stays_as_it_is_when_the_next_one_takes_its_place(data):
 @pytest.mark.parametrize("config", [PLAIN, EVERYTHING])
 def test_bfloat16_is_of_the_layers_between_norms_and_loss_are_float32(data, config):
     config = changed(config, precision="bfloat16")
-    learner = begin(config, data, CPU)
+    learner = build_learner(config, data, CPU)
     seen = {}
 
     def note(name):
@@ -239,7 +214,7 @@ def test_bfloat16_is_of_the_layers_between_norms_and_loss_are_float32(data, conf
     with pytest.MonkeyPatch.context() as patch:
         watched = lambda logits, *rest, **named: losses.append(logits.dtype) or cross_entropy(logits, *rest, **named)  # noqa: E731
         patch.setattr("mgc.training.step.functional.cross_entropy", watched)
-        train_epoch(Step(learner, Feed(data.clips, CPU), config), data, 1)
+        train_epoch(TrainStep(learner, Feed(data.clips, CPU, resident=True), config), data, 1)
     assert seen["blocks.0"][1] == seen["linear"][1] == torch.bfloat16
     assert set(losses) == {torch.float32}
     norms = [each for each in learner.model.modules() if isinstance(each, torch.nn.modules.batchnorm._BatchNorm)]
@@ -259,54 +234,6 @@ def test_a_norms_statistics_of_bfloat16_values_are_those_of_float32():
     assert (normed.float() - exact).abs().max() < 0.02  # half a step of bfloat16 at 4
 
 
-@pytest.mark.parametrize("deterministic", [False, True])
-def test_a_gpus_float32_is_tf32_in_convolutions_and_exact_where_it_has_to_be(monkeypatch, deterministic):
-    monkeypatch.setitem(os.environ, "CUBLAS_WORKSPACE_CONFIG", "")
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark
-    try:
-        with warnings.catch_warnings():
-            prepare(torch.device("cuda"), deterministic=deterministic)
-        assert (cudnn.allow_tf32, cudnn.benchmark, matmul.allow_tf32) == (not deterministic, not deterministic, False)
-        assert torch.are_deterministic_algorithms_enabled() == deterministic
-        assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) == deterministic
-    finally:
-        cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark = before
-        torch.use_deterministic_algorithms(False)
-
-
-def test_a_pass_on_the_cpu_leaves_all_that_as_it_is():
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
-    prepare(CPU, deterministic=True)
-    assert (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark) == before
-    assert not torch.are_deterministic_algorithms_enabled()
-
-
-def test_what_an_earlier_fit_has_left_counts_as_free(monkeypatch):
-    for name, size in (("mem_get_info", (30, 100)), ("memory_reserved", 50), ("memory_allocated", 8)):
-        monkeypatch.setattr(torch.cuda, name, lambda _, size=size: size)
-    assert free_memory(torch.device("cuda")) == 72
-
-
-def test_what_cannot_be_recorded_is_one_line_with_the_way_out(monkeypatch):
-    class Refuses:
-        def __init__(self, *_, **__):
-            pass
-
-        def __enter__(self):
-            raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nCompile with …")
-
-        def __exit__(self, *_):
-            pass
-
-    for name in ("graph_pool_handle", "Stream", "CUDAGraph"):
-        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
-    monkeypatch.setattr(torch.cuda, "graph", Refuses)
-    with pytest.raises(RunError, match=r"^a step cannot be recorded \(CUDA error: [^\n]*\); leave out --graphs$"):
-        Graphs(CPU).record(lambda: None)
-
-
 # On a GPU
 
 
@@ -323,14 +250,14 @@ def test_on_a_gpu_all_ways_learn_the_same_bit_for_bit_in_deterministic_mode(data
     results = []
     try:
         for graphed, resident in WAYS:
-            learner = begin(config, data, device)
-            graphs = Graphs(device) if graphed else None
-            step = Step(learner, Feed(data.clips, device, resident=resident), config, graphs)
+            learner = build_learner(config, data, device)
+            graphs = CudaGraphs(device) if graphed else None
+            step = TrainStep(learner, Feed(data.clips, device, resident=resident), config, graphs)
             figures = []
             for epoch in (1, 2, 3):
                 torch.manual_seed(epoch)
-                figures.append(passes.train_epoch(step, data, epoch))
-            results.append((figures, [each.cpu() for each in learner.judged.state_dict().values()]))
+                figures.append(train_epoch(step, data, epoch))
+            results.append((figures, [each.cpu() for each in learner.evaluated_model.state_dict().values()]))
     finally:
         prepare(device, deterministic=False)
     (figures, weights), *others = results
@@ -345,12 +272,12 @@ def test_a_gpu_learns_what_the_cpu_learns(data):
     expected, _ = trained(data, config)
     prepare(device, deterministic=True)
     try:
-        learner = begin(config, data, device)
-        step = Step(learner, Feed(data.clips, device), config, Graphs(device))
+        learner = build_learner(config, data, device)
+        step = TrainStep(learner, Feed(data.clips, device, resident=True), config, CudaGraphs(device))
         for epoch in (1, 2, 3):
             train_epoch(step, data, epoch)
     finally:
         prepare(device, deterministic=False)
-    tensors = [*learner.model.state_dict().values(), *learner.judged.state_dict().values()]
+    tensors = [*learner.model.state_dict().values(), *learner.evaluated_model.state_dict().values()]
     for one, other in zip(tensors, expected, strict=False):
         assert np.allclose(one.cpu().double(), other.double(), atol=1e-3)

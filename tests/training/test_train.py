@@ -24,8 +24,9 @@ from mgc.evaluation.predictions import Predictions
 from mgc.model import checkpoint
 from mgc.tracking import runs as tracking
 from mgc.tracking import store
+from mgc.training import loop
 from mgc.training.fit_state import STATE
-from mgc.training.train import summary, train
+from mgc.training.train import TrainedRun, TrainedRuns, train
 
 CONFIG = TrainConfig(
     model=ModelConfig(channels=(4, 8), norm=True, head="avgmax"), optim=OptimConfig(lr=0.01, batch_size=8), epochs=6
@@ -48,14 +49,15 @@ def artifacts(client, run_id, folder=""):
 
 
 def test_training_answers_with_the_contracts_keys(trained):
-    assert {"run_id", "epochs", "best_epoch", "train_accuracy", "val_accuracy", "seconds", "checkpoint"} <= set(trained)
-    assert trained["epochs"] == CONFIG.epochs
-    assert trained["val_accuracy"] > 0.6
-    json.dumps(trained)
+    figures = ["epochs", "best_epoch", "train_accuracy", "val_accuracy", "val_loss", "val_clips", "seconds"]
+    assert list(trained.to_dict()) == ["run_id", *figures, "checkpoint"]
+    assert trained.epochs == CONFIG.epochs
+    assert trained.val_accuracy > 0.6
+    assert json.loads(json.dumps(trained.to_dict()))["checkpoint"] == str(trained.checkpoint)
 
 
 def test_a_run_holds_all_that_is_needed_to_trust_it(trained, client, features):
-    run = client.get_run(trained["run_id"])
+    run = client.get_run(trained.run_id)
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "a run"
     params = run.data.params
@@ -69,28 +71,28 @@ def test_a_run_holds_all_that_is_needed_to_trust_it(trained, client, features):
     assert "mgc.leaky" not in tags
     dataset = run.inputs.dataset_inputs[0].dataset
     assert features.manifest.fingerprint.startswith(dataset.digest)
-    history = client.get_metric_history(trained["run_id"], "val_accuracy")
+    history = client.get_metric_history(trained.run_id, "epoch/val_accuracy")
     assert [metric.step for metric in history] == list(range(1, CONFIG.epochs + 1))
-    assert max(metric.value for metric in history) == trained["val_accuracy"]
-    assert artifacts(client, trained["run_id"], "pictures") == {
+    assert max(metric.value for metric in history) == trained.val_accuracy
+    assert artifacts(client, trained.run_id, "pictures") == {
         "pictures/curves.png",
         "pictures/confusion_validation.png",
         "pictures/spectrograms.png",
     }
-    assert artifacts(client, trained["run_id"], "checkpoint") == {
+    assert artifacts(client, trained.run_id, "checkpoint") == {
         f"checkpoint/{checkpoint.CARD}",
         f"checkpoint/{checkpoint.WEIGHTS}",
     }
 
 
 def test_mlflows_own_model_gives_the_checkpoints_logits_for_any_batch(trained, client, features):
-    model_id = client.get_run(trained["run_id"]).outputs.model_outputs[0].model_id
+    model_id = client.get_run(trained.run_id).outputs.model_outputs[0].model_id
     with store.current(client.tracking_uri):
         model = mlflow.pyfunc.load_model(f"models:/{model_id}")
         folder = Path(mlflow.artifacts.download_artifacts(f"models:/{model_id}"))
     assert model.metadata.signature.inputs.inputs[0].shape == (-1, 1, *SPEC.shape)
     assert [file.name for file in (folder / "data").iterdir()] == ["model.pt2"]
-    network, _ = checkpoint.read(Path(trained["checkpoint"]))
+    network, _ = checkpoint.read(Path(trained.checkpoint))
     mel = clips.load(features, "test").mel_NFT[:5].astype(np.float32)[:, None]
     import torch
 
@@ -101,28 +103,73 @@ def test_mlflows_own_model_gives_the_checkpoints_logits_for_any_batch(trained, c
 
 
 def test_what_a_run_keeps_of_its_validation_clips_is_what_evaluating_it_there_gives(trained, client, features):
-    run = tracking.Run(client.tracking_uri, trained["run_id"])
+    run = tracking.Run(client.tracking_uri, trained.run_id)
     kept = Predictions.kept(run, "validation")
-    assert kept.score().accuracy == trained["val_accuracy"]
-    assert evaluate(run.id, features.folder.path, split="validation")["accuracy"] == trained["val_accuracy"]
+    assert kept.score().accuracy == trained.val_accuracy
+    assert evaluate(run.id, features.folder.path, split="validation").accuracy == trained.val_accuracy
     again = Predictions.kept(run, "validation")
     assert again.source == kept.source
-    assert again.source.looks == 0
     assert again.paths == kept.paths
-    for name in ("track_ids_N", "labels_N", "probabilities_NG"):
+    for name in ("track_ids_N", "labels_N"):
         assert np.array_equal(getattr(again, name), getattr(kept, name)), name
+    np.testing.assert_allclose(again.probabilities_NG, kept.probabilities_NG, atol=1e-6)
     assert Predictions.kept(run, "test") is None
+
+
+def test_a_finished_fit_reads_its_checkpoint_once_and_predicts_nothing_again(features, monkeypatch):
+    """What is kept of the validation clips is what the fit predicted, on its own device."""
+    reads, read = [], checkpoint.read
+    monkeypatch.setattr(checkpoint, "read", lambda folder: reads.append(folder) or read(folder))
+    predicted, validate = [], loop.validate
+    monkeypatch.setattr(loop, "validate", lambda *each: predicted.append(validate(*each)) or predicted[-1])
+    result = train(features, replace(PLAIN, epochs=1), run_name="one read")
+    assert reads == [result.checkpoint]
+    kept = Predictions.kept(tracking.Run(store.open_store(features.folder), result.run_id), "validation")
+    assert np.array_equal(kept.probabilities_NG, predicted[-1].probabilities_NG)
+    assert result.val_accuracy == predicted[-1].accuracy == (kept.probabilities_NG.argmax(1) == kept.labels_N).mean()
+
+
+def test_the_kept_models_figures_have_the_same_names_in_every_run(trained, client):
+    metrics = client.get_run(trained.run_id).data.metrics
+    for name in ("best_epoch", "train_accuracy", "val_accuracy", "val_loss"):
+        assert metrics[name] == getattr(trained, name), name
+    assert metrics["gap"] == pytest.approx(trained.train_accuracy - trained.val_accuracy)
+    curve = {"train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "seconds"}
+    assert {name for name in metrics if name.startswith("epoch/")} == {f"epoch/{name}" for name in curve}
+
+
+def test_a_result_prints_as_a_table_and_as_plain_values():
+    run = TrainedRun("abc", 6, 4, 0.75, 0.5, 1.25, 12, 3.5, Path("folder"))
+    assert str(run).splitlines() == [
+        "run                                training  validation    gap",
+        "abc                                   0.750       0.500  0.250",
+        "checkpoint: folder",
+    ]
+    other = replace(run, run_id="def", val_accuracy=0.25)
+    runs = TrainedRuns("parent", 0.75, 0.375, 0.17678, 12, (0.15, 0.66), (run, other))
+    assert str(runs).splitlines()[1:] == [
+        "abc                                   0.750       0.500  0.250",
+        "def                                   0.750       0.250  0.500",
+        "mean                                  0.750       0.375  0.375",
+        "validation 0.375 ± 0.177 (sd of 2 models); 95 % interval 0.150 to 0.660 for 12 clips; run parent",
+    ]
+    tree = json.loads(json.dumps(runs.to_dict()))
+    assert list(tree) == [
+        "run_id", "train_accuracy", "val_accuracy", "val_accuracy_sd", "val_clips", "val_ci95", "members"
+    ]  # fmt: skip
+    assert tree["members"][1] == other.to_dict()
+    assert tree["members"][1]["checkpoint"] == "folder"
 
 
 def test_two_workers_reach_what_one_process_reaches(features, ray_session):
     one = train(features.folder.path, PLAIN)
     two = train(features.folder.path, PLAIN, workers=2)
-    assert two["train_accuracy"] == pytest.approx(one["train_accuracy"], abs=1e-6)
-    assert two["val_accuracy"] == pytest.approx(one["val_accuracy"], abs=1e-6)
+    assert two.train_accuracy == pytest.approx(one.train_accuracy, abs=1e-6)
+    assert two.val_accuracy == pytest.approx(one.val_accuracy, abs=1e-6)
     uri = store.existing_store(Path.cwd())
     histories = []
     for result in (one, two):
-        points = mlflow.MlflowClient(uri).get_metric_history(result["run_id"], "train_loss")
+        points = mlflow.MlflowClient(uri).get_metric_history(result.run_id, "epoch/train_loss")
         assert [point.step for point in points] == [1, 2, 3]
         histories.append([point.value for point in points])
     assert histories[0] == pytest.approx(histories[1], abs=1e-4)
@@ -130,26 +177,24 @@ def test_two_workers_reach_what_one_process_reaches(features, ray_session):
 
 def test_a_leaking_set_is_refused_by_name_unless_allowed_and_then_tagged(tmp_path, client):
     leaking = make_features(tmp_path / "leaky", leaks=(LEAK,))
-    with pytest.raises(InputError, match=r"AWOL.*--allow-leaks"):
+    with pytest.raises(InputError, match=r"AWOL.*`allow_leaks=True`"):
         train(leaking.folder, PLAIN)
     allowed = train(leaking.folder, PLAIN, allow_leaks=True)
-    assert client.get_run(allowed["run_id"]).data.tags["mgc.leaky"] == "true"
+    assert client.get_run(allowed.run_id).data.tags["mgc.leaky"] == "true"
     assert (
         "LEAKY"
-        in Path(
-            client.download_artifacts(evaluate(allowed["run_id"], leaking.folder)["run_id"], "report.html")
-        ).read_text()
+        in Path(client.download_artifacts(evaluate(allowed.run_id, leaking.folder).run_id, "report.html")).read_text()
     )
 
 
 def test_more_gpus_than_there_are_is_refused_before_anything_is_written(features, client):
     experiments = [client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id]
     before = len(client.search_runs(experiments))
-    with pytest.raises(InputError, match=r"--gpus 99: there (is|are) \d+ here"):
+    with pytest.raises(InputError, match=r"`gpus=99`: there (is|are) \d+ here"):
         train(features.folder.path, PLAIN, gpus=99)
-    with pytest.raises(InputError, match="--gpus 1 --workers 2"):
+    with pytest.raises(InputError, match="`gpus=1` `workers=2`"):
         train(features.folder.path, PLAIN, gpus=1, workers=2)
-    with pytest.raises(InputError, match="--workers 0"):
+    with pytest.raises(InputError, match="`workers=0`"):
         train(features.folder.path, PLAIN, workers=0)
     assert len(client.search_runs(experiments)) == before
 
@@ -172,14 +217,15 @@ def test_a_run_is_not_evaluated_on_other_genres(trained, tmp_path):
     text = (other.folder.path / "manifest.json").read_text().replace("Blues", "Zydeco")
     (other.folder.path / "manifest.json").write_text(text)
     with pytest.raises(InputError, match="other genres"):
-        evaluate(trained["run_id"], other.folder)
+        evaluate(trained.run_id, other.folder)
 
 
 COMMAND = """
 import sys
 from helpers.long_fit import LONG, PLAIN
-from mgc.training.train import train
-print(train(sys.argv[1], LONG, run_name=sys.argv[2], seeds=int(sys.argv[3]))["run_id"])
+from mgc.training import loop
+from mgc.training.train import TrainedRun, TrainedRuns, train
+print(train(sys.argv[1], LONG, run_name=sys.argv[2], seeds=int(sys.argv[3])).run_id)
 """
 
 
@@ -196,7 +242,7 @@ def runs_named(client, name):
 
 
 def steps(client, run_id):
-    return [metric.step for metric in client.get_metric_history(run_id, "val_accuracy")]
+    return [metric.step for metric in client.get_metric_history(run_id, "epoch/val_accuracy")]
 
 
 def curve(client, run_id, name):
@@ -225,15 +271,15 @@ def test_a_killed_training_goes_on_by_the_same_command(features, client, undistu
     before = client.get_run(found[0].info.run_id)
     assert before.info.status == "RUNNING"
     result = train(features.folder.path, LONG, run_name=moment)
-    assert [run.info.run_id for run in runs_named(client, moment)] == [result["run_id"]] == [before.info.run_id]
-    assert client.get_run(result["run_id"]).info.status == "FINISHED"
-    assert steps(client, result["run_id"]) == list(range(1, LONG.epochs + 1))
-    assert len(client.get_run(result["run_id"]).outputs.model_outputs) == 1
+    assert [run.info.run_id for run in runs_named(client, moment)] == [result.run_id] == [before.info.run_id]
+    assert client.get_run(result.run_id).info.status == "FINISHED"
+    assert steps(client, result.run_id) == list(range(1, LONG.epochs + 1))
+    assert len(client.get_run(result.run_id).outputs.model_outputs) == 1
     for name in ("train_accuracy", "val_accuracy", "val_loss", "best_epoch"):
-        assert result[name] == pytest.approx(undisturbed[name], abs=1e-3), name
+        assert getattr(result, name) == pytest.approx(getattr(undisturbed, name), abs=1e-3), name
     assert not (folder / STATE).exists()
     another = train(features.folder.path, replace(LONG, epochs=1), run_name=moment)  # another command: another run
-    assert another["run_id"] != result["run_id"]
+    assert another.run_id != result.run_id
 
 
 @pytest.mark.slow
@@ -248,19 +294,19 @@ def test_a_killed_training_of_several_seeds_trains_none_twice(features, client):
     (first,) = runs_named(client, "seed 0")
     result = train(features.folder.path, LONG, run_name="two seeds", seeds=2)
     (parent,) = runs_named(client, "two seeds")
-    assert result["run_id"] == parent.info.run_id
+    assert result.run_id == parent.info.run_id
     assert parent.info.status == "FINISHED"
-    assert [member["run_id"] for member in result["members"]] == [first.info.run_id, second[0].info.run_id]
+    assert [member.run_id for member in result.members] == [first.info.run_id, second[0].info.run_id]
     assert client.get_run(first.info.run_id).info.end_time == first.info.end_time
-    for member in result["members"]:
-        run = client.get_run(member["run_id"])
+    for member in result.members:
+        run = client.get_run(member.run_id)
         assert run.data.tags[tracking.PARENT_TAG] == parent.info.run_id
-        assert steps(client, member["run_id"]) == list(range(1, LONG.epochs + 1))
-    accuracies = [member["val_accuracy"] for member in result["members"]]
-    assert result["val_accuracy"] == pytest.approx(sum(accuracies) / 2)
-    assert result["val_accuracy_sd"] == pytest.approx(abs(accuracies[0] - accuracies[1]) / 2**0.5)
-    assert parent.data.metrics["val_accuracy"] == pytest.approx(result["val_accuracy"])
-    assert "± " in summary(result)
+        assert steps(client, member.run_id) == list(range(1, LONG.epochs + 1))
+    accuracies = [member.val_accuracy for member in result.members]
+    assert result.val_accuracy == pytest.approx(sum(accuracies) / 2)
+    assert result.val_accuracy_sd == pytest.approx(abs(accuracies[0] - accuracies[1]) / 2**0.5)
+    assert parent.data.metrics["val_accuracy"] == pytest.approx(result.val_accuracy)
+    assert "± " in str(result)
 
 
 def test_the_same_training_twice_at_a_time_is_refused(features, client):
@@ -270,30 +316,30 @@ def test_the_same_training_twice_at_a_time_is_refused(features, client):
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mgc.training.train.Watch", lambda *_: again)
+        patch.setattr("mgc.training.train.EpochLogger", lambda *_: again)
         with pytest.raises(KeyboardInterrupt):
             train(features.folder.path, PLAIN, run_name="twice")
     (run,) = runs_named(client, "twice")
     assert run.info.status == "KILLED"
-    assert train(features.folder.path, PLAIN, run_name="twice")["run_id"] == run.info.run_id  # Ctrl-C is gone on with
+    assert train(features.folder.path, PLAIN, run_name="twice").run_id == run.info.run_id  # Ctrl-C is gone on with
 
 
 def test_folds_validate_each_clip_once_and_never_see_the_test_split(features, client):
     config = replace(PLAIN, epochs=1, folds=3)
     result = train(features.folder.path, config, run_name="folds")
-    assert [member["val_clips"] for member in result["members"]] == [19, 19, 18]
-    assert result["val_clips"] == 56
-    right = sum(member["val_clips"] * member["val_accuracy"] for member in result["members"])
-    assert result["val_accuracy"] == pytest.approx(right / 56)
-    assert result["val_ci95"][0] < result["val_accuracy"] < result["val_ci95"][1]
+    assert [member.val_clips for member in result.members] == [19, 19, 18]
+    assert result.val_clips == 56
+    right = sum(member.val_clips * member.val_accuracy for member in result.members)
+    assert result.val_accuracy == pytest.approx(right / 56)
+    assert result.val_ci95[0] < result.val_accuracy < result.val_ci95[1]
     (parent,) = runs_named(client, "folds")
     assert parent.data.tags["mgc.step"] == "folds"
-    assert train(features.folder.path, replace(config, fold=2))["val_clips"] == 19
+    assert train(features.folder.path, replace(config, fold=2)).val_clips == 19
 
 
 def test_a_random_split_is_tagged_leaky(features, client):
     result = train(features.folder.path, replace(PLAIN, epochs=1, split="random"))
-    assert client.get_run(result["run_id"]).data.tags["mgc.leaky"] == "true"
+    assert client.get_run(result.run_id).data.tags["mgc.leaky"] == "true"
 
 
 @pytest.mark.slow
@@ -315,10 +361,10 @@ def test_a_killed_ray_worker_costs_no_epoch_and_no_metric_twice(features, client
     thread.start()
     result = train(features.folder.path, LONG, workers=2, run_name="one worker killed")
     assert killed
-    assert steps(client, result["run_id"]) == list(range(1, LONG.epochs + 1))
+    assert steps(client, result.run_id) == list(range(1, LONG.epochs + 1))
     assert len(runs_named(client, "one worker killed")) == 1
     for name in ("train_accuracy", "val_accuracy", "val_loss"):
-        assert result[name] == pytest.approx(undisturbed[name], abs=1e-3), name
-    for name in ("train_loss", "val_loss"):
-        one, other = curve(client, result["run_id"], name), curve(client, undisturbed["run_id"], name)
+        assert getattr(result, name) == pytest.approx(getattr(undisturbed, name), abs=1e-3), name
+    for name in ("epoch/train_loss", "epoch/val_loss"):
+        one, other = curve(client, result.run_id, name), curve(client, undisturbed.run_id, name)
         assert one == pytest.approx(other, abs=1e-2)

@@ -1,0 +1,139 @@
+"""How much memory is free, and the one decision where clips live during a fit: on the GPU, in memory, or in shards."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import torch
+
+from mgc.core.errors import InputError
+from mgc.model.inference import BATCH_ON_GPU
+
+if TYPE_CHECKING:
+    from mgc.config import TrainConfig
+
+FeedName: TypeAlias = Literal["device", "memory", "stream"]
+"""Where clips live: all on the GPU, all in memory, or in their shards, from which batches are read as they are due."""
+SHARE_OF_MEMORY = 0.6
+"""Of the free memory: the most that clips may take."""
+SHARE_OF_GPU = 0.8
+"""Of a GPU's free memory: the most that clips and a training step may take together."""
+STEP_MAPS = 16
+"""What a step takes for each clip, in the values of its first feature map, float32: 5 to 11 were seen on the CPU."""
+CGROUPS = (
+    ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Where a container's memory limit and use are read, in version 2 and version 1, and which of its use is file cache."""
+
+
+def feed_for(
+    feed: FeedName | None,
+    shape: tuple[int, ...],
+    config: TrainConfig,
+    device: torch.device,
+    *,
+    copies: int = 1,
+    in_memory: bool | None = None,
+) -> FeedName:
+    """Decide where clips live during a fit.
+
+    Parameters
+    ----------
+    feed
+        What the user asked for, which is taken; None decides by the free memory.
+    shape
+        (clips, mel bands, frames) of the spectrograms, which are float16.
+    config
+        Batch size, crops and channels say how much memory a training step takes beside the clips.
+    device
+        Where the fit runs; a GPU's free memory is asked of this process's current one.
+    copies
+        How often the clips are in memory: 2 where Ray's object store has a copy besides this process.
+    in_memory
+        Whether the clips are in memory already (or, False, in their shards); None if they are not loaded yet.
+
+    Returns
+    -------
+    FeedName
+        ``device``, ``memory`` or ``stream``.
+
+    Raises
+    ------
+    InputError
+        ``feed="device"`` without a GPU.
+    """
+    if feed == "device" and device.type == "cpu":
+        raise InputError("`feed=device`: this fit has no GPU; leave it out, or take `feed=memory`")
+    if feed:
+        return feed
+    if device.type != "cpu" and fits_gpu(shape, config, free_gpu_memory(device)):
+        return "device"
+    if in_memory is None:
+        in_memory = copies * clip_bytes(shape) <= SHARE_OF_MEMORY * available_memory()
+    return "memory" if in_memory else "stream"
+
+
+def clip_bytes(shape: tuple[int, ...]) -> int:
+    """Return the bytes of spectrograms in float16.
+
+    Parameters
+    ----------
+    shape
+        (clips, mel bands, frames).
+    """
+    return 2 * math.prod(shape)
+
+
+def fits_gpu(shape: tuple[int, ...], config: TrainConfig, free: int) -> bool:
+    """Whether clips can live on a GPU beside what a training step or a batch of inference takes.
+
+    Parameters
+    ----------
+    shape
+        (clips, mel bands, frames) of the spectrograms.
+    config
+        Batch size, crops and channels.
+    free
+        Bytes that are free on the GPU.
+    """
+    _, bands, frames = shape
+    first_map = 4 * config.model.channels[0] * bands
+    training = STEP_MAPS * config.optim.batch_size * first_map * (config.model.window or frames)
+    inference = 4 * BATCH_ON_GPU * first_map * frames  # nothing is kept for a backward pass
+    return clip_bytes(shape) + max(training, inference) <= SHARE_OF_GPU * free
+
+
+def free_gpu_memory(device: torch.device) -> int:
+    """Return the bytes that this process may still take on a GPU, its unused cached memory included.
+
+    Parameters
+    ----------
+    device
+        The GPU.
+    """
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + cached
+
+
+def available_memory() -> int:
+    """Return the bytes of memory that a process may still take, by the kernel's account and the container's limit."""
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2  # where the kernel has no /proc/meminfo
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        rows = dict(line.split(":") for line in meminfo.read_text().splitlines())
+        free = 1024 * int(rows["MemAvailable"].split()[0])
+    for folder, limit, used, files in CGROUPS:
+        if (Path(folder) / limit).exists() and (most := (Path(folder) / limit).read_text().strip()) != "max":
+            stat = dict(line.split() for line in _lines(Path(folder) / "memory.stat"))
+            # the cache of files that were read or written counts as used, but makes way
+            taken = int((Path(folder) / used).read_text()) - int(stat.get(files, 0))
+            free = min(free, int(most) - taken)
+    return free
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text().splitlines() if file.exists() else []
