@@ -98,16 +98,21 @@ class TrialWatch(ray_tune.Callback):  # type: ignore[misc]
             self.table.update(mine.name, differences=mine.task.differences, state="running")
             with suppress(InputError):  # a damaged state, which the trial itself will fail on
                 for point in history(mine.folder):
-                    figures = {"val_accuracy": point.val_accuracy, "train_accuracy": point.train_accuracy}
-                    self.table.update(mine.name, epoch=point.epoch, earlier=True, **figures)
+                    self.table.update(
+                        mine.name,
+                        epoch=point.epoch,
+                        val_accuracy=point.val_accuracy,
+                        train_accuracy=point.train_accuracy,
+                        earlier=True,
+                    )
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any
     ) -> None:
         """Show an epoch."""
         if self.table:
-            figures = {"val_accuracy": result[METRIC], "train_accuracy": result["train_accuracy"]}
-            self.table.update(self._folder_of(trial).name, epoch=result["epoch"], **figures)
+            name, train_accuracy = self._folder_of(trial).name, result["train_accuracy"]
+            self.table.update(name, epoch=result["epoch"], val_accuracy=result[METRIC], train_accuracy=train_accuracy)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
         """Show and record an end without an error: kept, or stopped by ASHA."""

@@ -68,7 +68,8 @@ class LiveTable:
         self._rows: dict[str, _Row] = {}
         self._ended_here = self._epochs_here = 0
         self._pace = Pace()
-        self._shown, self._live, self._width = False, None, 0
+        self._shown, self._width = False, 0
+        self._live: Live | None = None
         self._frame = Group()
 
     def start(self) -> None:
@@ -82,7 +83,9 @@ class LiveTable:
             if console.is_interactive and sys.stderr.isatty():
                 on_terminal = sys.stdout.isatty()  # elsewhere standard output belongs to results
                 draw = lambda: self._draw(console)  # noqa: E731
-                self._live = Live(console=console, get_renderable=draw, refresh_per_second=2, redirect_stdout=on_terminal)
+                self._live = Live(
+                    console=console, get_renderable=draw, refresh_per_second=2, redirect_stdout=on_terminal
+                )
                 self._live.start(refresh=True)
 
     def stop(self) -> None:
@@ -197,7 +200,7 @@ class LiveTable:
     def _head(self) -> tuple[str, str]:
         """Counts; rate, times and the best."""
         rows, elapsed, left = list(self._rows.values()), self._pace.elapsed, self._left()
-        counts = Counter(row.state for row in rows)
+        counts = Counter[str](row.state for row in rows)
         done = sum(counts[state] for state in ENDED)
         states = [f"{counts[state]} {state}" for state in ("running", *ENDED, "stopped") if counts[state]]
         best = min((row for row in rows if row.best is not None), key=lambda row: row.rank, default=None)
@@ -216,9 +219,9 @@ class LiveTable:
             return None
         rows = list(self._rows.values())
         costs = [row.epoch if row.state in ENDED else max(self.epochs, row.epoch) for row in rows]
-        ahead = sum(costs) - sum(row.epoch for row in rows)
-        ahead += max(0, self.total - len(rows)) * sum(costs) / len(costs)
-        return ahead * self._pace.elapsed / self._epochs_here
+        running = sum(costs) - sum(row.epoch for row in rows)
+        waiting = max(0, self.total - len(rows)) * sum(costs) / len(costs)
+        return (running + waiting) * self._pace.elapsed / self._epochs_here
 
 
 def _accuracy(value: float | None) -> str:

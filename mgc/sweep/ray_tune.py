@@ -35,7 +35,7 @@ class TuneSession:
     sweep
         The sweep whose folder holds the trials.
     data
-        Training and validation clips of all trials.
+        Training and validation clips of all trials; a copy goes to Ray's object store.
 
     Raises
     ------
@@ -50,8 +50,6 @@ class TuneSession:
         gpus = float(ray.cluster_resources().get("GPU", 0))
         self.concurrent, self.resources = share(sweep.config, cpus, gpus)
         shared = ray.put(data)
-        self.data: LearningSet = ray.get(shared)
-        """As it lies in Ray's object store, once per machine: whoever drops the given one has it in memory once."""
         trainable = ray_tune.with_parameters(run_trial, sweep=sweep, shared={"data": shared}, resources=self.resources)
         # a trial with workers leaves the CPUs to them; Tune wants it to take something
         own = {"memory": 2.0**20} if sweep.config.workers_per_trial > 1 else self.resources

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from mgc.sweep.space import Space
 
+SEARCHES = ("tpe", "random", "grid")
+
 
 class Sampler:
     """Proposes configurations one after the other, and is told the accuracy that each reached.

@@ -2,7 +2,7 @@
 
 sweeps/NAME/sweep.json           the settings
 sweeps/NAME/searched.json        names of the trials of the search, once it is over
-sweeps/NAME/trials/TRIAL/        one model: task.json, the state of its fit or its checkpoint, its MLflow run, its outcome
+sweeps/NAME/trials/TRIAL/        one model: its task, the state of its fit or its checkpoint, its MLflow run, its outcome
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from mgc.core.errors import InputError
 from mgc.core.storage import Folder
 from mgc.model import checkpoint
 from mgc.sweep.space import nested
-from mgc.tracking import runs as tracking
-from mgc.tracking.runs import LEAKY_TAG, OUTCOME_TAG, REASON_TAG, Run
+from mgc.tracking.metric_names import EPOCH
+from mgc.tracking.runs import EXPERIMENT, LEAKY_TAG, OUTCOME_TAG, REASON_TAG, Run
 from mgc.training.loop import is_kept
 
 Outcome: TypeAlias = Literal["kept", "pruned", "failed", "stopped"]
@@ -31,7 +31,7 @@ STATUS = {"kept": "FINISHED", "pruned": "FINISHED", "failed": "FAILED", "stopped
 SWEEP, SEARCHED, TRIALS = "sweep.json", "searched.json", "trials"
 TASK, RUN_ID, OUTCOME = "task.json", "run_id", "outcome"
 """Files in a trial's folder; ``outcome`` is missing where the model was kept."""
-CURVE = "epoch/val_accuracy"
+CURVE = f"{EPOCH}val_accuracy"
 """MLflow metric with the validation accuracy of each epoch of a trial."""
 
 
@@ -208,15 +208,15 @@ class TrialFolder:
         config = {**task.differences, "seed": task.seed}
         facts = json.dumps([task.parent, self.name, config])  # its process may die before it has noted the run
         key = hashlib.sha256(facts.encode()).hexdigest()
-        run = Run.take_up(self.sweep.uri, tracking.EXPERIMENT, key) or Run.start(
+        run, _ = Run.resume_or_start(
             self.sweep.uri,
-            tracking.EXPERIMENT,
+            EXPERIMENT,
+            key,
             name=self.name,
             step="trial",
             config=config,
             parent=task.parent,
             tags={LEAKY_TAG: "true"} if leak else {},
-            key=key,
         )
         run.features(Folder.at(self.sweep.features), self.sweep.fingerprint, "training")
         write_text(run.id, self.folder / RUN_ID)
