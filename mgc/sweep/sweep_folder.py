@@ -2,7 +2,7 @@
 
 sweeps/NAME/sweep.json           the settings
 sweeps/NAME/searched.json        names of the trials of the search, once it is over
-sweeps/NAME/trials/TRIAL/        one model: its task, the state of its fit or its checkpoint, its MLflow run, its outcome
+sweeps/NAME/trials/TRIAL/        one model: its task, the state of its fit or its checkpoint, its MLflow run, its end
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from mgc.sweep.space import DEFAULT, Space
 from mgc.sweep.sweep_folder import SEARCHED, SweepFolder, TrialFolder
 from mgc.tracking import store
 from mgc.tracking.runs import BEST_TAG, EXPERIMENT, WINNER_TAG, Run
-from mgc.training.placement import Place, choose_feed
+from mgc.training.placement import choose_feed
 from mgc.training.run_logging import describe, open_for_learning
 
 if TYPE_CHECKING:
@@ -269,7 +269,7 @@ class _Workers:
     def session(self) -> TuneSession:
         say("tune: starting Ray …")
         base = self.sweep.train_config({})
-        _, lazily = choose_feed(None, self.feature_set, base, Place(2, gpu=False))  # here, and Ray's copy
+        _, lazily = choose_feed(None, self.feature_set, base, copies=2)  # here, and Ray's copy
         return TuneSession(self.sweep, learning_set(self.feature_set, base, lazily=lazily))
 
     def train(self, tasks: list[Task], title: str) -> None:
