@@ -149,12 +149,11 @@ class SweepConfig:
     """How a sweep searches, and what it does with what it finds."""
 
     trials: int = 20
-    """Configurations to try; the population of pbt; a grid has its own number."""
-    search: Literal["tpe", "random", "grid", "pbt"] = "tpe"
-    """Optuna's tree-structured Parzen estimator, random draws, all combinations of choices, or population based
-    training, in which models that lag take up better ones and vary their settings as they go on."""
+    """Configurations to try; a grid has its own number."""
+    search: Literal["tpe", "random", "grid"] = "tpe"
+    """Optuna's tree-structured Parzen estimator, random draws, or all combinations of choices."""
     asha: bool = True
-    """Stop trials that lag behind at a quarter of their epochs (not those of pbt, which has its own way)."""
+    """Stop trials that lag behind at a quarter of their epochs: asynchronous successive halving."""
     concurrent: int | None = None
     """Trials at a time; as the machine or the cluster has room for by default."""
     gpus_per_trial: float | None = None
@@ -162,7 +161,7 @@ class SweepConfig:
     workers_per_trial: int = 1
     """2 or more train each trial through Ray Train, on a CPU or a GPU a worker."""
     time_budget: float = 0.0
-    """Seconds after which the search (but pbt) ends with what it has; 0 is no limit. Training again comes after it."""
+    """Seconds after which the search ends with what it has; 0 is no limit. Training again comes after it."""
     top: int = 3
     """Best configurations that are trained again; the winner is the best mean. 0 takes the search's word."""
     seeds: int = 3

@@ -1,6 +1,7 @@
-"""Figures of a sweep: curves, parallel coordinates, accuracy against each dimension, importances, seeds, worth.
+"""Plots of a sweep: curves, accuracy against each dimension, parallel coordinates, importances, seeds, ablations.
 
-Those that ran to their end are drawn in colour; those that did not, whose accuracy is one of fewer epochs, in grey.
+Trials that were trained to their end are drawn in colour; those that were not, with an accuracy of fewer epochs, in
+grey.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import FigureBase
 
     from mgc.evaluation.metrics import Estimate
-    from mgc.sweep.results import Again, Bought, SweepView, Trial
+    from mgc.sweep.results import Effect, Retrained, SweepView, Trial
     from mgc.sweep.space import Dimension
 
 COLUMNS = 3
 FAINT = "0.72"
 FOOT = -0.13
-"""Where parallel coordinates have a dimension that a trial has not."""
+"""Height in parallel coordinates of a dimension that a trial lacks."""
 SHADES = matplotlib.colormaps["viridis_r"]
 
 
 def shown(value: Any) -> str:
-    """A value as figures and tables name it, with three digits of a fraction; a text may hold one too."""
+    """A value for plots and tables, with three significant digits; also of a number that is a text."""
     if isinstance(value, str):
         with suppress(ValueError):
             return value if value.lstrip("-").isdigit() else f"{float(value):.3g}"
@@ -70,14 +71,14 @@ def _curves(figure: FigureBase, view: SweepView) -> None:
             mark = "o" if trial.outcome == "pruned" else "x"
             axes.plot(trial.epochs[-1], trial.curve[-1], mark, ms=3.5, color=FAINT, mfc="w", zorder=1)
     best, outcomes = view.best, {trial.outcome for trial in view.trials if trial.epochs}
-    handles = [Line2D([], [], color=TRAINING, lw=1, alpha=0.55, label="ran to its end")] if view.kept else []
+    handles = [Line2D([], [], color=TRAINING, lw=1, alpha=0.55, label="trained to the end")] if view.kept else []
     if "pruned" in outcomes:
         handles.append(Line2D([], [], color=FAINT, lw=0.8, marker="o", ms=3.5, mfc="w", label="pruned"))
     if outcomes - {"kept", "pruned"}:
         handles.append(Line2D([], [], color=FAINT, lw=0.8, marker="x", ms=3.5, label="failed, stopped or running"))
     if best and best.epochs:
-        look = "o-" if len(best.epochs) < 15 else "-"
-        (line,) = axes.plot(best.epochs, best.curve, look, ms=4, lw=2.4, color=VALIDATION)
+        style = "o-" if len(best.epochs) < 15 else "-"
+        (line,) = axes.plot(best.epochs, best.curve, style, ms=4, lw=2.4, color=VALIDATION)
         line.set_label(f"best of the search: {best.name}")
         handles.append(line)
     axes.set(xlabel="epoch", ylabel="validation accuracy")
@@ -111,8 +112,8 @@ def _dimensions(figure: FigureBase, view: SweepView) -> None:
                 where = _place(dimension, trial.values[dimension.field])
                 if dimension.kind == "choice":
                     where += generator.uniform(-0.16, 0.16)
-                look = _mark(trial, view)
-                axes.plot(where, trial.val_accuracy, "o", **look)
+                style = _mark(trial, view)
+                axes.plot(where, trial.val_accuracy, "o", **style)
         if dimension.kind == "choice":
             names = [_short(shown(value)) for value in dimension.values]
             axes.set_xticks(range(len(names)), names, parse_math=False)
@@ -150,9 +151,9 @@ def _place(dimension: Dimension, value: Any) -> float:
 
 
 def parallel(view: SweepView) -> Figure:
-    """A line a trial through its values to its accuracy: the darker the better; grey where it ended early.
+    """Parallel coordinates: a line per trial through its values to its accuracy, darker is better, grey ended early.
 
-    A dimension that a trial has not is passed at the foot of its axis.
+    A conditional dimension that a trial lacks is passed at the foot of its axis.
     """
     ways, reached = view.space.dimensions, [trial for trial in view.trials if trial.val_accuracy is not None]
     figure = Figure(figsize=(max(8, 0.98 * (len(ways) + 1)), 4.8), layout="constrained")
@@ -172,11 +173,15 @@ def parallel(view: SweepView) -> Figure:
             heights.append(_height(dimension, trial.values[dimension.field]) + jitter)
         end = (trial.val_accuracy or 0) - low
         heights.append(end / (high - low))
-        look: dict[str, Any] = {"color": "0.82", "lw": 0.7, "zorder": 1}
+        style: dict[str, Any] = {"color": "0.82", "lw": 0.7, "zorder": 1}
         if trial.kept:
             share = ((trial.val_accuracy or 0) - floor) / max(high - floor, 1e-9)
-            look = {"color": SHADES(0.12 + 0.88 * share), "lw": 2.4 if trial is view.best else 1.3, "zorder": 2 + share}
-        axes.plot(range(len(heights)), heights, alpha=0.9, **look)
+            style = {
+                "color": SHADES(0.12 + 0.88 * share),
+                "lw": 2.4 if trial is view.best else 1.3,
+                "zorder": 2 + share,
+            }
+        axes.plot(range(len(heights)), heights, alpha=0.9, **style)
     absent = {each.field for each in ways if any(each.field not in trial.values for trial in reached)}
     for column, dimension in enumerate(ways):
         _axis(axes, column, dimension.field, _ticks(dimension))
@@ -229,11 +234,11 @@ def _short(text: str, most: int = 14) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-# What was found, and what is left of it
+# Importances, fresh seeds, ablations
 
 
 def importance_bars(shares: dict[str, float]) -> Figure:
-    """Share of each dimension in what explains the trials' differences, the most important above."""
+    """Importance of each dimension, as a share of the explained variance, the most important above."""
     figure = Figure(figsize=(5.4, 0.9 + 0.34 * len(shares)), layout="constrained")
     axes = figure.subplots()
     bars = axes.barh(range(len(shares)), list(shares.values()), color=TRAINING, height=0.62)
@@ -248,18 +253,18 @@ def importance_bars(shares: dict[str, float]) -> Figure:
     return figure
 
 
-def fresh_seeds(again: Sequence[Again]) -> Figure:
-    """The search's figure of each configuration that was trained again, each fresh seed's, and their mean."""
-    figure = Figure(figsize=(5.4, 1.3 + 0.5 * len(again)), layout="constrained")
+def fresh_seeds(retrained: Sequence[Retrained]) -> Figure:
+    """Accuracy of each retrained configuration: in the search, with each fresh seed, and their mean."""
+    figure = Figure(figsize=(5.4, 1.3 + 0.5 * len(retrained)), layout="constrained")
     axes = figure.subplots()
-    for row, each in enumerate(again):
+    for row, each in enumerate(retrained):
         axes.plot([each.first, each.val_accuracy], [row, row], color=FAINT, lw=1.4, zorder=1)
         axes.plot(each.first, row, "D", ms=7, mfc="w", mec=TRAINING, mew=1.6, zorder=3)
         seeds = [model.val_accuracy for model in each.models]
         axes.plot(seeds, np.full(len(seeds), row), "o", ms=5, color=VALIDATION, alpha=0.6, mew=0, zorder=2)
         axes.plot(each.val_accuracy, row, "|", ms=18, mew=2.4, color=VALIDATION, zorder=4)
-    axes.set_yticks(range(len(again)), [each.of for each in again], parse_math=False)
-    axes.set_ylim(len(again) - 0.5, -0.5)
+    axes.set_yticks(range(len(retrained)), [each.configuration for each in retrained], parse_math=False)
+    axes.set_ylim(len(retrained) - 0.5, -0.5)
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_xlabel("validation accuracy")
@@ -273,18 +278,18 @@ def fresh_seeds(again: Sequence[Again]) -> Figure:
     return figure
 
 
-def worth(bought: Sequence[Bought]) -> Figure:
-    """What each field bought, with its interval; hollow where the interval holds zero."""
-    figure = Figure(figsize=(9.6, 1.2 + 0.55 * len(bought)), layout="constrained")
+def ablations(effects: Sequence[Effect]) -> Figure:
+    """Effect of each ablated field on accuracy and gap, with 95% intervals; hollow where the interval holds zero."""
+    figure = Figure(figsize=(9.6, 1.2 + 0.55 * len(effects)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    for row, each in enumerate(bought):
-        _interval(left, row, each.bought, TRAINING)
+    for row, each in enumerate(effects):
+        _interval(left, row, each.accuracy, TRAINING)
         _interval(right, row, each.gap, VALIDATION)
-    names = [f"{each.field}\n{_short(shown(each.value))} instead of {_short(shown(each.off))}" for each in bought]
-    left.set_yticks(range(len(bought)), names, fontsize=9, parse_math=False)
-    left.set_ylim(len(bought) - 0.5, -0.5)
-    left.set_xlabel("validation accuracy bought, points")
-    right.set_xlabel("change of the gap to training, points (below 0: closed)")
+    names = [f"{each.field}\n{_short(shown(each.value))} instead of {_short(shown(each.off))}" for each in effects]
+    left.set_yticks(range(len(effects)), names, fontsize=9, parse_math=False)
+    left.set_ylim(len(effects) - 0.5, -0.5)
+    left.set_xlabel("effect on validation accuracy, points")
+    right.set_xlabel("effect on the gap to training, points (below 0: closed)")
     for axes in (left, right):
         axes.axvline(0, color=GREY, lw=1, ls="--")
         plain(axes)

@@ -1,8 +1,8 @@
-"""How much of the difference between a sweep's trials each dimension makes: Optuna's functional ANOVA.
+"""How much each dimension explains of the differences between a sweep's trials: Optuna's functional ANOVA.
 
 F. Hutter, H. Hoos, K. Leyton-Brown: «An Efficient Approach for Assessing Hyperparameter Importance» (ICML 2014). A
-forest is fitted to the trials that ran to their end, and a dimension's importance is the share of its predictions'
-variance over the space that the dimension alone explains; the shares are scaled to sum to one.
+forest is fitted to the trials that were trained to their end, and a dimension's importance is the share of the variance
+of its predictions over the space that the dimension alone explains; the shares are scaled to sum to one.
 """
 
 from __future__ import annotations
@@ -17,45 +17,49 @@ if TYPE_CHECKING:
     from mgc.sweep.results import SweepView
 
 FEWEST = 4
-"""Trials below which nothing can be said."""
+"""Trials that it takes."""
 
 
 @dataclass(frozen=True)
 class Importances:
-    """Shares of the dimensions, and what is to be said of them."""
+    """Importances of the dimensions, and a note for the reader."""
 
     shares: dict[str, float]
-    """The most important first; empty where nothing can be said."""
-    said: str
-    """Of what they are, or why there are none."""
+    """By dotted field name, the most important first; empty where nothing can be said."""
+    note: str
+    """What they rest on, or why there are none."""
 
 
 def importances(view: SweepView) -> Importances:
-    """Judge the dimensions that all trials have which ran to their end.
+    """Estimate the importance of each dimension.
 
-    Trials that were pruned have another figure, that of fewer epochs, and a forest would take the pruner's choice for
-    an effect: they are left out. So are dimensions drawn in some trials only, which functional ANOVA does not know.
+    Pruned trials are left out: their accuracy is one of fewer epochs, and a forest would take the pruner's choice for
+    an effect. So are conditional dimensions, which functional ANOVA does not know.
     """
     kept = view.kept
-    if view.search == "pbt":
+    if view.search == "pbt":  # population based training, which sweeps of before could be
         return Importances({}, "Configurations of a population change while they learn: no value is a whole trial's.")
     if len(kept) < FEWEST:
-        return Importances({}, f"{len(kept)} trials ran to their end: too few to say what matters; it takes {FEWEST}.")
+        return Importances(
+            {}, f"{len(kept)} trials were trained to their end: too few for importances, which take {FEWEST}."
+        )
     if len({trial.val_accuracy for trial in kept}) == 1:
-        return Importances({}, f"All {len(kept)} trials that ran to their end are equally good: none matters more.")
-    shares = _judge(view)
+        return Importances(
+            {}, f"All {len(kept)} trials that were trained to their end are equally good: no dimension matters more."
+        )
+    shares = _shares(view)
     sometimes = [each.field for each in view.space.dimensions if each.field not in shares]
     if not shares:
-        return Importances({}, "No dimension that all trials have which ran to their end explains a difference.")
-    said = f"Functional ANOVA of the {len(kept)} trials that ran to their end; those that were pruned had fewer epochs."
+        return Importances({}, "No dimension that all fully trained trials have explains a difference.")
+    note = f"Functional ANOVA of the {len(kept)} trials that were trained to their end; pruned ones had fewer epochs."
     if len(kept) < 10 * len(shares):
-        said += f" {len(kept)} trials of {len(shares)} dimensions give a rough order, no more."
+        note += f" {len(kept)} trials of {len(shares)} dimensions give a rough order, no more."
     if sometimes:
-        said += f" Not judged, as not drawn in all of them or always the same: {', '.join(sometimes)}."
-    return Importances(shares, said)
+        note += f" Left out, as not drawn in all of them or always the same: {', '.join(sometimes)}."
+    return Importances(shares, note)
 
 
-def _judge(view: SweepView) -> dict[str, float]:
+def _shares(view: SweepView) -> dict[str, float]:
     import optuna
 
     logging.getLogger("optuna").setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""What a search tries next: Optuna's samplers, or all combinations. No Ray."""
+"""Proposes configurations: Optuna's samplers, or all combinations of a grid. No Ray."""
 
 from __future__ import annotations
 
@@ -12,17 +12,23 @@ if TYPE_CHECKING:
 
     from mgc.sweep.space import Space
 
+SEARCHES = ("tpe", "random", "grid")
 
-class Drawing:
-    """Draws configurations one after the other, and learns what they came to.
 
-    What trial n gets follows from the seed, n and what is known then: a search that is gone on with draws what an
-    undisturbed one would have drawn.
+class Sampler:
+    """Proposes configurations one after the other, and is told the accuracy that each reached.
+
+    The proposal for trial n follows from the seed, n and the accuracies told before: a resumed search proposes what an
+    undisturbed one would have proposed.
 
     Parameters
     ----------
+    space
+        The search space.
     search
-        ``tpe``, ``random`` or ``grid``, as ``config.SweepConfig`` has it.
+        ``"tpe"``, ``"random"`` or ``"grid"``, as in ``config.SweepConfig``.
+    seed
+        Any integer from 0.
     """
 
     def __init__(self, space: Space, search: str, seed: int) -> None:
@@ -34,20 +40,47 @@ class Drawing:
             choices = space.grid()
             self._grid = [dict(zip(choices, each, strict=True)) for each in itertools.product(*choices.values())]
 
-    def draw(self, number: int) -> dict[str, Any]:
-        """What trial ``number`` (from 1) is to differ in."""
+    def ask(self, number: int) -> dict[str, Any]:
+        """Propose a configuration.
+
+        Parameters
+        ----------
+        number
+            Of the trial, from 1.
+
+        Returns
+        -------
+        dict
+            Values by dotted field name: the differences from the base configuration.
+        """
         if self._grid:
-            return self.again(number, self._grid[number - 1])
+            return self.replay(number, self._grid[number - 1])
         self._study.sampler = self._sampler(number)
         return self._ask(number)
 
-    def again(self, number: int, differences: Mapping[str, Any]) -> dict[str, Any]:
-        """Take note of what a trial was given."""
+    def replay(self, number: int, differences: Mapping[str, Any]) -> dict[str, Any]:
+        """Take note of a configuration that was proposed by an earlier process.
+
+        Parameters
+        ----------
+        number
+            Of the trial, from 1.
+        differences
+            What ``ask`` returned then.
+        """
         self._study.enqueue_trial(dict(differences))
         return self._ask(number)
 
-    def learn(self, number: int, accuracy: float | None) -> None:
-        """Take note of what a trial came to; None of one that failed before it came to anything."""
+    def tell(self, number: int, accuracy: float | None) -> None:
+        """Take note of how good a trial was.
+
+        Parameters
+        ----------
+        number
+            Of the trial, from 1.
+        accuracy
+            Its best validation accuracy; None if it failed before its first epoch ended.
+        """
         state = optuna.trial.TrialState.FAIL if accuracy is None else None
         self._study.tell(self._trials[number], accuracy, state=state)
 

@@ -1,14 +1,14 @@
-"""What a sweep searches: dimensions over the fields of a configuration, read from a YAML file. No Ray and no Optuna.
+"""The search space of a sweep: dimensions over the fields of a configuration, read from a YAML file. No Ray, no Optuna.
 
-A file has a line a dimension, the field by its dotted name: choices in brackets, or a range::
+A file has a line per dimension, the field by its dotted name: choices in brackets, or a range::
 
     model.norm: [false, true]
     model.dropout: {uniform: [0, 0.5]}
     optim.lr: {log_uniform: [0.0002, 0.005]}
     augment.time_mask_frames: {uniform: [10, 60], when: {augment.time_masks: [1, 2]}}
 
-A range of a field of whole numbers is of whole numbers. ``when`` names dimensions above it, or fields of the
-configuration that the sweep starts from, and what they must be (one value, or one of several).
+A range of an integer field holds integers. ``when`` makes a dimension conditional: it names dimensions above it, or
+fields of the base configuration, and the value or values that they must have.
 """
 
 from __future__ import annotations
@@ -25,22 +25,17 @@ from mgc.core.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from random import Random
 
 DEFAULT = Path(__file__).with_name("spaces") / "regularizers.yaml"
-"""The regularisers, as ``mgc tune`` searches them without ``--space``."""
-DEFAULT_PBT = Path(__file__).with_name("spaces") / "pbt.yaml"
-"""Those that can change while a model learns."""
+"""The regularisers: what is searched by default."""
 FIXED = ("epochs", "seed", "split", "folds", "fold")
 """Fields that are the same in all trials, or their accuracies could not be compared."""
 RANGES = ("uniform", "log_uniform")
-RESAMPLE, FACTORS = 0.25, (0.8, 1.2)
-"""How ``perturb`` explores: the share of values that are drawn anew, and what others are multiplied by."""
 
 
 @dataclass(frozen=True)
 class Dimension:
-    """One field and what it may be."""
+    """One field and its possible values."""
 
     field: str
     """Dotted name in the configuration."""
@@ -48,16 +43,27 @@ class Dimension:
     values: tuple[Any, ...]
     """The choices, or the two ends of the range."""
     when: tuple[tuple[str, tuple[Any, ...]], ...] = ()
-    """Fields and what each must be one of; else the dimension is left as it is in the base."""
+    """Conditions, each a field and its accepted values; unless all hold, the field keeps the base's value."""
 
     def __str__(self) -> str:
-        """How the file has it, on one line."""
+        """One line, as in the file."""
         values = ", ".join(str(value) for value in self.values)
         words = f"[{values}]" if self.kind == "choice" else f"{self.kind} [{values}]"
         return words + "".join(f", when {name} in {list(values)}" for name, values in self.when)
 
-    def read(self, text: str) -> Any:
-        """The value that a run's parameter says; None if it is none of the choices, or no number."""
+    def parse(self, text: str) -> Any:
+        """Read a value from an MLflow parameter.
+
+        Parameters
+        ----------
+        text
+            The value as ``str`` writes it.
+
+        Returns
+        -------
+        Any
+            The value; None if the text is none of the choices, or no number.
+        """
         if self.kind == "choice":
             return next((value for value in self.values if str(value) == text), None)
         for kind in (int, float):
@@ -68,14 +74,29 @@ class Dimension:
 
 @dataclass(frozen=True)
 class Space:
-    """The dimensions in their order, checked against the configuration that they change."""
+    """The dimensions in their order, checked against the configuration that they change.
+
+    Examples
+    --------
+    >>> space = Space.of({"model.dropout": {"uniform": [0, 0.5]}}, TrainConfig())
+    >>> str(space.dimensions[0])
+    'uniform [0.0, 0.5]'
+    """
 
     base: TrainConfig
+    """The configuration that every trial starts from."""
     dimensions: tuple[Dimension, ...]
 
     @classmethod
     def read(cls, file: Path, base: TrainConfig) -> Space:
-        """The space of a YAML file.
+        """Read a space from a YAML file.
+
+        Parameters
+        ----------
+        file
+            A file as the module's docstring describes it.
+        base
+            The configuration that every trial starts from.
 
         Raises
         ------
@@ -85,17 +106,24 @@ class Space:
         try:
             tree = yaml.safe_load(file.read_text())
         except OSError as error:
-            raise InputError(f"--space {file}: {error.strerror}") from None
+            raise InputError(f"`space={file}`: {error.strerror}") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"--space {file}: not YAML ({' '.join(str(error).split())})") from None
+            raise InputError(f"`space={file}`: not YAML ({' '.join(str(error).split())})") from None
         try:
             return cls.of(tree, base)
         except InputError as error:
-            raise InputError(f"--space {file}: {error}") from None
+            raise InputError(f"`space={file}`: {error}") from None
 
     @classmethod
     def of(cls, tree: object, base: TrainConfig) -> Space:
-        """The space that a file's content says; see the module's description.
+        """Build a space from plain values.
+
+        Parameters
+        ----------
+        tree
+            The content of a YAML file: a dict from dotted field names to choices or ranges.
+        base
+            The configuration that every trial starts from.
 
         Raises
         ------
@@ -122,7 +150,13 @@ class Space:
         }
 
     def suggest(self, trial: Any) -> None:
-        """Draw a configuration's differences from an Optuna trial, in order: define-by-run, as its samplers want it."""
+        """Draw a value for each dimension whose conditions hold, in order (Optuna's define-by-run).
+
+        Parameters
+        ----------
+        trial
+            An ``optuna.Trial`` or ``FixedTrial``; afterwards its ``params`` are the drawn values by field.
+        """
         drawn: dict[str, Any] = {}
         for each in self.dimensions:
             if not all(drawn.get(name, field_of(self.base, name)) in values for name, values in each.when):
@@ -134,40 +168,17 @@ class Space:
             else:
                 drawn[each.field] = trial.suggest_float(each.field, *each.values, log=each.kind == "log_uniform")
 
-    def perturb(self, differences: Mapping[str, Any], anew: Mapping[str, Any], chance: Random) -> dict[str, Any]:
-        """Differences near others, as population based training explores.
-
-        One in four is that of ``anew``; of the rest a number goes up or down by 20 %, a choice to the one beside it.
-        """
-        changed: dict[str, Any] = {}
-        for each in self.dimensions:
-            value = differences[each.field]
-            if chance.random() < RESAMPLE:
-                value = anew[each.field]
-            elif each.kind == "choice":
-                place = each.values.index(value) + chance.choice((-1, 1))
-                value = each.values[min(max(place, 0), len(each.values) - 1)]
-            else:
-                (low, high), factor = each.values, chance.choice(FACTORS)
-                if isinstance(field_of(self.base, each.field), int):
-                    step = max(1, round(abs(factor - 1) * value))  # 20 % of a small number is less than one
-                    value = min(max(value + (step if factor > 1 else -step), low), high)
-                else:
-                    value = min(max(value * factor, float(low)), float(high))
-            changed[each.field] = value
-        return changed
-
     def grid(self) -> dict[str, list[Any]]:
-        """The choices of each dimension, all of which a grid tries with all others.
+        """The choices by field, for a grid search over all their combinations.
 
         Raises
         ------
         InputError
-            A dimension is a range, or depends on another.
+            A dimension is a range or conditional.
         """
         for each in self.dimensions:
             if each.kind != "choice" or each.when:
-                raise InputError(f"--search grid: «{each.field}» ({each}) must be a plain list of choices")
+                raise InputError(f"`search=grid`: «{each.field}» ({each}) must be a plain list of choices")
         return {each.field: list(each.values) for each in self.dimensions}
 
 
@@ -181,6 +192,29 @@ def nested(differences: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(part, {})
         node[leaf] = value
     return tree
+
+
+def field_of(config: TrainConfig, name: str) -> Any:
+    """Return the value of a field.
+
+    Parameters
+    ----------
+    config
+        The configuration.
+    name
+        Dotted name: ``"model.dropout"``.
+
+    Raises
+    ------
+    InputError
+        There is no such field.
+    """
+    node: Any = config
+    for part in name.split("."):
+        if not hasattr(node, part) or part.startswith("_") or callable(getattr(node, part)):
+            raise InputError(f"config field «{name}» does not exist")
+        node = getattr(node, part)
+    return node
 
 
 def _dimension(name: str, content: object, base: TrainConfig) -> Dimension:
@@ -213,24 +247,8 @@ def _dimension(name: str, content: object, base: TrainConfig) -> Dimension:
     return Dimension(name, kind, tuple(values), conditions)  # type: ignore[arg-type]
 
 
-def field_of(config: TrainConfig, name: str) -> Any:
-    """The value of a field by its dotted name.
-
-    Raises
-    ------
-    InputError
-        There is no such field.
-    """
-    node: Any = config
-    for part in name.split("."):
-        if not hasattr(node, part) or part.startswith("_") or callable(getattr(node, part)):
-            raise InputError(f"config field «{name}» does not exist")
-        node = getattr(node, part)
-    return node
-
-
 def _number(value: Any, current: Any) -> Any:
-    """YAML 1.1 reads ``2e-4`` as text; a field of numbers takes it for the number that was meant."""
+    """YAML 1.1 reads ``2e-4`` as text: make it the number that was meant."""
     if isinstance(value, str) and isinstance(current, int | float):
         try:
             return float(value)

@@ -1,9 +1,8 @@
-"""A sweep as its folder remembers it: what was asked for, its trials, and how each ended. No Ray.
+"""The folder of a sweep: its settings, its trials and how each ended, from which an interrupted sweep resumes. No Ray.
 
-sweeps/NAME/sweep.json           what was asked for
-sweeps/NAME/searched.json        the trials of the search, once it is over
-sweeps/NAME/population.json      of population based training: who trains what, generation by generation
-sweeps/NAME/trials/TRIAL/        one model: its task, its fit's state or checkpoint, its MLflow run, how it ended
+sweeps/NAME/sweep.json           the settings
+sweeps/NAME/searched.json        names of the trials of the search, once it is over
+sweeps/NAME/trials/TRIAL/        one model: its task, the state of its fit or its checkpoint, its MLflow run, its end
 """
 
 from __future__ import annotations
@@ -21,20 +20,19 @@ from mgc.core.errors import InputError
 from mgc.core.storage import Folder
 from mgc.model import checkpoint
 from mgc.sweep.space import nested
-from mgc.tracking import runs as tracking
-from mgc.tracking.runs import LEAKY_TAG, OUTCOME_TAG, REASON_TAG, Run
+from mgc.tracking.metric_names import EPOCH
+from mgc.tracking.runs import EXPERIMENT, LEAKY_TAG, OUTCOME_TAG, REASON_TAG, Run
 from mgc.training.loop import is_kept
 
 Outcome: TypeAlias = Literal["kept", "pruned", "failed", "stopped"]
-"""A model that was trained to its end; stopped because it lagged, because it raised or died, or for lack of time."""
+"""Trained to the end; stopped early by ASHA; raised an error or died; stopped because the time budget was over."""
 STATUS = {"kept": "FINISHED", "pruned": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
-SWEEP, SEARCHED, POPULATION, TRIALS = "sweep.json", "searched.json", "population.json", "trials"
+"""MLflow status by outcome."""
+SWEEP, SEARCHED, TRIALS = "sweep.json", "searched.json", "trials"
 TASK, RUN_ID, OUTCOME = "task.json", "run_id", "outcome"
-"""Files in a trial's folder: what it is to do, its MLflow run, and how it ended if not with a kept model."""
-
-Course: TypeAlias = list[tuple[int, dict[str, Any]]]
-"""What a model is trained with: from which epoch, and what differs from the sweep's base, by dotted names. One entry,
-but for models of population based training."""
+"""Files in a trial's folder; ``outcome`` is missing where the model was kept."""
+CURVE = f"{EPOCH}val_accuracy"
+"""MLflow metric with the validation accuracy of each epoch of a trial."""
 
 
 @dataclass(frozen=True)
@@ -43,55 +41,74 @@ class Task:
 
     name: str
     """Of its folder and its MLflow run."""
-    course: Course
+    differences: dict[str, Any]
+    """Values that differ from the sweep's base configuration, by dotted field name."""
     seed: int
     parent: str
-    """MLflow run that it is nested under."""
-    until: int | None = None
-    """Epoch to pause after; None trains to the end and keeps the model."""
-    own_from: int = 1
-    """The epochs before were another model's, which this one has taken up."""
+    """Id of the MLflow run that its run is nested under."""
+
+    @classmethod
+    def read(cls, file: Path) -> Task:
+        """Read ``task.json``, also one of a version with population based training, whose tasks had a ``course``."""
+        facts = json.loads(file.read_text())
+        differences = facts["differences"] if "differences" in facts else facts["course"][0][1]
+        return cls(facts["name"], differences, facts["seed"], facts["parent"])
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """What was asked for."""
+class SweepFolder:
+    """A sweep on disk: what was asked for, and where its trials are."""
 
     folder: Path
     features: str
+    """Path or URI of the feature set."""
     fingerprint: str
+    """Of the feature set."""
     base: dict[str, Any]
-    """The configuration that trials change."""
+    """The configuration that trials change, as a tree."""
     space: dict[str, Any]
-    """As ``mgc.sweep.space.Space.of`` reads it."""
+    """The search space, as ``Space.of`` reads it."""
     config: SweepConfig
     uri: str
+    """Of the MLflow store."""
     parent_run_id: str
+    """MLflow run of the sweep."""
 
     @classmethod
-    def read(cls, folder: Path) -> Sweep:
-        """The sweep of a folder.
+    def read(cls, folder: Path) -> SweepFolder:
+        """Read the sweep of a folder.
 
         Raises
         ------
         InputError
-            There is none.
+            There is none, it is damaged, or it is one of population based training, which is no longer there.
         """
         try:
             facts = json.loads((folder / SWEEP).read_text())
             tree = facts.pop("config")
-            return cls(folder, **facts, config=SweepConfig(**tree | {"without": tuple(tree["without"])}))
+            sweep = cls(folder, **facts, config=SweepConfig(**tree | {"without": tuple(tree["without"])}))
         except OSError:
             known = ", ".join(sorted(path.parent.name for path in folder.parent.glob(f"*/{SWEEP}"))) or "none"
-            raise InputError(f"--resume {folder.name}: no such sweep; there are: {known}") from None
+            raise InputError(f"`resume={folder.name}`: no such sweep; there are: {known}") from None
         except (ValueError, TypeError, KeyError, AttributeError, InputError) as error:
             raise InputError(f"{folder / SWEEP}: damaged ({error}); start a new sweep") from None
+        if tree.get("search") == "pbt":
+            raise InputError(
+                f"`resume={folder.name}`: population based training is no longer part of mgc; start a new sweep "
+                f"(the page of this one can still be made: «mgc report {sweep.parent_run_id}»)"
+            )
+        return sweep
 
     def write(self) -> None:
-        """Make the folder; from now on the sweep can be gone on with."""
+        """Make the folder; from now on the sweep can be resumed."""
         (self.folder / TRIALS).mkdir(parents=True)
         facts = {name: value for name, value in asdict(self).items() if name != "folder"}
         write_text(json.dumps(facts, indent=1) + "\n", self.folder / SWEEP)
+
+    @property
+    def name(self) -> str:
+        """Name of the sweep."""
+        return self.folder.name
 
     @property
     def epochs(self) -> int:
@@ -100,7 +117,7 @@ class Sweep:
 
     @property
     def seed(self) -> int:
-        """Of the search."""
+        """Of the search and of all its trials."""
         return int(self.base["seed"])
 
     @property
@@ -109,30 +126,38 @@ class Sweep:
         return Run(self.uri, self.parent_run_id)
 
     def train_config(self, differences: dict[str, Any], seed: int | None = None) -> TrainConfig:
-        """The whole configuration of a model."""
+        """The whole configuration of a model.
+
+        Parameters
+        ----------
+        differences
+            Values that differ from the base configuration, by dotted field name.
+        seed
+            In place of the base configuration's.
+        """
         config = overlay(overlay(TrainConfig(), self.base), nested(differences))
         return config if seed is None else replace(config, seed=seed)
 
-    def trial(self, name: str) -> Trial:
-        """A trial by its name."""
-        return Trial(self, name)
+    def trial(self, name: str) -> TrialFolder:
+        """The folder of a trial, which need not be there yet."""
+        return TrialFolder(self, name)
 
-    def searched(self) -> list[Trial]:
+    def searched(self) -> list[TrialFolder]:
         """The trials of the search that have begun, in their order."""
         begun = (self.trial(trial_name(number)) for number in itertools.count(1))
         return list(itertools.takewhile(lambda trial: (trial.folder / TASK).exists(), begun))
 
 
 def trial_name(number: int) -> str:
-    """What a trial of the search is called."""
+    """Name of a trial of the search: ``"trial 1"``."""
     return f"trial {number}"
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One model of a sweep."""
+class TrialFolder:
+    """One model of a sweep on disk: its task, its MLflow run and how it ended."""
 
-    sweep: Sweep
+    sweep: SweepFolder
     name: str
     folder: Path = field(init=False)
 
@@ -155,31 +180,37 @@ class Trial:
 
     @property
     def task(self) -> Task:
-        """What it was given to do."""
-        return Task(**json.loads((self.folder / TASK).read_text()))
+        """What it is to train."""
+        return Task.read(self.folder / TASK)
 
     def assign(self, task: Task) -> None:
-        """Give it something to do; from now on it has begun."""
+        """Write its task down; from now on it has begun."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(json.dumps(asdict(task), indent=1) + "\n", self.folder / TASK)
 
     @property
     def figures(self) -> dict[str, Any]:
-        """Of the kept model, as its card has them."""
+        """Accuracies and loss of the kept model, from its checkpoint's card."""
         return checkpoint.read(self.folder)[1].figures
 
     def begin(self, leak: str) -> Run:
-        """Its MLflow run: the one that it has, taken up again, or a new one, whose parameters are what differs."""
+        """Resume its MLflow run, or start it; the run's parameters are the differences and the seed.
+
+        Parameters
+        ----------
+        leak
+            Why the feature set leaks; empty if it does not.
+        """
         run, task = self.run, self.task
         if run:
             run.reopen()
             return run
-        config = {**task.course[0][1], "seed": task.seed}
+        config = {**task.differences, "seed": task.seed}
         facts = json.dumps([task.parent, self.name, config])  # its process may die before it has noted the run
         key = hashlib.sha256(facts.encode()).hexdigest()
         run, _ = Run.resume_or_start(
             self.sweep.uri,
-            tracking.EXPERIMENT,
+            EXPERIMENT,
             key,
             name=self.name,
             step="trial",
@@ -192,7 +223,15 @@ class Trial:
         return run
 
     def end(self, outcome: Outcome, reason: str = "") -> None:
-        """Say how it ended, here and in MLflow; once."""
+        """Record how it ended, here and in MLflow; the first record stands.
+
+        Parameters
+        ----------
+        outcome
+            How it ended.
+        reason
+            Why it was not kept, as a sentence.
+        """
         if outcome != "kept":
             write_text(outcome, self.folder / OUTCOME)
         if run := self.run:

@@ -1,6 +1,6 @@
-"""One self-contained page about a sweep: what it found, what is left of it with fresh seeds, and what bought it.
+"""The page of a sweep, one self-contained HTML file: trials, retraining with fresh seeds, ablations, importances.
 
-All figures are of validation clips, from what MLflow holds of the sweep; the test split plays no part.
+All figures are of validation clips, from the sweep's MLflow runs; the test split plays no part.
 """
 
 from __future__ import annotations
@@ -13,70 +13,66 @@ import numpy as np
 
 from mgc.config import overlay
 from mgc.evaluation.metrics import over_seeds
-from mgc.pages import html as page
+from mgc.pages import html
 from mgc.pages.html import points
-from mgc.sweep import figures as pictures
+from mgc.sweep import figures
 from mgc.sweep.figures import shown
 from mgc.sweep.importance import importances
-from mgc.sweep.results import read
 from mgc.sweep.space import nested
 from mgc.tracking.runs import FEATURES_TAG, FINGERPRINT_TAG, flatten
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mgc.sweep.results import Again, Bought, SweepView, Trial
-    from mgc.tracking.runs import Run
+    from mgc.pages.html import Page
+    from mgc.sweep.results import Effect, Retrained, SweepView, Trial
 
 TEMPLATE = "sweep.html.j2"
 PICTURE = "pictures/sweep.png"
-"""The artifact: the sweep in one picture."""
+"""The artifact that is the sweep in one plot."""
 
 
-def make(run: Run, out: Path | None = None) -> page.Page:
-    """Make the page of a sweep, by its parent run, and keep it as ``report.html``, and the sweep in one picture.
+def make(view: SweepView, out: Path | None = None) -> Page:
+    """Make the page of a sweep, and log it as ``report.html`` with the sweep's overview plot.
 
     Parameters
     ----------
+    view
+        The sweep, finished or not.
     out
-        Write the page to this file too.
+        A file to write the page to as well.
 
     Returns
     -------
-    dict
-        ``run_id``, ``report`` (where the run keeps the page), ``out`` (the file, or None).
+    Page
+        Where the page is.
 
     Raises
     ------
     InputError
-        The run is no sweep, does not say what it searched, or ``out`` cannot be written.
+        ``out`` cannot be written.
     """
-    return publish(read(run), out)
-
-
-def publish(view: SweepView, out: Path | None = None) -> page.Page:
-    """As ``make``, of a sweep that is read already."""
-    kept = page.keep(view.run, page.render(TEMPLATE, _facts(view)), out, "validation")
-    if _reached(view):
-        view.run.figure(pictures.overview(view), PICTURE)
+    kept = html.keep(view.run, html.render(TEMPLATE, _facts(view)), out, "validation")
+    if _has_curves(view):
+        view.run.figure(figures.overview(view), PICTURE)
     return kept
 
 
-def sentence(bought: Bought) -> str:
-    """What a field bought, and whether that can be told from chance."""
-    gap, what = bought.gap, bought.bought
+def sentence(effect: Effect) -> str:
+    """Say what a field changes, and whether that is significant."""
+    gap, accuracy = effect.gap, effect.accuracy
     low, high = gap.ci95
-    closed, size = ("closed", (-gap.mean, -high, -low)) if gap.mean <= 0 else ("opened", (gap.mean, low, high))
+    closes, size = ("closes", (-gap.mean, -high, -low)) if gap.mean <= 0 else ("opens", (gap.mean, low, high))
     text = (
-        f"{bought.field} {shown(bought.value)} instead of {shown(bought.off)} bought {points(what.mean)} points of "
-        f"validation accuracy [{points(what.ci95[0])}, {points(what.ci95[1])}], and {closed} the gap to the training "
-        f"accuracy by {_plain(size[0])} points [{_plain(size[1])}, {_plain(size[2])}]."
+        f"{effect.field} {shown(effect.value)} instead of {shown(effect.off)} changes the validation accuracy by "
+        f"{points(accuracy.mean)} points [{points(accuracy.ci95[0])}, {points(accuracy.ci95[1])}], and {closes} the "
+        f"gap to the training accuracy by {_plain(size[0])} points [{_plain(size[1])}, {_plain(size[2])}]."
     )
-    match what.chance, gap.chance:
+    match accuracy.chance, gap.chance:
         case True, True:
             return f"{text} Neither can be told from chance."
         case True, False:
-            return f"{text} The accuracy bought cannot be told from chance."
+            return f"{text} The change of the accuracy cannot be told from chance."
         case False, True:
             return f"{text} The change of the gap cannot be told from chance."
     return text
@@ -87,8 +83,8 @@ def _plain(size: float) -> str:
     return points(size).removeprefix("+")
 
 
-def _reached(view: SweepView) -> bool:
-    """Whether any trial came to an accuracy, so that there is something to draw."""
+def _has_curves(view: SweepView) -> bool:
+    """Whether any trial has an accuracy to draw."""
     return any(trial.val_accuracy is not None for trial in view.trials)
 
 
@@ -100,20 +96,20 @@ def _facts(view: SweepView) -> dict[str, Any]:
     chosen = (view.winner and view.winner.trial) or view.best
     clips = len(view.winner.models[0].right_N) if view.winner and view.winner.models else None
     facts: dict[str, Any] = {
-        **page.heading(view.record),
+        **html.heading(view.record),
         "kind": f"{len(view.trials)} trials, {view.search}",
         "view": view,
         "clips": clips,
         "winner": view.winner and _winner(view.winner),
         "notes": _notes(view, clips),
-        "again": [_again(each) for each in view.again],
-        "matters": matters,
-        "sentences": [sentence(each) for each in view.bought],
+        "retrained": [_retrained(each) for each in view.retrained],
+        "importances": matters,
+        "sentences": [sentence(each) for each in view.effects],
         "rows": [_row(trial, view) for trial in view.trials],
         "searched": [_searched(each.field, str(each), view) for each in view.space.dimensions],
         "settings": _settings(view, chosen),
         "settings_note": f"Of {chosen.name}; marked: what the sweep searched." if chosen else "What the trials change.",
-        "origin": page.origin(
+        "origin": html.origin(
             view.run,
             view.record,
             {
@@ -123,37 +119,37 @@ def _facts(view: SweepView) -> dict[str, Any]:
         ),
     }
     drawn = []
-    if _reached(view):
-        drawn += [("curves", pictures.curves(view)), ("dimensions", pictures.dimensions(view))]
-        drawn += [("parallel", pictures.parallel(view))]
+    if _has_curves(view):
+        drawn += [("curves", figures.curves(view)), ("dimensions", figures.dimensions(view))]
+        drawn += [("parallel", figures.parallel(view))]
     if matters.shares:
-        drawn += [("importances", pictures.importance_bars(matters.shares))]
-    if view.again:
-        drawn += [("fresh_seeds", pictures.fresh_seeds(view.again))]
-    if view.bought:
-        drawn += [("worth", pictures.worth(view.bought))]
-    return facts | {"pictures": {name: page.data_uri(figure) for name, figure in drawn}}
+        drawn += [("importances", figures.importance_bars(matters.shares))]
+    if view.retrained:
+        drawn += [("fresh_seeds", figures.fresh_seeds(view.retrained))]
+    if view.effects:
+        drawn += [("ablations", figures.ablations(view.effects))]
+    return facts | {"pictures": {name: html.data_uri(figure) for name, figure in drawn}}
 
 
 _SETTINGS = ("search", "trials", "epochs", "top", "seeds")
 
 
-def _winner(winner: Again) -> dict[str, Any]:
-    """The winner's mean, with its interval over seeds and clips where its models keep what they said."""
+def _winner(winner: Retrained) -> dict[str, Any]:
+    """The winner's mean, with its interval over seeds and clips where its models' predictions are there."""
     estimate = over_seeds(np.array([m.right_N for m in winner.models], np.int64)) if winner.models else None
-    return {**_again(winner), "ci95": estimate and estimate.ci95}
+    return {**_retrained(winner), "ci95": estimate and estimate.ci95}
 
 
-def _again(again: Again) -> dict[str, Any]:
+def _retrained(retrained: Retrained) -> dict[str, Any]:
     return {
-        "name": again.of,
-        "run_id": again.run_id,
-        "first": _known(again.first),
-        "mean": again.val_accuracy,
-        "sd": _known(again.sd),
-        "train": _known(again.train_accuracy),
-        "shrinkage": _known(again.shrinkage),
-        "models": len(again.models),
+        "name": retrained.configuration,
+        "run_id": retrained.run_id,
+        "first": _known(retrained.first),
+        "mean": retrained.val_accuracy,
+        "sd": _known(retrained.sd),
+        "train": _known(retrained.train_accuracy),
+        "shrinkage": _known(retrained.shrinkage),
+        "models": len(retrained.models),
     }
 
 
@@ -162,22 +158,22 @@ def _known(value: float) -> float | None:
 
 
 def _notes(view: SweepView, clips: int | None) -> list[str]:
-    """What one must know to read the claim."""
+    """How to read the claim."""
     notes = []
     outcomes = Counter(trial.outcome for trial in view.trials)
     if view.record.status != "FINISHED" or outcomes["running"]:
         notes.append(f"This sweep is not finished ({view.record.status.lower()}): the page has what there is so far.")
     if view.best:
-        text = f"The best of {len(view.kept)} trials is partly the luckiest: its figure in the search flatters."
-        if not view.again:
-            text += " None was trained again with fresh seeds, so by how much is not known."
+        text = f"The best of {len(view.kept)} trials is partly the luckiest: its accuracy in the search flatters."
+        if not view.retrained:
+            text += " None was retrained with fresh seeds, so by how much is not known."
         elif view.winner:
             text += " The winner has the best mean over fresh seeds, which flatters a little too."
         notes.append(text)
-    shrunk = [each.shrinkage for each in view.again if not math.isnan(each.shrinkage)]
+    shrunk = [each.shrinkage for each in view.retrained if not math.isnan(each.shrinkage)]
     if shrunk:
         mean = f"{_plain(sum(shrunk) / len(shrunk))} points{' on average' if len(shrunk) > 1 else ''}"
-        notes.append(f"With fresh seeds the search's figure shrank by {mean} ({len(shrunk)} trained again).")
+        notes.append(f"With fresh seeds the accuracy of the search shrank by {mean} ({len(shrunk)} retrained).")
     if view.space.base.keep == "best" and view.best:
         notes.append("Each model kept the epoch that was best on these same clips, which flatters as well.")
     if clips:

@@ -180,17 +180,6 @@ def history(folder: Path) -> list[Epoch]:
         raise InputError(f"{file}: damaged ({first_line(error)}); delete it to begin anew") from None
 
 
-def adopt(source: Path, folder: Path, signature: str, name: str = STATE) -> None:
-    """Take the state of one fit as that of another, of a configuration with the same tensors, into ``folder``."""
-    with safe_open(source / STATE, "pt") as state:
-        metadata = state.metadata()
-        if source == folder and metadata["signature"] == signature:
-            return
-        tensors = {key: state.get_tensor(key) for key in state.keys()}  # noqa: SIM118 (not a mapping)
-    with replacing(folder / name) as temporary:
-        save_file(tensors, temporary, metadata | {"signature": signature})
-
-
 def discard(folder: Path) -> None:
     """Delete the state of a fit; its checkpoint stays.
 

@@ -3,7 +3,6 @@
 import math
 import multiprocessing
 import os
-import shutil
 import socket
 from dataclasses import replace
 
@@ -21,7 +20,7 @@ from mgc.dataset.batches import batches, order
 from mgc.dataset.protocols import learning_set
 from mgc.model import checkpoint
 from mgc.model.cnn import GenreCNN
-from mgc.training.fit_state import STATE, adopt, discard, history, signature_of
+from mgc.training.fit_state import STATE, discard, history
 from mgc.training.loop import fit
 
 
@@ -370,12 +369,6 @@ def test_a_fit_of_everything_interrupted_ends_as_an_undisturbed_one_bit_for_bit(
 # Taken up by another
 
 
-@pytest.fixture(scope="module")
-def donor(data, tmp_path_factory):
-    """A fit that was interrupted after its second epoch."""
-    return interrupted(changed(PLAIN, ema_epochs=1.0), data, tmp_path_factory.mktemp("donor"), after=2).parent
-
-
 def test_the_epochs_behind_a_fit_are_those_it_told(data, tmp_path):
     assert history(tmp_path / "nowhere") == history(tmp_path) == []
     told = []
@@ -388,58 +381,6 @@ def test_the_epochs_behind_a_fit_are_those_it_told(data, tmp_path):
     assert history(tmp_path) == told == list(fitted.history)
     discard(tmp_path)
     assert history(tmp_path) == []
-
-
-def test_a_state_taken_up_is_gone_on_with_in_another_way_and_the_old_way_is_refused(data, tmp_path, donor):
-    old = changed(PLAIN, ema_epochs=1.0)
-    new = changed(old, lr=0.005, weight_decay=0.1)
-    before = (donor / STATE).read_bytes()
-    adopt(donor, tmp_path, signature_of(new, data))
-    assert (donor / STATE).read_bytes() == before
-    assert same(load_file(tmp_path / STATE), load_file(donor / STATE))
-    assert history(tmp_path) == history(donor)
-    assert "belongs to another configuration" in refused(old, data, tmp_path)
-    heard = []
-    fitted = fit(new, data, tmp_path, on_epoch=heard.append)
-    assert heard[:2] == history(donor)
-    assert [point.lr for point in heard] == [old.optim.lr, old.optim.lr, 0.005]
-    assert checkpoint.read(fitted.checkpoint)[1].config == new
-    shutil.copytree(donor, tmp_path / "old")
-    assert not same(load_file(tmp_path / STATE), load_file(fit(old, data, tmp_path / "old").checkpoint / STATE))
-
-
-def test_a_state_is_taken_up_beside_the_own_until_it_is_put_in_place(data, tmp_path, donor):
-    own = interrupted(PLAIN, data, tmp_path).read_bytes()
-    signature = signature_of(changed(PLAIN, ema_epochs=1.0, lr=0.005), data)
-    adopt(donor, tmp_path, signature, "next.safetensors")
-    assert (tmp_path / STATE).read_bytes() == own
-    assert same(load_file(tmp_path / "next.safetensors"), load_file(donor / STATE))
-    (tmp_path / "next.safetensors").replace(tmp_path / STATE)
-    config = changed(PLAIN, ema_epochs=1.0, lr=0.005)
-    assert [point.epoch for point in fit(config, data, tmp_path).history] == [1, 2, 3]
-
-
-def test_a_fit_that_goes_on_in_its_own_way_is_not_written_again(data, tmp_path):
-    state = interrupted(PLAIN, data, tmp_path)
-    before = state.stat()
-    adopt(tmp_path, tmp_path, signature_of(PLAIN, data))
-    assert (state.stat().st_ino, state.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-    adopt(tmp_path, tmp_path, signature_of(changed(PLAIN, lr=0.5), data))
-    assert "belongs to another configuration" in refused(PLAIN, data, tmp_path)
-    adopt(tmp_path, tmp_path, signature_of(PLAIN, data))
-    assert len(fit(PLAIN, data, tmp_path).history) == PLAIN.epochs
-
-
-def test_a_damaged_state_that_was_taken_up_is_refused(data, tmp_path, donor):
-    """Its hash goes with it: what is copied is not called good by that."""
-    shutil.copytree(donor, tmp_path / "damaged")
-    state = tmp_path / "damaged" / STATE
-    content = bytearray(state.read_bytes())
-    content[-5] ^= 16
-    state.write_bytes(content)
-    new = changed(PLAIN, ema_epochs=1.0, lr=0.005)
-    adopt(tmp_path / "damaged", tmp_path, signature_of(new, data))
-    assert "damaged (not what its hash says)" in refused(new, data, tmp_path)
 
 
 # Shared
