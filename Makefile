@@ -1,16 +1,20 @@
-# Two commands for a fresh machine with Python 3.11+ and make: `make demo` and `make test`.
+# For a fresh machine with Python 3.11+ and make: `make demo`, `make test`, and `make docs` for the site.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format clean
+.PHONY: demo test docs lint format clean
 
 demo: $(READY)
 	$(BIN)/mgc demo --out demo
 
 test: lint
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo 'Look at site/index.html'
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -29,4 +33,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo site
