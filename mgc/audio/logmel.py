@@ -161,37 +161,6 @@ def standardize(db_FT: NDArray[np.float32]) -> tuple[NDArray[np.float32], float,
     return (db_FT - np.float32(mean)) * np.float32(scale), mean, std
 
 
-@dataclass(frozen=True)
-class Feature:
-    """The feature of a clip, as a shard stores it."""
-
-    z_FT: NDArray[np.float16]
-    """Z-scored log-Mel spectrogram [shape=spec.shape, dtype="<f2"]: dB = ``z_FT * std_db + mean_db``."""
-    mean_db: float
-    """Mean of the log-Mel spectrogram in dB."""
-    std_db: float
-    """Its standard deviation in dB; 0 for silence."""
-
-
-def feature(samples_N: NDArray[np.float32], spec: LogMelSpec) -> Feature:
-    """Compute the feature of a clip: its z-scored log-Mel spectrogram as little-endian float16.
-
-    Parameters
-    ----------
-    samples_N : np.ndarray [shape=(n,)]
-        Mono signal at ``spec.sample_rate``, of any length: it is zero-padded or cut to ``spec.n_samples``.
-    spec
-        The recipe.
-
-    Returns
-    -------
-    Feature
-        Spectrogram [shape=spec.shape], mean and standard deviation in dB.
-    """
-    z_FT, mean_db, std_db = standardize(log_mel(samples_N, spec))
-    return Feature(z_FT.astype("<f2"), mean_db, std_db)
-
-
 def mel_filters(spec: LogMelSpec) -> NDArray[np.float32]:
     """Triangular filters on Slaney's mel scale, each of unit area.
 

@@ -6,7 +6,7 @@ Shape suffixes: N clips, B of them, F mel bands, T frames.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
