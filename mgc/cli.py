@@ -80,7 +80,7 @@ class Download(Output):
     def run(self) -> dict[str, Any]:
         from mgc.collection import download
 
-        return download.download(self.name, self.root, base_url=self.base_url).to_dict()
+        return download.download(self.name, self.root, base_url=self.base_url)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -97,7 +97,7 @@ def test_a_row_says_how_much_audio_it_holds_and_whether_it_was_padded(collection
 
 
 def test_an_unforeseen_error_of_one_clip_is_a_clip_error_that_names_it(collection, monkeypatch):
-    monkeypatch.setattr(shards, "log_mel", lambda *_: 1 / 0)
+    monkeypatch.setattr(shards, "feature", lambda *_: 1 / 0)
     with pytest.raises(ClipError) as caught:
         row_of(one_shard(1).clips.to_pylist()[0], collection / "training0.wav")
     assert caught.value.reason == Reason.FAILED
