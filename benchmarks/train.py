@@ -226,7 +226,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=320)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--preset", nargs="+", default=["baseline", "regularized"], choices=list(PRESETS))
+    parser.add_argument("--preset", nargs="+", default=["plain_cnn", "regularized"], choices=list(PRESETS))
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--epoch-only", action="store_true")
     only.add_argument("--table-only", action="store_true")

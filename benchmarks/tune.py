@@ -41,7 +41,7 @@ BATCH = 8
 
 def config(epochs: int, wait: float) -> TrainConfig:
     """What is trained: the baseline, or a tiny network that waits."""
-    plain = PRESETS["baseline"]
+    plain = PRESETS["plain_cnn"]
     model = replace(plain.model, channels=(2, 2, 2, 2), window=32) if wait else plain.model
     return replace(plain, epochs=epochs, model=model, optim=replace(plain.optim, batch_size=BATCH))
 

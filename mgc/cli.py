@@ -21,7 +21,7 @@ from typing import Annotated, Any, ClassVar, Literal, NoReturn, TypeAlias, Union
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
-from mgc.config import DEFAULT_PRESET, PRESETS, SweepConfig, TrainConfig, read_config
+from mgc.config import DEFAULT_PRESET, OLD_PRESETS, PRESETS, SweepConfig, TrainConfig, read_config
 from mgc.core.errors import MgcError
 from mgc.core.progress import say
 from mgc.core.ray_session import disconnect
@@ -81,6 +81,14 @@ class Download(Command):
     base_url: str = "https://os.unil.cloud.switch.ch/fma/"
     """Where the archives are."""
 
+<<<<<<< HEAD
+=======
+    def run(self) -> dict[str, Any]:
+        from mgc.collection import download
+
+        return download.download(self.name, self.root, base_url=self.base_url)
+
+>>>>>>> ground
 
 @dataclass(frozen=True, kw_only=True)
 class Audit(Command):
@@ -393,12 +401,11 @@ def parse(arguments: list[str]) -> Command:
 def _with_new_names(arguments: list[str]) -> list[str]:
     """Put today's names in the place of former ones."""
     command = [OLD_NAMES.get(each, each) for each in arguments[:1]]
-    flags = arguments[1:]
-    for index, flag in enumerate(flags):
-        if flag == "--preset=baseline":
-            flags[index] = "--preset=plain_cnn"
-        elif flag == "baseline" and index and flags[index - 1] == "--preset":
-            flags[index] = "plain_cnn"
+    flags = list(arguments[1:])
+    for index, (before, flag) in enumerate(zip(["", *flags], flags, strict=False)):
+        name = flag.removeprefix("--preset=")
+        if name in OLD_PRESETS and (name != flag or before == "--preset"):
+            flags[index] = flag.removesuffix(name) + OLD_PRESETS[name]
     return command + flags
 
 

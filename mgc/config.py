@@ -18,12 +18,12 @@ Node = TypeVar("Node", bound="ModelConfig | AugmentConfig | OptimConfig | TrainC
 
 def _require(ok: bool, name: str, value: object, rule: str) -> None:
     if not ok:
-        raise InputError(f"{name}={value!r} must be {rule}")
+        raise InputError(f"`{name}={value!r}`: must be {rule}")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network; the defaults are the seed's baseline, 752,520 parameters for 8 genres."""
+    """The network; the defaults are the plain CNN, 752,520 parameters for 8 genres."""
 
     channels: tuple[int, ...] = (16, 32, 64, 128)
     """Filters of each block: 3 × 3 convolution, ReLU, 2 × 2 max pooling, dropout."""
@@ -47,7 +47,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _require(bool(self.channels) and all(n > 0 for n in self.channels), "model.channels", self.channels, "positive")
         _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "in [0, 1)")
-        _require(0 <= self.head_dropout < 1, "model.head-dropout", self.head_dropout, "in [0, 1)")
+        _require(0 <= self.head_dropout < 1, "model.head_dropout", self.head_dropout, "in [0, 1)")
         _require(self.window >= 0, "model.window", self.window, "at least 0")
 
 
@@ -70,9 +70,9 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         for name in ("mixup_alpha", "time_masks", "band_masks", "equalize"):
-            _require(getattr(self, name) >= 0, f"augment.{name.replace('_', '-')}", getattr(self, name), "at least 0")
+            _require(getattr(self, name) >= 0, f"augment.{name}", getattr(self, name), "at least 0")
         for name in ("time_mask_frames", "band_mask_bands"):
-            _require(getattr(self, name) >= 1, f"augment.{name.replace('_', '-')}", getattr(self, name), "at least 1")
+            _require(getattr(self, name) >= 1, f"augment.{name}", getattr(self, name), "at least 1")
 
 
 @dataclass(frozen=True)
@@ -100,11 +100,11 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         _require(self.lr > 0, "optim.lr", self.lr, "positive")
-        _require(self.weight_decay >= 0, "optim.weight-decay", self.weight_decay, "at least 0")
-        _require(0 <= self.label_smoothing < 1, "optim.label-smoothing", self.label_smoothing, "in [0, 1)")
-        _require(self.batch_size > 0, "optim.batch-size", self.batch_size, "positive")
+        _require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "at least 0")
+        _require(0 <= self.label_smoothing < 1, "optim.label_smoothing", self.label_smoothing, "in [0, 1)")
+        _require(self.batch_size > 0, "optim.batch_size", self.batch_size, "positive")
         for name in ("warmup_epochs", "clip_norm", "ema_epochs"):
-            _require(getattr(self, name) >= 0, f"optim.{name.replace('_', '-')}", getattr(self, name), "at least 0")
+            _require(getattr(self, name) >= 0, f"optim.{name}", getattr(self, name), "at least 0")
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class TrainConfig:
         _require(not (self.patience and self.keep == "last"), "patience", self.patience, "0 where the last is kept")
         _require(self.folds == 0 or self.folds >= 2, "folds", self.folds, "at least 2")
         _require(0 <= self.fold <= self.folds, "fold", self.fold, f"one of the {self.folds} folds")
-        _require(not self.folds or self.split == "official", "folds", self.folds, "without --split random")
+        _require(not self.folds or self.split == "official", "folds", self.folds, "without `split=random`")
 
     def to_dict(self) -> dict[str, Any]:
         """The tree as plain values that JSON holds."""
@@ -172,23 +172,23 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         for name in ("trials", "workers_per_trial"):
-            _require(getattr(self, name) >= 1, f"--{name.replace('_', '-')}", getattr(self, name), "at least 1")
-        _require(self.concurrent is None or self.concurrent >= 1, "--concurrent", self.concurrent, "at least 1")
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        _require(self.concurrent is None or self.concurrent >= 1, "concurrent", self.concurrent, "at least 1")
         _require(
             self.gpus_per_trial is None or 0 < self.gpus_per_trial <= 1,
-            "--gpus-per-trial",
+            "gpus_per_trial",
             self.gpus_per_trial,
-            "above 0 and at most 1; for several GPUs a trial use --workers-per-trial",
+            "above 0 and at most 1; for several GPUs a trial use `workers_per_trial`",
         )
         _require(
             self.gpus_per_trial is None or self.workers_per_trial == 1,
-            "--gpus-per-trial",
+            "gpus_per_trial",
             self.gpus_per_trial,
-            "left out with --workers-per-trial, whose workers have a GPU each",
+            "left out with `workers_per_trial`, whose workers have a GPU each",
         )
-        _require(self.time_budget >= 0, "--time-budget", self.time_budget, "at least 0")
-        _require(self.top >= 0, "--top", self.top, "at least 0")
-        _require(self.seeds >= 2 or not self.top, "--seeds", self.seeds, "at least 2; --top 0 trains nothing again")
+        _require(self.time_budget >= 0, "time_budget", self.time_budget, "at least 0")
+        _require(self.top >= 0, "top", self.top, "at least 0")
+        _require(self.seeds >= 2 or not self.top, "seeds", self.seeds, "at least 2; `top=0` retrains nothing")
 
 
 def member_name(seed: int, fold: int) -> str:
@@ -197,7 +197,7 @@ def member_name(seed: int, fold: int) -> str:
 
 
 PRESETS: dict[str, TrainConfig] = {
-    "baseline": TrainConfig(),
+    "plain_cnn": TrainConfig(),
     "regularized": TrainConfig(
         model=ModelConfig(norm=True, input_norm=True, dropout=0.2, head="avgmax", head_dropout=0.5),
         optim=OptimConfig(lr=3e-3, schedule="cosine", weight_decay=1e-2, label_smoothing=0.1),
@@ -214,9 +214,37 @@ PRESETS: dict[str, TrainConfig] = {
         keep="last",
     ),
 }
-"""``baseline`` is the seed's network, exactly; ``regularized`` is what helps it most on whole clips; ``short_chunk``,
-the best of those tried (``docs/log.md``), hears 3 s at a time, varied in each epoch (after Won et al., «Evaluation of
-CNN-based automatic music tagging models», SMC 2020)."""
+"""``plain_cnn`` is the field's plain CNN; ``regularized`` is what helps it most on whole clips; ``short_chunk``, which
+validates best of those tried (``docs/log.md``), hears 3 s at a time, augmented in each epoch (after Won et al.,
+«Evaluation of CNN-based automatic music tagging models», SMC 2020)."""
+DEFAULT_PRESET: Literal["short_chunk"] = "short_chunk"
+"""What ``mgc train`` and ``mgc.fit`` train without being told otherwise: the one that validates best."""
+OLD_PRESETS = {"baseline": "plain_cnn"}
+"""Presets by their former names, which are still understood."""
+
+
+def preset(name: str) -> TrainConfig:
+    """Return a preset by its name, or by its former name.
+
+    Parameters
+    ----------
+    name
+        A key of ``PRESETS`` or ``OLD_PRESETS``.
+
+    Raises
+    ------
+    InputError
+        There is no such preset.
+
+    Examples
+    --------
+    >>> preset("baseline") == preset("plain_cnn") == TrainConfig()
+    True
+    """
+    name = OLD_PRESETS.get(name, name)
+    if name not in PRESETS:
+        raise InputError(f"`preset={name}`: is none; choose from {', '.join(PRESETS)}")
+    return PRESETS[name]
 
 
 def overlay(base: Node, tree: dict[str, Any], where: str = "") -> Node:
@@ -255,15 +283,15 @@ def read_config(file: Path, base: TrainConfig) -> TrainConfig:
     try:
         tree = json.loads(file.read_text())
     except OSError as error:
-        raise InputError(f"--config {file}: {error.strerror}") from None
+        raise InputError(f"`config={file}`: {error.strerror}") from None
     except ValueError as error:
-        raise InputError(f"--config {file}: not JSON ({error})") from None
+        raise InputError(f"`config={file}`: not JSON ({error})") from None
     if not isinstance(tree, dict):
-        raise InputError(f"--config {file}: must hold an object, like {json.dumps({'epochs': 20})}")
+        raise InputError(f"`config={file}`: must hold an object, like {json.dumps({'epochs': 20})}")
     try:
         return overlay(base, tree)
     except InputError as error:
-        raise InputError(f"--config {file}: {error}") from None
+        raise InputError(f"`config={file}`: {_without_marks(error)}") from None
 
 
 def _value(hint: Any, value: Any, name: str) -> Any:
@@ -278,3 +306,8 @@ def _value(hint: Any, value: Any, name: str) -> Any:
     ok = type(value) is hint or (hint is float and type(value) is int)
     _require(ok, name, value, {bool: "true or false", int: "a whole number", float: "a number"}.get(hint, str(hint)))
     return hint(value)
+
+
+def _without_marks(error: InputError) -> str:
+    """The message about a file's field, which is no flag: ``model.dropout=1.5: must be in [0, 1)``."""
+    return str(error).replace("`", "")

@@ -67,7 +67,9 @@ class AuditReport(Result):
         return "\n".join(lines)
 
     def _counts(self) -> list[str]:
-        rows = [(genre, *by_split.values()) for genre, by_split in self.by_genre_and_split.items()]
+        rows: list[tuple[Any, ...]] = [
+            (genre, *by_split.values()) for genre, by_split in self.by_genre_and_split.items()
+        ]
         rows.append(("all", *self.by_split.values()))
         wide = max(len("genre"), *(len(row[0]) for row in rows))
 

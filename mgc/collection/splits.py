@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections import Counter, defaultdict
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,17 +18,9 @@ if TYPE_CHECKING:
 SPLITS = ("training", "validation", "test")
 _TENTHS = {"training": 8, "validation": 1, "test": 1}
 
-
-class Leak(TypedDict):
-    """An artist that is in more than one split."""
-
-    by: str
-    """``id`` or ``name``: what the clips have in common."""
-    artist_id: str | None
-    """The artist's id; of a leak by name all ids of that name, joined by commas."""
-    artist_name: str | None
-    splits: dict[str, int]
-    """Clips in each split."""
+Leak: TypeAlias = dict[str, Any]
+"""An artist in more than one split, as manifests hold it: ``by`` (``id`` or ``name``: what its clips have in common),
+``artist_id`` (of a leak by name all ids of that name, joined by commas), ``artist_name``, ``splits`` (clips in each)."""
 
 
 def draw_splits(

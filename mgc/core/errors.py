@@ -48,7 +48,7 @@ class StoreError(RunError):
 
 def _flag(parameter: re.Match[str]) -> str:
     name, value = parameter.groups()
-    flag = f"--{name.replace('_', '-')}"
+    flag = f"--{name.rpartition('.')[2].replace('_', '-')}"  # flags have no prefix: --dropout
     return flag if value in (None, "True") else f"{flag} {value}"
 
 

@@ -52,7 +52,7 @@ def alone(tmp_path):
 
 @pytest.mark.slow
 def test_a_dry_run_goes_through_all_of_it_with_torch_and_numpy_alone(alone):
-    done = alone(PROGRAM, "--dry-run", "--presets", "baseline", "short_chunk")
+    done = alone(PROGRAM, "--dry-run", "--presets", "plain_cnn", "short_chunk")
     assert done.returncode == 0, done.stderr
     assert "failed" not in done.stdout
     for words in ("DRY RUN", "measured: copy", "seed's way", "bfloat16, graph, device", "of floor, fused"):

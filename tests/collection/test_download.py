@@ -224,7 +224,7 @@ def test_a_redirect_within_the_web_is_followed_with_its_range(server, tmp_path, 
 
 def test_importing_it_loads_none_of_the_heavy_libraries():
     heavy = {"ray", "torch", "mlflow", "pyarrow", "numpy"}
-    code = f"import sys, mgc.download; sys.exit(len({heavy!r} & set(sys.modules)))"
+    code = f"import sys, mgc.collection.download; sys.exit(len({heavy!r} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
 
 
@@ -524,7 +524,7 @@ LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0})
 def test_a_write_that_fails_in_the_download_keeps_what_came(server, tmp_path, part, limit):
     with child(LIMITED.format(limit), tmp_path, server.url) as process:
         told = process.communicate()[1].splitlines()[-1]
-    assert told.startswith(f"mgc.errors.RunError: {tmp_path / NAME}: File too large; ")
+    assert told.startswith(f"mgc.core.errors.RunError: {tmp_path / NAME}: File too large; ")
     assert part.read_bytes() == GOOD[:limit]
     download(NAME, tmp_path, base_url=server.url)
     assert_whole(tmp_path)
@@ -536,7 +536,7 @@ def test_a_write_that_fails_in_the_unpacking_keeps_the_archive_and_nothing_else(
     server.script = [reply(content)]
     with child(LIMITED.format(60_000), tmp_path, server.url) as process:
         told = process.communicate()[1].splitlines()[-1]
-    assert told.startswith("mgc.errors.RunError: ")
+    assert told.startswith("mgc.core.errors.RunError: ")
     assert "File too large" in told
     assert os.listdir(tmp_path) == [part.name]
     assert part.read_bytes() == content
@@ -680,7 +680,7 @@ def child(prelude, root, url, **popen):
     """A process of its own that runs ``prelude`` and then the download of the archive that this process expects."""
     archive = module.ARCHIVES[NAME]
     code = (
-        "import sys\nfrom mgc import download as module\n"
+        "import sys\nfrom mgc.collection import download as module\n"
         f"module.ARCHIVES[{NAME!r}] = module.Archive({archive.sha1!r}, {archive.members}, {archive.bytes})\n"
         f"{prelude}\nmodule.download({NAME!r}, {str(root)!r}, base_url={url!r})"
     )

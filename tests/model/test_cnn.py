@@ -24,7 +24,7 @@ def test_the_default_is_the_seeds_baseline_to_the_parameter():
 def test_the_baseline_computes_what_the_seed_computes(layout):
     """Its ReLU is before the pooling; ours, after it, gives the same logits and the same gradients."""
     torch.manual_seed(0)
-    model = GenreCNN(PRESETS["baseline"].model, 8).eval().to(memory_format=layout)
+    model = GenreCNN(PRESETS["plain_cnn"].model, 8).eval().to(memory_format=layout)
     convolutions = [layer for layer in model.blocks if isinstance(layer, nn.Conv2d)]
     blocks = [layer for conv in convolutions for layer in (conv, nn.ReLU(), nn.MaxPool2d(2))]
     seed = nn.Sequential(*blocks, nn.Flatten(), model.linear)
