@@ -81,14 +81,6 @@ class Download(Command):
     base_url: str = "https://os.unil.cloud.switch.ch/fma/"
     """Where the archives are."""
 
-<<<<<<< HEAD
-=======
-    def run(self) -> dict[str, Any]:
-        from mgc.collection import download
-
-        return download.download(self.name, self.root, base_url=self.base_url)
-
->>>>>>> ground
 
 @dataclass(frozen=True, kw_only=True)
 class Audit(Command):

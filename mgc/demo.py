@@ -13,7 +13,7 @@ import shutil
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mgc.collection.audit import audit
 from mgc.collection.toy import make_toy
@@ -116,10 +116,10 @@ def demo(out: Path) -> DemoResult:
         audited = audit(str(root))
     with stage("3/7 preprocess it with Ray Data"):
         preprocessed = preprocess(root, features)
-    runs = {}
+    runs: dict[str, TrainedRun] = {}
     for name in EPOCHS:
         with stage(f"4/7 train «{name}»"):
-            runs[name] = train(features, _config(name), run_name=f"demo {name}")
+            runs[name] = cast("TrainedRun", train(features, _config(name), run_name=f"demo {name}"))
     with stage("5/7 sweep the regularisation with Ray Tune"):
         base = replace(_config("short_chunk"), epochs=TRIAL_EPOCHS)
         tuned = tune(features, base, SweepConfig(trials=TRIALS, top=1, seeds=2, without=()))

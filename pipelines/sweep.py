@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mgc.cli import Tune, main
 from mgc.core.results import Result
@@ -50,7 +50,7 @@ def tune_and_promote(command: Tune) -> SweepJob:
     from mgc.evaluation.evaluate import evaluate_once
     from mgc.evaluation.promote import promote
 
-    sweep = command.call()
+    sweep = cast("SweepResult", command.call())
     test = evaluate_once(sweep.winner_run_id, command.features)
     promotion = None if test.leaky else promote(sweep.winner_run_id, command.features)
     return SweepJob(sweep, test, promotion)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from mgc.collection.splits import SPLITS, Leak, artist_leaks, leak_message
 from mgc.collection.tracks import read_tracks
+from mgc.core.errors import InputError, MgcError
 from mgc.core.results import Result
 
 if TYPE_CHECKING:
@@ -60,6 +61,10 @@ class AuditReport(Result):
     def to_dict(self) -> dict[str, Any]:
         """The fields and ``ok``."""
         return asdict(self) | {"ok": self.ok}
+
+    def problem(self) -> MgcError | None:
+        """An InputError that names the artists in more than one split, if there are any."""
+        return None if self.ok else InputError(leak_message(self.artist_leaks))
 
     def __str__(self) -> str:
         """A table of the clips by genre and split, and a line for each finding."""

