@@ -19,8 +19,8 @@ SPLITS = ("training", "validation", "test")
 _TENTHS = {"training": 8, "validation": 1, "test": 1}
 
 Leak: TypeAlias = dict[str, Any]
-"""An artist in more than one split, as manifests hold it: ``by`` (``id`` or ``name``: what its clips have in common),
-``artist_id`` (of a leak by name all ids of that name, joined by commas), ``artist_name``, ``splits`` (clips in each)."""
+"""An artist in more than one split, as manifests hold it: ``by`` (``id`` or ``name``, what its clips have in common),
+``artist_id`` (by name: all ids of that name, joined by commas), ``artist_name``, ``splits`` (clips of each)."""
 
 
 def draw_splits(
