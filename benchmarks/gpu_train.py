@@ -1,6 +1,6 @@
 """Training on one GPU: against the floor that is counted first, and against the seed's way, in one run.
 
-    python benchmarks/gpu_train.py [--clips 6400] [--epochs 20] [--presets baseline regularized …]
+    python benchmarks/gpu_train.py [--clips 6400] [--epochs 20] [--presets plain_cnn regularized …]
     python benchmarks/gpu_train.py --count      # the floor's operations and bytes alone; needs no GPU
     python benchmarks/gpu_train.py --dry-run    # all of it in small on the CPU: no figure of it means anything
 
@@ -12,8 +12,8 @@ warmed up by an epoch and then timed by CUDA events; tables hold medians of the 
   measured in this run. «layers»: each layer as PyTorch has it reads and writes what it must once. «fused»: only what no
   fusion could keep from memory: clips, pooled maps, their gradients, weights (and maps that a norm takes twice).
 - **the seed's way**: the preset's network in plain torch, float32, a DataLoader over one float32 `.npy` a clip.
-- **mgc**: `mgc.passes`, the loop of `mgc train`, in float32 (TF32 convolutions) and bfloat16, launched kernel by kernel
-  (eager) or recorded (graph), with clips on the device or in memory.
+- **mgc**: `mgc.training.epoch`, the epochs of `mgc train`, in float32 (TF32 convolutions) and bfloat16, launched kernel
+  by kernel (eager) or recorded (graph), with clips on the device or in memory.
 """
 
 from __future__ import annotations
@@ -47,8 +47,10 @@ from mgc.dataset.clips import Clips
 from mgc.dataset.protocols import LearningSet
 from mgc.model.cnn import GenreCNN
 from mgc.model.device import prepare
-from mgc.training.epoch import begin, evaluate, train_epoch
-from mgc.training.step import Graphs, Step
+from mgc.training.cuda_graphs import CudaGraphs
+from mgc.training.epoch import train_epoch, validate
+from mgc.training.optim import build_learner
+from mgc.training.step import TrainStep
 
 GENRES, SHAPE = 8, (128, 1288)
 REGULARIZED = PRESETS["regularized"]
@@ -232,20 +234,21 @@ def ready(way: Way, config: TrainConfig, data: LearningSet, feed: Feed) -> Calla
     prepare(device)
     torch.backends.cudnn.allow_tf32 = way.without != "TF32"
     torch.backends.cudnn.benchmark = way.without != "cuDNN picks by the clock"
-    learner = begin(config, data, device)
+    learner = build_learner(config, data, device)
     if way.without == "channels_last":
         learner.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     if way.without == "fused AdamW":
         decay = config.optim.weight_decay
         learner.optimizer = torch.optim.AdamW(learner.model.parameters(), lr=config.optim.lr, weight_decay=decay)
-    step = Step(learner, feed, config, Graphs(device) if way.graph and device.type == "cuda" else None)
+    graphs = CudaGraphs(device) if way.graph and device.type == "cuda" else None
+    step = TrainStep(learner, feed, config, graphs)
     if way.compiled:
         step._module = torch.compile(learner.model)
 
     def epoch(number: int) -> tuple[float, float]:
         torch.manual_seed(1000 * config.seed + number)
         loss, _, _ = train_epoch(step, data, number)
-        return loss, evaluate(learner.judged, feed, data.validation)[1]
+        return loss, validate(learner.evaluated_model, feed, data.validation).accuracy
 
     return epoch
 
@@ -388,7 +391,7 @@ def quality(scale: Scale) -> None:
     """Whether bfloat16 ends where float32 does: final validation accuracies over seeds, on a set that can be learnt."""
     shape = (64, 128) if scale.shape == SHAPE else scale.shape
     data = made_up(scale.quality_clips, shape, noise=2.5)
-    feed, last = Feed(data.clips, scale.device), scale.quality_epochs
+    feed, last = Feed(data.clips, scale.device, resident=True), scale.quality_epochs
     print(
         f"\nvalidation accuracy after {last} epochs of «regularized», {scale.seeds} seeds, {len(data.validation)} clips"
     )
@@ -426,7 +429,8 @@ def trials(scale: Scale, dry: bool) -> None:
 def trial(scale: Scale) -> None:
     """One of several trainings: warmed up, it waits for the word."""
     data = made_up(scale.trial_clips, scale.shape)
-    epoch = ready(Way(), Way().config("regularized", scale.trial_epochs + 1), data, Feed(data.clips, scale.device))
+    feed = Feed(data.clips, scale.device, resident=True)
+    epoch = ready(Way(), Way().config("regularized", scale.trial_epochs + 1), data, feed)
     epoch(1)
     print("ready", flush=True)
     sys.stdin.readline()

@@ -1,17 +1,34 @@
-from mgc.audio.logmel import LogMelSpec as LogMelSpec
-from mgc.collection.audit import audit as audit
-from mgc.config import PRESETS as PRESETS
-from mgc.config import AugmentConfig as AugmentConfig
-from mgc.config import ModelConfig as ModelConfig
-from mgc.config import OptimConfig as OptimConfig
-from mgc.config import SweepConfig as SweepConfig
-from mgc.config import TrainConfig as TrainConfig
-from mgc.evaluation.compare import compare as compare
-from mgc.evaluation.evaluate import evaluate as evaluate
-from mgc.evaluation.predict import predict as predict
-from mgc.evaluation.promote import promote as promote
-from mgc.features.feature_set import FeatureSet as FeatureSet
-from mgc.features.preprocess import extract_features as extract_features
-from mgc.sweep.report import report as report
+from mgc.audio.logmel import LogMelSpec
+from mgc.collection.audit import audit
+from mgc.config import PRESETS, AugmentConfig, ModelConfig, OptimConfig, SweepConfig, TrainConfig
+from mgc.evaluation.compare import compare
+from mgc.evaluation.evaluate import evaluate
+from mgc.evaluation.predict import predict
+from mgc.evaluation.promote import promote
+from mgc.features.feature_set import FeatureSet
+from mgc.features.preprocess import extract_features
+from mgc.sweep.report import report
+from mgc.sweep.tune import tune as search
+from mgc.training.train import train as fit
 
 __version__: str
+__all__ = [
+    "PRESETS",
+    "AugmentConfig",
+    "FeatureSet",
+    "LogMelSpec",
+    "ModelConfig",
+    "OptimConfig",
+    "SweepConfig",
+    "TrainConfig",
+    "__version__",
+    "audit",
+    "compare",
+    "evaluate",
+    "extract_features",
+    "fit",
+    "predict",
+    "promote",
+    "report",
+    "search",
+]

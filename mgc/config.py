@@ -248,7 +248,16 @@ def preset(name: str) -> TrainConfig:
 
 
 def overlay(base: Node, tree: dict[str, Any], where: str = "") -> Node:
-    """The configuration ``base`` with the values of a (partial) tree in place of its own.
+    """Return the configuration ``base`` with the values of a (partial) tree in place of its own.
+
+    Parameters
+    ----------
+    base
+        A configuration, or a part of one.
+    tree
+        Values by field, as JSON holds them; nested as the configuration is.
+    where
+        Dotted name of the part that ``base`` is, with its last dot: for messages.
 
     Raises
     ------
@@ -273,7 +282,14 @@ def overlay(base: Node, tree: dict[str, Any], where: str = "") -> Node:
 
 
 def read_config(file: Path, base: TrainConfig) -> TrainConfig:
-    """A configuration file (JSON, whole or partial, as ``mgc tune`` writes it) over ``base``.
+    """Read a configuration file, whole or partial, over ``base``.
+
+    Parameters
+    ----------
+    file
+        JSON, as ``mgc tune`` writes it.
+    base
+        What the file's values replace.
 
     Raises
     ------

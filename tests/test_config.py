@@ -26,11 +26,11 @@ def test_a_partial_file_changes_only_what_it_names(tmp_path):
         ('{"modle": {}}', "«modle» does not exist"),
         ('{"model": {"drop_out": 0.1}}', "«model.drop_out» does not exist"),
         ('{"model": 3}', "«model»"),
-        ('{"epochs": 2.5}', "epochs=2.5 must be a whole number"),
+        ('{"epochs": 2.5}', "epochs=2.5: must be a whole number"),
         ('{"epochs": true}', "epochs=True"),
         ('{"model": {"head": "max"}}', "one of flatten, avg, avgmax"),
         ('{"model": {"channels": [16, "32"]}}', "model.channels"),
-        ('{"model": {"dropout": 1.0}}', "model.dropout=1.0 must be in [0, 1)"),
+        ('{"model": {"dropout": 1.0}}', "model.dropout=1.0: must be in [0, 1)"),
         ("[1]", "must hold an object"),
         ("{", "not JSON"),
     ],
@@ -46,7 +46,7 @@ def test_a_bad_file_is_one_line_that_names_file_and_field(tmp_path, text, named)
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"--config .*nowhere.json"):
+    with pytest.raises(InputError, match=r"`config=.*nowhere.json"):
         read_config(tmp_path / "nowhere.json", TrainConfig())
 
 
@@ -71,21 +71,24 @@ def test_values_without_meaning_are_refused(make):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"trials": 0}, "--trials=0 must be at least 1"),
-        ({"trials": -3}, "--trials=-3 must be at least 1"),
-        ({"workers_per_trial": 0}, "--workers-per-trial=0 must be at least 1"),
-        ({"concurrent": 0}, "--concurrent=0 must be at least 1"),
-        ({"gpus_per_trial": 0.0}, "--gpus-per-trial=0.0 must be above 0 and at most 1"),
-        ({"gpus_per_trial": -0.5}, "--gpus-per-trial=-0.5 must be above 0"),
-        ({"gpus_per_trial": 2.0}, "for several GPUs a trial use --workers-per-trial"),
-        ({"gpus_per_trial": 0.5, "workers_per_trial": 2}, "--gpus-per-trial=0.5 must be left out with --workers-per"),
-        ({"time_budget": -1.0}, "--time-budget=-1.0 must be at least 0"),
-        ({"top": -1}, "--top=-1 must be at least 0"),
-        ({"seeds": 1}, "--seeds=1 must be at least 2; --top 0 trains nothing again"),
-        ({"seeds": 0, "top": 1}, "--seeds=0 must be at least 2"),
+        ({"trials": 0}, "`trials=0`: must be at least 1"),
+        ({"trials": -3}, "`trials=-3`: must be at least 1"),
+        ({"workers_per_trial": 0}, "`workers_per_trial=0`: must be at least 1"),
+        ({"concurrent": 0}, "`concurrent=0`: must be at least 1"),
+        ({"gpus_per_trial": 0.0}, "`gpus_per_trial=0.0`: must be above 0 and at most 1"),
+        ({"gpus_per_trial": -0.5}, "`gpus_per_trial=-0.5`: must be above 0"),
+        ({"gpus_per_trial": 2.0}, "for several GPUs a trial use `workers_per_trial`"),
+        (
+            {"gpus_per_trial": 0.5, "workers_per_trial": 2},
+            "`gpus_per_trial=0.5`: must be left out with `workers_per_trial`",
+        ),
+        ({"time_budget": -1.0}, "`time_budget=-1.0`: must be at least 0"),
+        ({"top": -1}, "`top=-1`: must be at least 0"),
+        ({"seeds": 1}, "`seeds=1`: must be at least 2; `top=0` retrains nothing"),
+        ({"seeds": 0, "top": 1}, "`seeds=0`: must be at least 2"),
     ],
 )
-def test_a_sweep_that_cannot_be_is_refused_by_the_flags_name(settings, said):
+def test_a_sweep_that_cannot_be_is_refused_by_the_parameters_name(settings, said):
     with pytest.raises(InputError) as caught:
         SweepConfig(**settings)
     assert said in str(caught.value)

@@ -73,7 +73,7 @@ def load(feature_set: FeatureSet, *splits: str, lazily: bool = False) -> Clips:
     ----------
     feature_set
         A finished feature set.
-    splits
+    *splits
         ``training``, ``validation`` or ``test``.
     lazily
         Leave the spectrograms, 330 kB a clip, in their shards and read them as they are asked for.
