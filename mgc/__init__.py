@@ -1,11 +1,13 @@
 """Music genre classification, from a folder of MP3s to a tracked model.
 
+A name is loaded when it is used: ``import mgc`` alone loads nothing heavy. ``docs/architecture.md`` has the picture.
+
+Examples
+--------
 >>> import mgc
 >>> features = mgc.extract_features("fma", "features")  # doctest: +SKIP
 >>> run = mgc.fit(features, mgc.PRESETS["short_chunk"])  # doctest: +SKIP
 >>> print(mgc.evaluate(run, features))  # doctest: +SKIP
-
-A name is loaded when it is used: ``import mgc`` alone loads nothing heavy. ``docs/architecture.md`` has the picture.
 """
 
 from importlib import import_module

@@ -192,7 +192,20 @@ class SweepConfig:
 
 
 def member_name(seed: int, fold: int) -> str:
-    """What tells a model from those that are trained with it."""
+    """Return what tells a model from those that are trained with it.
+
+    Parameters
+    ----------
+    seed
+        Of its configuration.
+    fold
+        Of the cross-validation, from 1; 0 without folds.
+
+    Examples
+    --------
+    >>> member_name(3, 0)
+    'seed 3'
+    """
     return f"fold {fold}, seed {seed}" if fold else f"seed {seed}"
 
 
