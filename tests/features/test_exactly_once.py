@@ -173,6 +173,8 @@ class Driver:
         self.folder, self.diary = folder, folder / "diary"
         self.diary.touch()
         self.runs = 0
+        paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]  # where helpers are
+        environment = environment | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
         with (folder / "driver.log").open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, bufsize=0,
