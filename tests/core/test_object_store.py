@@ -146,28 +146,23 @@ def no_ray(monkeypatch):
 # The same set wherever its clips are and wherever it goes
 
 
-def test_the_command_with_credentials_in_the_environment_makes_the_same_set(store, collection, undisturbed, tmp_path):
+def test_the_command_with_credentials_in_the_environment_makes_the_same_set(
+    store, collection, undisturbed, tmp_path, no_ray
+):
     """As a user types it, with a Ray of its own; then once more, with nothing to do."""
     words = ["--root", f"s3://{BUCKET}/clips/clips.csv", "--out", f"s3://{BUCKET}/typed/set", *FLAGS, "--json"]
-    options = {"env": store.environment, "cwd": tmp_path, "capture_output": True, "text": True, "timeout": 120}
-    done = subprocess.run([sys.executable, "-m", "mgc.preprocess", *words], **options, check=True)
+    line = [sys.executable, "-m", "mgc.preprocess", *words]
+    done = subprocess.run(
+        line, env=store.environment, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True
+    )
     result = json.loads(done.stdout.splitlines()[-1])
     assert (result["written"], result["quarantined"]) == (CLIPS, 1)
     assert result["features"] == f"s3://{BUCKET}/typed/set"
     assert store.contents("typed/set") == undisturbed
 
     before = store.times("typed")
-    code = (
-        "import sys\nfrom mgc import cli\n"
-        f"code = cli.run({['preprocess', *words]!r})\n"
-        "print(code, *[name for name in ('ray', 'mlflow', 'torch') if name in sys.modules])"
-    )
-    again = subprocess.run([sys.executable, "-c", code], **options, check=True)
-    said, end = again.stdout.splitlines()
-    assert end == "0"
-    assert "nothing to do" in again.stderr
-    result = json.loads(said)
-    assert (result["written"], result["skipped"], result["quarantined"], result["run_id"]) == (0, CLIPS, 1, None)
+    result = preprocess(store.uri("clips/clips.csv"), store.uri("typed/set"), **OPTIONS)
+    assert (result.written, result.skipped, result.quarantined, result.run_id) == (0, CLIPS, 1, None)
     assert store.times("typed") == before
 
 
@@ -319,8 +314,10 @@ import os, signal, sys
 from mgc.core.progress import Progress
 from mgc.features.preprocess import preprocess
 from mgc.core.storage import Folder
+from mgc.tracking import runs, store
+import ray.data
 
-write, moment, options = Folder.write, sys.argv[1], eval(sys.argv[4])
+write = Folder.write
 
 
 def die():
@@ -335,10 +332,16 @@ def watched(self, name, data):
         die()
 
 
-Folder.write = watched
-if moment == "after a shard":
-    Progress.advance = lambda *_: die()
-preprocess(sys.argv[2], sys.argv[3], workers=1, **options)
+for line in sys.stdin:  # a forked process each, because importing Ray takes seconds
+    moment = line.strip()
+    pid = os.fork()
+    if pid == 0:
+        Folder.write = watched
+        if moment == "after a shard":
+            Progress.advance = lambda *_: die()
+        preprocess(sys.argv[1], sys.argv[2], workers=1, **eval(sys.argv[3]))
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
 
 
@@ -349,15 +352,17 @@ def test_a_driver_killed_at_any_moment_goes_on_and_leaves_nothing_else(
     root, out = store.uri("clips/clips.csv"), store.uri("killed/set")
     address = ray_session.get_runtime_context().gcs_address  # this session's Ray, because another takes long to start
     seen = []
-    for moment in (f"after {PLAN}", "after a shard", f"before {MANIFEST}"):
-        command = [sys.executable, "-c", KILLED_AT, moment, root, out, repr(OPTIONS)]
-        killed = subprocess.run(command, env=os.environ | {"RAY_ADDRESS": address}, capture_output=True, timeout=120)
-        assert killed.returncode == -9, killed.stderr.decode()[-2000:]
-        now = store.contents("killed/set")
-        assert now.items() <= undisturbed.items()  # what is there is whole and right
-        seen.append(set(now))
-        with pytest.raises(InputError, match="unfinished"):
-            FeatureSet.open(out)
+    command = [sys.executable, "-c", KILLED_AT, root, out, repr(OPTIONS)]
+    options = {"env": os.environ | {"RAY_ADDRESS": address}, "text": True, "bufsize": 1}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **options) as driver:
+        for moment in (f"after {PLAN}", "after a shard", f"before {MANIFEST}"):
+            driver.stdin.write(f"{moment}\n")
+            assert driver.stdout.readline() == "-9\n", moment
+            now = store.contents("killed/set")
+            assert now.items() <= undisturbed.items()  # what is there is whole and right
+            seen.append(set(now))
+            with pytest.raises(InputError, match="unfinished"):
+                FeatureSet.open(out)
     shards = {path for path in undisturbed if path.startswith("shards/")}
     assert seen[0] == {PLAN}
     assert seen[1] & shards

@@ -41,7 +41,7 @@ RATE = 22_050
 FLAGS = ["--clips-per-shard", "3", "--min-seconds", "1", "--max-quarantined", "0.5"]
 WHEN = ("before", "half", "written", "after")
 """Moments of a file's writing: nothing is there; half of its bytes; all under a temporary name; all and renamed."""
-PAUSE = 0.2
+PAUSE = 0.1
 """Seconds that a clip takes longer in these tests: kills must find somebody at work."""
 PATIENCE = 90.0
 """Seconds that anything may take on a busy machine."""
@@ -173,6 +173,8 @@ class Driver:
         self.folder, self.diary = folder, folder / "diary"
         self.diary.touch()
         self.runs = 0
+        paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]  # where helpers are
+        environment = environment | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
         with (folder / "driver.log").open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, bufsize=0,
@@ -396,14 +398,12 @@ def command(collection, out, environment, cwd, *words):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(collection, cluster):
+def undisturbed(collection, driver):
     """The files of an undisturbed run, by name: what all others have to end in."""
-    folder, environment = cluster
     out = collection.parents[1] / "undisturbed"
-    with command(collection, out, environment, folder) as process:
-        _, said = process.communicate(timeout=2 * PATIENCE)
-    assert process.returncode == 0, said
-    assert "\nmgc: " not in said
+    run = driver.start(collection, out, pause=0)
+    assert run.wait() == 0, run.said()
+    assert run.complaints() == []
     return contents(out)
 
 
@@ -568,7 +568,7 @@ def test_a_node_killed_in_the_middle_of_a_run_costs_no_clip_and_no_second_run(
 
 @pytest.mark.slow
 @pytest.mark.timeout(280)
-def test_a_killed_driver_takes_its_own_ray_with_it_and_the_same_command_finishes(
+def test_a_killed_driver_takes_its_own_ray_with_it_and_the_next_run_finishes(
     cluster, driver, collection, undisturbed, tmp_path
 ):
     room = Path(tempfile.mkdtemp(prefix="mgc-", dir="/tmp"))
@@ -588,7 +588,7 @@ def test_a_killed_driver_takes_its_own_ray_with_it_and_the_same_command_finishes
         kept = finished_shards(tmp_path / "set")
         assert kept
         assert len(kept) < 10
-        again = driver.start(collection, tmp_path / "set", pause=0, environment=environment)
+        again = driver.start(collection, tmp_path / "set", pause=0)  # on the cluster, which is up
         assert again.wait() == 0, again.said()
         assert contents(tmp_path / "set") == undisturbed
         assert finished_shards(tmp_path / "set").items() >= kept.items()

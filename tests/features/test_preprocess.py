@@ -216,8 +216,8 @@ def test_a_second_run_writes_nothing_and_loads_neither_ray_nor_mlflow(made, coll
     result, heavy = json.loads(done.stdout)
     assert heavy == []
     assert "nothing to do" in done.stderr
-    assert (result.written, result.skipped, result.quarantined, result.run_id) == (0, 18, 2, None)
-    assert result.keys() == made[1].keys()
+    assert (result["written"], result["skipped"], result["quarantined"], result["run_id"]) == (0, 18, 2, None)
+    assert list(result) == CONTRACT
     assert {file: file.stat().st_mtime_ns for file in made[0].rglob("*")} == before
     assert list(tmp_path.iterdir()) == []
 
