@@ -1,4 +1,4 @@
-"""A project of before the rooms (tests/data/README.md) still opens: features, runs, champion, sweep, a killed fit."""
+"""A project of before the rooms (tests/data/README.md) still opens: features, runs, champion, sweep, killed fit."""
 
 import json
 import os

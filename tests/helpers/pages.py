@@ -28,4 +28,4 @@ class Page(HTMLParser):
 
 
 def page_of(result) -> Page:
-    return Page(Path(result["report"].removeprefix("file://")).read_text())
+    return Page(Path(result.report.removeprefix("file://")).read_text())

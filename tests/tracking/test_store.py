@@ -56,7 +56,7 @@ def test_the_store_is_in_the_working_directory_and_in_a_job_beside_the_features(
     monkeypatch.setattr(store, "in_job", lambda: True)
     assert str(store.home(features)) == "/data/mlflow_runs"
     with pytest.raises(InputError, match="MLFLOW_TRACKING_URI"):
-        store.home(Folder.at("s3://bucket/features"))
+        store.home(Folder.at("s3://bucket/features?region=us-east-1"))
 
 
 def test_a_server_has_its_own_ui():
