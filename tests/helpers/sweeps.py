@@ -87,7 +87,7 @@ class Sweep:
         seeds: tuple[int, ...] = (),
         status: str = "FINISHED",
     ) -> str:
-        """A configuration trained again: whether each seed has each validation clip right, its training accuracy."""
+        """A configuration with fresh seeds: whether each seed has each validation clip right, its training accuracy."""
         parent = tracking.Run.start(
             self.run.uri, "mgc", name=name, step="seeds", config={}, parent=self.run.id, tags=tags
         )
@@ -109,12 +109,12 @@ class Sweep:
         return parent.id
 
     def repeat(self, of: str, right: list[np.ndarray], training: list[float], first: float, **options) -> str:
-        """A search's trial again with fresh seeds."""
+        """A trial of the search, retrained with fresh seeds."""
         tags = {tracking.STAGE_TAG: "again", tracking.OF_TAG: of}
         return self.seeds("again", right, training, tags, first=first, **options)
 
     def without(self, of: str, what: str, value: str, off: str, right, training, **options) -> str:
-        """The winner with one field put off."""
+        """The winner with one field off."""
         tags = {tracking.STAGE_TAG: "without", tracking.OF_TAG: of}
         tags |= {tracking.FIELD_TAG: what, tracking.VALUE_TAG: value, tracking.OFF_TAG: off}
         return self.seeds(f"without {what}", right, training, tags, **options)
