@@ -1,4 +1,4 @@
-"""What Tune calls: when a search's time is over, and what is shown and recorded of how trials end. No Ray is started."""
+"""What Tune calls: when a search's time is over, and how the ends of trials are shown and recorded. No Ray."""
 
 import pickle
 import time

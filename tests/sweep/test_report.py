@@ -30,6 +30,6 @@ def test_a_sweep_has_a_sweeps_page_and_a_training_a_trainings(features, working_
 
 def test_a_run_that_is_not_there_is_named(working_directory):
     sweeps.sweep()
-    with pytest.raises(InputError, match="run nothing: .* has no such run"):
+    with pytest.raises(InputError, match=r"run nothing: .* has no such run"):
         report("nothing", out=Path("page.html"))
     assert not Path("page.html").exists()

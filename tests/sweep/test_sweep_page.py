@@ -96,26 +96,26 @@ def estimate(mean, low, high):
         (
             estimate(0.021, -0.01, 0.052),
             estimate(-0.093, -0.15, -0.04),
-            "changes the validation accuracy by +2.1 points [−1.0, +5.2], and closes the gap to the training accuracy by "
-            "9.3 points [4.0, 15.0]. The change of the accuracy cannot be told from chance.",
+            "changes the validation accuracy by +2.1 points [−1.0, +5.2], and closes the gap to the training "
+            "accuracy by 9.3 points [4.0, 15.0]. The change of the accuracy cannot be told from chance.",
         ),
         (
             estimate(-0.03, -0.05, -0.01),
             estimate(0.02, -0.01, 0.05),
-            "changes the validation accuracy by −3.0 points [−5.0, −1.0], and opens the gap to the training accuracy by "
-            "2.0 points [−1.0, 5.0]. The change of the gap cannot be told from chance.",
+            "changes the validation accuracy by −3.0 points [−5.0, −1.0], and opens the gap to the training "
+            "accuracy by 2.0 points [−1.0, 5.0]. The change of the gap cannot be told from chance.",
         ),
         (
             estimate(-0.0001, -0.04, 0.04),
             estimate(0.0, -0.04, 0.05),
-            "changes the validation accuracy by +0.0 points [−4.0, +4.0], and closes the gap to the training accuracy by "
-            "0.0 points [−5.0, 4.0]. Neither can be told from chance.",
+            "changes the validation accuracy by +0.0 points [−4.0, +4.0], and closes the gap to the training "
+            "accuracy by 0.0 points [−5.0, 4.0]. Neither can be told from chance.",
         ),
         (
             estimate(0.02, 0.01, 0.03),
             estimate(-0.02, -0.03, -0.01),
-            "changes the validation accuracy by +2.0 points [+1.0, +3.0], and closes the gap to the training accuracy by "
-            "2.0 points [1.0, 3.0].",
+            "changes the validation accuracy by +2.0 points [+1.0, +3.0], and closes the gap to the training "
+            "accuracy by 2.0 points [1.0, 3.0].",
         ),
     ],
 )
