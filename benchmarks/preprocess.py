@@ -5,8 +5,8 @@
 ROOT is whatever `mgc preprocess` takes; `--clips 120 --rounds 1 --librosa 8 --cold 1` takes about a minute. Each round
 times three ways on the same clips, one after the other, all warm:
 
-- **job**: `mgc.preprocess.preprocess` with Ray up, into a fresh folder; its rate is over its time in Ray Data;
-- **bare**: as many processes, with the shards of the job's plan dealt to them in turn, call `mgc.shards.write`;
+- **job**: `mgc.features.preprocess.preprocess` with Ray up, into a fresh folder; its rate is over its time in Ray Data;
+- **bare**: as many processes, the shards of the job's plan dealt to them in turn, call `mgc.features.shards.write`;
 - **librosa**: `librosa.load` + `melspectrogram` + `power_to_db` + z-score, one process, one .npy a clip, of some clips.
 
 Then whole commands from a cold process, split by what they wait for. Ratios are medians of the rounds' ratios.
@@ -27,8 +27,8 @@ from statistics import median
 
 from mgc.core import ray_session
 from mgc.core.storage import Folder
-from mgc.features import preprocess, shards
-from mgc.features.feature_set import read_manifest
+from mgc.features import preprocess, shard_tasks, shards
+from mgc.features.layout import read_manifest
 from mgc.features.plan import Plan, Recipe, ShardPlan
 
 PARTS = ("imports", "tracks, plan, MLflow", "ray.init", "ray.data to the first task", "work", "end")
@@ -58,7 +58,7 @@ def librosa_way(paths: list[str], out: str) -> float:
 
 def cold(begin: float, arguments: list[str], notes: Path) -> None:
     """In a fresh process: run the command and note when each of its parts ended."""
-    connect, extract = preprocess.connect, preprocess._extract
+    connect, write_shards, write_shard = preprocess.connect, preprocess.write_shards, shard_tasks.write_shard
     marks = [begin, time.monotonic()]
 
     def timed_connect() -> int:
@@ -67,18 +67,18 @@ def cold(begin: float, arguments: list[str], notes: Path) -> None:
         marks.append(time.monotonic())
         return cpus
 
-    def timed_extract(*given: object) -> object:
-        result = extract(*given)
+    def timed_shards(*given: object) -> object:
+        result = write_shards(*given)
         marks.append(time.monotonic())
         return result
 
-    def timed_task(block: object, *, job: object) -> object:  # is pickled by value; in the worker nothing is replaced
+    def timed_task(block: object, *, job: object) -> object:  # pickled by value
         (notes / f"task-{time.monotonic()}").touch()
-        return preprocess._write_shard(block, job=job)
+        return write_shard(block, job=job)
 
     from mgc import cli
 
-    preprocess.connect, preprocess._extract, preprocess._write_shard = timed_connect, timed_extract, timed_task
+    preprocess.connect, preprocess.write_shards, shard_tasks.write_shard = timed_connect, timed_shards, timed_task
     code = cli.run(["preprocess", *arguments])
     first = min(float(note.name.removeprefix("task-")) for note in notes.glob("task-*"))
     (notes / "marks.json").write_text(json.dumps(sorted([*marks, first])))
@@ -102,7 +102,7 @@ def time_ways(root: str, clips: int, rounds: int, processes: int, sample: int, s
 
     def job(name: str, limit: int) -> float:
         result = preprocess.preprocess(root, f"{scratch}/{name}", limit=limit, workers=processes, max_quarantined=1)
-        return float(result["clips_per_second"])
+        return result.clips_per_second
 
     def both(deals: list[tuple[ShardPlan, ...]], out: Folder, recipe: Recipe) -> list[tuple[float, float, list[str]]]:
         return list(pool.map(bare, deals, *zip(*[(audio_root, out, recipe)] * processes, strict=True)))

@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import median
 
 from mgc.core import ray_session
-from mgc.features import preprocess
+from mgc.features import preprocess, shard_tasks
 
 KINDS = ("Rss", "Pss", "Uss")
 
@@ -120,15 +120,15 @@ def driver(clips: int, folder: str) -> None:
     Path(folder, "tracks.csv").write_text("path,genre,split,artist,title,duration\n" + "".join(rows))
 
     def constant_task(block: object, *, job: object) -> object:  # pickled by value; in the worker nothing is replaced
-        from mgc.features import preprocess, shards
+        from mgc.features import shard_tasks, shards
 
         blank = {"source_sha1": "0" * 40, "seconds": 30.0, "promised_seconds": 30.0, "damaged": False, "padded": False}
         blank |= {"mean_db": 0.0, "std_db": 1.0, "logmel": b""}
         assert hasattr(shards, "_outcomes")
         shards._outcomes = lambda clips, *rest: ({**clip, **blank} for clip in clips)
-        return preprocess._write_shard(block, job=job)
+        return shard_tasks.write_shard(block, job=job)
 
-    preprocess._write_shard = constant_task
+    shard_tasks.write_shard = constant_task
     marks = {"clips": clips, "start": memory(os.getpid())["Rss"]}
     connect = preprocess.connect
 
@@ -139,7 +139,7 @@ def driver(clips: int, folder: str) -> None:
     preprocess.connect = watched_connect
     result = preprocess.preprocess(f"{folder}/tracks.csv", f"{folder}/features", max_quarantined=1)
     marks |= {"end": memory(os.getpid())["Rss"], "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
-    print(json.dumps(marks | {"shards": result["shards"], "rate": result["clips_per_second"]}))
+    print(json.dumps(marks | {"shards": result.shards, "rate": result.clips_per_second}))
 
 
 def measure_driver(planned: list[int], scratch: str) -> None:

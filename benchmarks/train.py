@@ -1,6 +1,6 @@
 """One epoch by `mgc.fit` on the CPU against the seed's way, and what each trick gives on one step of 32 clips.
 
-    python benchmarks/train.py [--clips 320] [--rounds 3] [--epoch-only | --table-only] [--preset baseline regularized]
+    python benchmarks/train.py [--clips 320] [--rounds 3] [--epoch-only | --table-only] [--preset plain_cnn regularized]
 
 Clips are random, of true size (128 × 1288), with an eighth more for validation, in a temporary directory; each
 measurement is a process of its own, in turn, in rounds. The tables hold medians of the rounds; ratios are to `plain` or
@@ -41,10 +41,10 @@ from mgc.features.layout import FORMAT, MANIFEST, SCHEMA, SHARDS, Manifest, parq
 from mgc.features.plan import Recipe
 from mgc.model import device
 from mgc.model.cnn import Dropout, GenreCNN
-from mgc.training import loop as fit
+from mgc.training import loop
 
 THREADS, BATCH, STEPS, GENRES = 2, 32, 3, 8
-OURS = ("freed memory kept", "channels_last", "ReLU after pooling", "mgc.model.Dropout")
+OURS = ("freed memory kept", "channels_last", "ReLU after pooling", "mgc.model.cnn.Dropout")
 TRICKS = (*OURS, "fused AdamW", "bf16 autocast", "torch.compile")  # bf16 gives other numbers
 
 
@@ -121,7 +121,7 @@ def our_epoch(scratch: str, preset: str, as_is: bool) -> dict[str, float]:
     data = learning_set(FeatureSet.open(f"{scratch}/set"), config)
     ends = [time.monotonic()]
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        fit.fit(config, data, Path(folder), on_epoch=lambda _: ends.append(time.monotonic()))
+        loop.fit(config, data, Path(folder), on_epoch=lambda _: ends.append(time.monotonic()))
     return {"seconds": ends[1] - begin, "reading": ends[0] - begin}
 
 

@@ -5,11 +5,11 @@
 Clips are random, of true size (128 × 1288). Each measurement is a process of its own, from its start to its end, Ray
 and imports counted.
 
-- **time**: `mgc tune` with as many random trials, none stopped early, none trained again, on slots of one core each,
+- **time**: `mgc tune` with as many random trials, none stopped early, none retrained, on slots of one core each,
   against one process that trains as many as a slot gets, one after the other, with `mgc.train` on one thread. Both keep
   every run in MLflow. A training has ten epochs of a tiny network, each of which waits until a tenth of the seconds is
   over: trials of known length, so that what is measured is the sweep and not how two trainings share a machine's caches
-  and memory. With `--busy` it is `baseline` on 64 clips, for as many epochs as take the seconds.
+  and memory. With `--busy` it is the plain CNN on 64 clips, for as many epochs as take the seconds.
 - **memory**: four trials of one epoch at a time on a set of `--clips`. A trial's private memory counts four times; the
   features, in Ray's object store, count once. Peaks, sampled twice a second.
 """
@@ -29,7 +29,7 @@ import ray
 from preprocess_memory import memory, workers
 from train import write_clips
 
-from mgc.config import PRESETS, SweepConfig, TrainConfig
+from mgc.config import SweepConfig, TrainConfig
 from mgc.sweep import tune
 from mgc.training import loop as fit
 from mgc.training import train
@@ -40,8 +40,8 @@ BATCH = 8
 
 
 def config(epochs: int, wait: float) -> TrainConfig:
-    """What is trained: the baseline, or a tiny network that waits."""
-    plain = PRESETS["plain_cnn"]
+    """What is trained: the plain CNN, or a tiny network that waits."""
+    plain = TrainConfig()  # the plain CNN
     model = replace(plain.model, channels=(2, 2, 2, 2), window=32) if wait else plain.model
     return replace(plain, epochs=epochs, model=model, optim=replace(plain.optim, batch_size=BATCH))
 
@@ -65,7 +65,7 @@ def in_a_row(scratch: str, trainings: int, epochs: int, wait: float = 0) -> dict
         make_wait(wait)
     settings = config(epochs, wait)
     results = [train.train(f"{scratch}/set", settings, gpus=0, run_name=str(n)) for n in range(trainings)]
-    return {"epoch": results[-1]["seconds"] / epochs}
+    return {"epoch": results[-1].seconds / epochs}
 
 
 def sweep(scratch: str, trials: int, slots: int, epochs: int, wait: float = 0) -> dict[str, float]:
@@ -94,7 +94,7 @@ def sweep(scratch: str, trials: int, slots: int, epochs: int, wait: float = 0) -
     over.set()
     thread.join()
     ray.shutdown()
-    assert (result["trials"], result["failed"], result["pruned"]) == (trials, 0, 0)
+    assert (result.trials, result.failed, result.pruned) == (trials, 0, 0)
     return peaks
 
 

@@ -1,5 +1,5 @@
 # %% [markdown]
-# From a folder of music to a confusion matrix. `python docs/quickstart.py` takes a minute or two on two cores.
+# From a folder of music to a confusion matrix. `python docs/quickstart.py` takes a few minutes on two cores.
 #
 # The music is synthetic: eight invented genres, twelve clips each, generated here. Put your own folder in its place.
 

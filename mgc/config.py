@@ -161,14 +161,14 @@ class SweepConfig:
     workers_per_trial: int = 1
     """2 or more train each trial through Ray Train, on a CPU or a GPU a worker."""
     time_budget: float = 0.0
-    """Seconds after which the search ends with what it has; 0 is no limit. Training again comes after it."""
+    """Seconds after which the search ends with what it has; 0 is no limit. Retraining comes after it."""
     top: int = 3
-    """Best configurations that are trained again; the winner is the best mean. 0 takes the search's word."""
+    """Best configurations that are retrained; the winner has the best mean. 0 takes the best trial of the search."""
     seeds: int = 3
-    """Fresh seeds that each of them is trained again with."""
+    """Fresh seeds that each of them is retrained with."""
     without: tuple[str, ...] = ("model.norm", "model.dropout")
-    """Fields that are put off in the winner, one at a time, with the same seeds: what each bought. What the winner is
-    without is put to what the trials started from."""
+    """Fields to ablate: each is put off in the winner, one at a time, with the same seeds. A field that is off in the
+    winner is set to the base configuration's value instead."""
 
     def __post_init__(self) -> None:
         for name in ("trials", "workers_per_trial"):

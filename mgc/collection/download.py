@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import re
 import shutil
 import socket
 import time
@@ -41,7 +40,6 @@ RETRIES = 4
 """So often in a row a broken connection is made anew without progress."""
 PAUSE_SECONDS = 1.0
 """Before the first retry; each further pause is twice as long."""
-RECEIVE_BYTES = 1 << 20
 MB = 10**6
 ARCHIVES = {
     "fma_small": "ade154f733639d52e35e32f5593efe5be76c6d70",
@@ -102,17 +100,18 @@ def download(name: str, root: str | Path, *, base_url: str = BASE_URL) -> Downlo
     start = time.monotonic()
     if name not in ARCHIVES:
         raise InputError(f"`name={name}`: is none of FMA's archives; choose from {', '.join(ARCHIVES)}")
-    url, target, part_file = f"{_checked(base_url)}/{name}.zip", Path(root, name), Path(root, f".{name}.zip.part")
-    received = 0
+    url, target, received = f"{_checked(base_url)}/{name}.zip", Path(root, name), 0
+    part_file, unpacking = Path(root, f".{name}.zip.part"), Path(root, f".{name}.unpacking")
     try:
         if already := _is_there(target):
+            shutil.rmtree(unpacking, ignore_errors=True)  # there if a call was killed in its last steps
             with suppress(OSError):
-                part_file.unlink()  # there if a call was killed in its very last step
+                part_file.unlink()
         else:
             with _held(part_file) as part:
                 if not _is_there(target):  # else the call that held the part file until now has made it
                     _fetch(ARCHIVES[name], url, part)
-                    _unpack(part, target)
+                    _unpack(part, unpacking, target)
                 part.clear()
                 received = part.received
     except OSError as error:
@@ -139,14 +138,17 @@ def _is_there(target: Path) -> bool:
 @contextmanager
 def _held(path: Path) -> Iterator[_Part]:
     """Open the part file for this call alone; an empty one does not stay, nor an empty root that was made for it."""
-    root, made = path.parent, not path.parent.exists()
+    root, made, ours = path.parent, not path.parent.exists(), False
     try:
         root.mkdir(parents=True, exist_ok=True)
         file = path.open("a+b", buffering=0)
     except OSError as error:
         raise path_error(f"`root={root}`: cannot be written to: {error.strerror}; choose another", error) from error
     with file:
-        if not _lock(file):
+        with suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ours = os.fstat(file.fileno()).st_nlink > 0  # 0: whoever held it has removed it since we opened it
+        if not ours:
             raise InputError(f"{path}: another process is downloading this archive; wait for it")
         try:
             yield _Part(file, root)
@@ -158,58 +160,43 @@ def _held(path: Path) -> Iterator[_Part]:
                     root.rmdir()
 
 
-def _lock(file: FileIO) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return os.fstat(file.fileno()).st_nlink > 0  # 0: whoever held it has removed it since we opened it
-
-
 class _Part:
-    """As much of the archive as has come: an open file, its size in bytes, its sha1; ``received`` by this call."""
+    """As much of the archive as has come: an open file, its size and hash; ``received`` are the bytes of this call."""
 
     def __init__(self, file: FileIO, root: Path) -> None:
         self.file, self.root, self.received = file, root, 0
         if there := os.fstat(file.fileno()).st_size:
-            say(f"checking the {_mb(there):,} MB that came before …")
-        self._measure()
-
-    def _measure(self) -> None:
-        self.file.seek(0)
-        self._hash = hashlib.file_digest(self.file, "sha1")
-        self.size = self.file.tell()
-
-    @property
-    def sha1(self) -> str:
-        return self._hash.hexdigest()
+            say(f"checking the {there:,} bytes that came before …")
+        file.seek(0)
+        self.hash, self.size = hashlib.file_digest(file, "sha1"), there
 
     def append(self, chunk: bytes) -> None:
         rest = memoryview(chunk)
         while rest:
             rest = rest[self.file.write(rest) :]
-        self._hash.update(chunk)
+        self.hash.update(chunk)
         self.size += len(chunk)
         self.received += len(chunk)
 
     def clear(self) -> None:
         self.file.truncate(0)
-        self._measure()
+        self.hash, self.size = hashlib.sha1(usedforsecurity=False), 0
 
     def demand_room(self, needed: int) -> None:
         free = shutil.disk_usage(self.root).free
         if needed > free:
-            lacking = f"{_mb(needed):,} MB are needed and {free // MB:,} MB are free"
-            raise RunError(f"`root={self.root}`: {lacking}; make room and run it again: it goes on")
+            raise RunError(
+                f"`root={self.root}`: {needed:,} bytes are needed, {free:,} are free; make room, run it again"
+            )
 
 
 def _fetch(sha1: str, url: str, part: _Part) -> None:
     """Bring what is missing of the part; its sha1 is the given one when this returns."""
-    furthest, failures, whole = part.size, 0, part.sha1 == sha1
-    while not whole:
+    furthest, failures = part.size, 0
+    while part.hash.hexdigest() != sha1:
         try:
             _receive(url, part)
-            whole = True
+            break
         except ConnectionError as error:
             failures = 1 if part.size > furthest else failures + 1
             furthest = max(furthest, part.size)
@@ -217,7 +204,7 @@ def _fetch(sha1: str, url: str, part: _Part) -> None:
                 raise RunError(f"{url}: {error}; run it again: it goes on from {part.size:,} bytes") from error
             say(f"{url}: {error}; trying again from {part.size:,} bytes …")
             time.sleep(PAUSE_SECONDS * 2 ** (failures - 1))
-    if (found := part.sha1) != sha1:
+    if (found := part.hash.hexdigest()) != sha1:
         part.clear()
         raise RunError(f"{url}: its sha1 is {found} and not {sha1}; what came was removed: run it again")
 
@@ -225,17 +212,17 @@ def _fetch(sha1: str, url: str, part: _Part) -> None:
 def _receive(url: str, part: _Part) -> None:
     """Ask for what is missing and append it, for as long as the connection holds."""
     with _request(url, part) as response:
-        start, total = _span(url, response)
-        if start != part.size:
+        if response.status != 206:  # all of it comes: nothing had come before, or the server knows no ranges
             part.clear()
-            if start:
-                raise ConnectionError("the server sent another range than the one asked for")
+        if response.length is None:
+            raise InputError(f"{url}: the server does not say how long it is; give another `base_url`")
+        total = part.size + response.length
         part.demand_room(2 * total - part.size)  # the archive stays until it is unpacked, to hardly less than its size
-        progress = Progress(f"download {url.rpartition('/')[2]}", _mb(total), "MB")
-        progress.resume(_mb(part.size))
+        progress = Progress(f"download {url.rpartition('/')[2]}", total // MB, "MB")
+        progress.resume(part.size // MB)
         while part.size < total:
             try:
-                chunk = response.read1(RECEIVE_BYTES)
+                chunk = response.read1(1 << 20)
             except (OSError, HTTPException) as error:
                 raise ConnectionError(f"the connection broke: {error}") from error
             if not chunk:
@@ -246,7 +233,6 @@ def _receive(url: str, part: _Part) -> None:
 
 def _request(url: str, part: _Part) -> HTTPResponse:
     headers = {"Range": f"bytes={part.size}-"} if part.size else {}
-    advice = "check `base_url`"
     try:
         request = Request(url, headers=headers)  # noqa: S310 -- its scheme was checked
         response: HTTPResponse = build_opener(_StaysOnTheWeb).open(request, timeout=TIMEOUT_SECONDS)
@@ -256,14 +242,14 @@ def _request(url: str, part: _Part) -> HTTPResponse:
         if error.code == 416:  # the server has no byte behind ours
             part.clear()
         elif error.code < 500 and error.code not in (408, 429):
-            raise InputError(f"{url}: {error.code} {error.reason}; {advice}") from error
+            raise InputError(f"{url}: {error.code} {error.reason}; check `base_url`") from error
         raise ConnectionError(f"{error.code} {error.reason}") from error
     except (ValueError, InvalidURL) as error:
-        raise InputError(f"{url}: {error}; {advice}") from error
+        raise InputError(f"{url}: {error}; check `base_url`") from error
     except (OSError, HTTPException) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, socket.gaierror) and reason.errno != socket.EAI_AGAIN:
-            raise InputError(f"{url}: unknown host: {reason.strerror}; {advice}") from error
+            raise InputError(f"{url}: unknown host: {reason.strerror}; check `base_url`") from error
         raise ConnectionError(str(reason)) from error
 
 
@@ -278,43 +264,27 @@ class _StaysOnTheWeb(HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _span(url: str, response: HTTPResponse) -> tuple[int, int]:
-    """Where in the archive the response begins, and how long the archive is; -1 where it begins is not said."""
-    if response.status == 206:
-        said = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
-        return (int(said[1]), int(said[2])) if said else (-1, 0)
-    length = response.headers.get("Content-Length", "")
-    if not length.isdecimal():
-        raise InputError(f"{url}: the server does not say how long it is; give another `base_url`")
-    return 0, int(length)
-
-
-def _unpack(part: _Part, target: Path) -> None:
-    """Unpack the archive, which is one folder of the target's name, next to the target, and then rename the folder."""
-    beside = target.with_name(f".{target.name}.unpacking")
-    shutil.rmtree(beside, ignore_errors=True)  # a killed call's
+def _unpack(part: _Part, folder: Path, target: Path) -> None:
+    """Unpack the archive, which is one folder of the target's name, into ``folder``, and move that to the target."""
+    shutil.rmtree(folder, ignore_errors=True)  # a killed call's
     try:
         with ZipFile(part.file) as zipped:
             total, done = sum(member.file_size for member in zipped.infolist()), 0
             part.demand_room(total)
-            progress = Progress(f"unpack {target.name}", _mb(total), "MB")
+            progress = Progress(f"unpack {target.name}", total // MB, "MB")
             for member in zipped.infolist():
-                zipped.extract(member, beside)
+                zipped.extract(member, folder)
                 done += member.file_size
                 _show(progress, done)
-        Path(beside, target.name).rename(target)
+        Path(folder, target.name).rename(target)
     except (BadZipFile, EOFError, RuntimeError) as error:  # RuntimeError: a Python without bzip2
         reason = f"its sha1 is right, but it cannot be unpacked: {first_line(error)}"
         raise RunError(f"{part.file.name}: {reason}") from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def _mb(count: int) -> int:
-    return -(-count // MB)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _show(progress: Progress, count: int) -> None:
-    """Let the progress, in MB, stand at ``count`` bytes; a begun MB counts."""
-    if _mb(count) > progress.done:
-        progress.advance(_mb(count) - progress.done)
+    """Let the progress, which is in MB, stand at so many bytes."""
+    if count // MB > progress.done:
+        progress.advance(count // MB - progress.done)

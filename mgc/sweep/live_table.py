@@ -10,7 +10,7 @@ import atexit
 import math
 import sys
 from collections import Counter
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +22,7 @@ from rich.text import Text
 from mgc.core.progress import Pace, clock, say
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 State = Literal["running", "kept", "pruned", "failed", "stopped"]
 ENDED = ("kept", "pruned", "failed")
@@ -65,6 +65,8 @@ class LiveTable:
 
     def __init__(self, title: str, total: int, epochs: int) -> None:
         self.title, self.total, self.epochs = title, total, epochs
+        self.trouble = ""
+        """Why the table is not complete; empty if it is."""
         self._rows: dict[str, _Row] = {}
         self._ended_here = self._epochs_here = 0
         self._pace = Pace()
@@ -78,7 +80,7 @@ class LiveTable:
             return
         self._shown, self._pace = True, Pace()
         atexit.register(self.stop)  # a hidden cursor would outlive us
-        with suppress(Exception):
+        with self._harmless():
             console = Console(stderr=True)
             if console.is_interactive and sys.stderr.isatty():
                 on_terminal = sys.stdout.isatty()  # elsewhere standard output belongs to results
@@ -93,7 +95,7 @@ class LiveTable:
         if not self._shown:
             return
         self._rows |= {n: replace(row, state="stopped") for n, row in self._rows.items() if row.state == "running"}
-        with suppress(Exception):
+        with self._harmless():
             if self._live:
                 self._live.stop()
             else:
@@ -134,7 +136,7 @@ class LiveTable:
         earlier
             Whether an earlier process did all this: then it does not count for the rate.
         """
-        with suppress(Exception):
+        with self._harmless():
             row = self._rows.get(name, _Row(name, {}))
             known = [value for value in (row.best, val_accuracy) if value is not None and math.isfinite(value)]
             changed = replace(row, best=max(known, default=None), epoch=max(row.epoch, epoch))
@@ -152,6 +154,17 @@ class LiveTable:
                     say(f"{self.title}: {name} failed" + (f": {changed.reason}" if reason else ""))
                 if self._shown and not self._live and self._pace.due():
                     say(", ".join(self._head()))
+
+    @contextmanager
+    def _harmless(self) -> Iterator[None]:
+        """Go on after an error, which is reported once."""
+        try:
+            yield
+        except Exception as error:
+            if not self.trouble:
+                self.trouble = repr(error)
+                with suppress(Exception):
+                    say(f"{self.title}: the table of trials is not complete: {self.trouble}")
 
     def text(self, width: int, rows: int) -> str:
         """The table as plain lines.

@@ -1,4 +1,4 @@
-"""Sweeps made by hand, in a second: what ``mgc tune`` leaves of one in MLflow, without the training."""
+"""Sweeps made by hand, in a second: what ``mgc tune`` leaves of one in its folder and in MLflow, without Ray."""
 
 import json
 import math
@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mgc.config import TrainConfig
+from mgc.config import ModelConfig, OptimConfig, SweepConfig, TrainConfig
 from mgc.core.storage import Folder
 from mgc.evaluation.predictions import Predictions, Source
 from mgc.sweep.results import SweepView, Trial
 from mgc.sweep.space import Space
+from mgc.sweep.sweep_folder import SweepFolder
 from mgc.tracking import runs as tracking
 from mgc.tracking import store
 
@@ -26,6 +27,27 @@ SPACE = {
     "augment.time_masks": [0, 1, 2],
     "augment.time_mask_frames": {"uniform": [10, 60], "when": {"augment.time_masks": [1, 2]}},
 }
+
+
+SMALL = TrainConfig(
+    model=ModelConfig(channels=(4, 8), norm=True, head="avgmax", dropout=0.0),
+    optim=OptimConfig(batch_size=8),
+    epochs=3,
+    seed=2,
+)
+"""A configuration whose fit takes a second."""
+
+
+def begun(features, folder, base=SMALL, space=None, **settings) -> SweepFolder:
+    """A sweep as ``mgc tune`` begins one."""
+    uri = store.open_store(features.folder)
+    parent = tracking.Run.start(uri, tracking.EXPERIMENT, name=folder.name, step="tune", config={})
+    place, fingerprint = str(features.folder), features.manifest.fingerprint
+    sweep = SweepFolder(
+        folder, place, fingerprint, base.to_dict(), space or {}, SweepConfig(**settings), uri, parent.id
+    )
+    sweep.write()
+    return sweep
 
 
 @dataclass
@@ -45,10 +67,9 @@ class Sweep:
         )
         for epoch in range(1, epochs + 1):
             seen = accuracy * (1 - math.exp(-epoch)) / (1 - math.exp(-epochs))
-            run.metrics({"train_accuracy": min(1, seen + 0.1), "val_accuracy": seen, "lr": 1e-3}, epoch=epoch)
+            run.metrics({"epoch/train_accuracy": min(1, seen + 0.1), "epoch/val_accuracy": seen}, epoch=epoch)
         if outcome == "kept":
-            figures = {"best_val_accuracy": accuracy, "best_train_accuracy": accuracy + 0.2, "best_gap": 0.2}
-            run.metrics(figures, epoch=epochs)
+            run.metrics({"val_accuracy": accuracy, "train_accuracy": accuracy + 0.2, "gap": 0.2})
         if outcome != "running":
             run.tag({tracking.OUTCOME_TAG: outcome, **({tracking.REASON_TAG: reason} if reason else {})})
             run.finish("FAILED" if outcome == "failed" else "FINISHED")
@@ -66,7 +87,7 @@ class Sweep:
         seeds: tuple[int, ...] = (),
         status: str = "FINISHED",
     ) -> str:
-        """A configuration trained again: whether each seed has each validation clip right, its training accuracy."""
+        """A configuration with fresh seeds: whether each seed has each validation clip right, its training accuracy."""
         parent = tracking.Run.start(
             self.run.uri, "mgc", name=name, step="seeds", config={}, parent=self.run.id, tags=tags
         )
@@ -75,7 +96,7 @@ class Sweep:
             run = tracking.Run.start(
                 self.run.uri, "mgc", name=f"seed {seed}", step="trial", config=config, parent=parent.id
             )
-            run.metrics({"best_val_accuracy": right_N.mean(), "best_train_accuracy": accuracy}, epoch=4)
+            run.metrics({"val_accuracy": right_N.mean(), "train_accuracy": accuracy})
             said(right_N).keep(run)
             run.finish("FINISHED")
         means = [right_N.mean() for right_N in right]
@@ -88,12 +109,12 @@ class Sweep:
         return parent.id
 
     def repeat(self, of: str, right: list[np.ndarray], training: list[float], first: float, **options) -> str:
-        """A search's trial again with fresh seeds."""
+        """A trial of the search, retrained with fresh seeds."""
         tags = {tracking.STAGE_TAG: "again", tracking.OF_TAG: of}
         return self.seeds("again", right, training, tags, first=first, **options)
 
     def without(self, of: str, what: str, value: str, off: str, right, training, **options) -> str:
-        """The winner with one field put off."""
+        """The winner with one field off."""
         tags = {tracking.STAGE_TAG: "without", tracking.OF_TAG: of}
         tags |= {tracking.FIELD_TAG: what, tracking.VALUE_TAG: value, tracking.OFF_TAG: off}
         return self.seeds(f"without {what}", right, training, tags, **options)
@@ -182,7 +203,7 @@ def view(trials: list[Trial], *, tree: dict | None = None, search: str = "tpe", 
     """A sweep as it is read, of these trials, the best first."""
     record = tracking.Record("a $sweep_{", "FINISHED", 0.0, {tracking.STEP_TAG: "tune"}, {}, False, {})
     best = next((each for each in trials if each.kept), None)
-    rest = {"again": (), "winner": None, "bought": (), "missing": ()} | others
+    rest = {"retrained": (), "winner": None, "effects": (), "missing": ()} | others
     space = Space.of(tree or SPACE, BASE)
     return SweepView(tracking.Run("", "id"), record, search, space, tuple(trials), best, **rest)
 

@@ -18,7 +18,7 @@ import time
 import pytest
 from rich.console import Console
 
-from mgc.sweep.live_table import Scoreboard
+from mgc.sweep.live_table import LiveTable
 
 WIDE = 200
 
@@ -30,161 +30,162 @@ def now(monkeypatch):
     return clock
 
 
-def lines(board, width=WIDE, height=None):
-    return board.render(width, height).plain.split("\n")
+def lines(table, width=WIDE, rows=1000):
+    return table.text(width, rows).split("\n")
 
 
-def names(board, width=WIDE, height=None):
-    return [line.split()[0] for line in lines(board, width, height) if re.search(r" \d+/\d+ +[\d–]", line)]
+def names(table, rows=1000):
+    return [line.split()[0] for line in lines(table, WIDE, rows) if re.search(r" \d+/\d+ +[\d–]", line)]
+
+
+def run(table, name, accuracy=None, epoch=3, train=0.5, **differences):
+    differences = {name.replace("__", "."): value for name, value in differences.items()}
+    table.update(name, differences=differences, state="running")
+    table.update(name, epoch=epoch, val_accuracy=accuracy, train_accuracy=train)
 
 
 def many(count, running=0):
-    board = Scoreboard("search", total=count, epochs=12)
+    table = LiveTable("search", total=count, epochs=12)
     for i in range(count):
-        board.began(f"t{i:03d}", {"model.dropout": i / 1000})
-        board.epoch(f"t{i:03d}", 3, i / 1000, 0.5)
+        run(table, f"t{i:03d}", i / 1000, model__dropout=i / 1000)
         if i >= running:
-            board.ended(f"t{i:03d}", "pruned")
-    return board
+            table.update(f"t{i:03d}", state="pruned")
+    return table
 
 
-class TestWhatItSays:
+class TestContent:
     def test_a_trial_is_a_row_of_state_epoch_accuracies_and_configuration(self):
-        board = Scoreboard("search", total=4, epochs=12)
-        board.began("a", {"model.norm": True, "model.dropout": 0.2345, "lr": 0.00213, "cut": None})
-        board.epoch("a", 1, 0.5, 0.6)
-        board.epoch("a", 2, 0.4, 0.75)
-        assert lines(board)[-1].split() == (
+        table = LiveTable("search", total=4, epochs=12)
+        run(table, "a", 0.5, 1, 0.6, model__norm=True, model__dropout=0.2345, lr=0.00213, cut=None)
+        table.update("a", epoch=2, val_accuracy=0.4, train_accuracy=0.75)
+        assert lines(table)[-1].split() == (
             ["a", "running", "2/12", "0.500", "0.750", "norm=True", "dropout=0.234", "lr=0.00213", "cut=None"]
         )
 
     def test_best_first_then_those_without_an_accuracy_then_the_failed(self):
-        board = Scoreboard("search", total=9, epochs=12)
+        table = LiveTable("search", total=9, epochs=12)
         for name, accuracy in {"failed": 0.9, "low": 0.1, "none": None, "nan": math.nan, "high": 0.8}.items():
-            board.began(name, {})
-            board.epoch(name, 1, accuracy, accuracy)
-        board.ended("failed", "failed")
-        assert names(board) == ["high", "low", "none", "nan", "failed"]
-        assert "best 0.800 (high)" in lines(board)[1]
+            run(table, name, accuracy, 1, accuracy)
+        table.update("failed", state="failed")
+        assert names(table) == ["high", "low", "none", "nan", "failed"]
+        assert "best 0.800 (high)" in lines(table)[1]
+        assert lines(table)[-2].split() == ["nan", "running", "1/12", "–", "–"]
 
     def test_last_parts_of_names_only_where_they_are_unambiguous(self):
-        board = Scoreboard("search", total=2, epochs=12)
-        board.began("a", {"model.dropout": 0.5, "model.norm": True})
-        board.began("b", {"augment.dropout": 0.5})
-        assert lines(board)[-2].endswith("model.dropout=0.5 norm=True")
-        assert lines(board)[-1].endswith("augment.dropout=0.5")
+        table = LiveTable("search", total=2, epochs=12)
+        run(table, "a", model__dropout=0.5, model__norm=True)
+        run(table, "b", augment__dropout=0.5)
+        assert lines(table)[-2].endswith("model.dropout=0.5 norm=True")
+        assert lines(table)[-1].endswith("augment.dropout=0.5")
 
     def test_counts_by_state_and_a_stopped_trial_is_not_done(self):
-        board = Scoreboard("again: top 3 × 3 seeds", total=9, epochs=12)
+        table = LiveTable("retrain: top 3 × 3 fresh seeds", total=9, epochs=12)
         for i, state in enumerate(["kept", "kept", "pruned", "failed", "stopped"]):
-            board.began(str(i), {})
-            board.ended(str(i), state)
-        board.began("runs", {})
+            table.update(str(i), state=state)
+        table.update("runs", state="running")
         counts = "4/9 trials, 1 running, 2 kept, 1 pruned, 1 failed, 1 stopped"
-        assert lines(board)[0] == f"again: top 3 × 3 seeds: {counts}"
+        assert lines(table)[0] == f"retrain: top 3 × 3 fresh seeds: {counts}"
 
-    def test_without_trials_there_is_a_head(self, now):
-        assert lines(Scoreboard("search", total=24, epochs=12)) == ["search: 0/24 trials", "0:00 elapsed"]
+    def test_without_trials_there_are_only_the_counts(self, now):
+        assert lines(LiveTable("search", total=24, epochs=12)) == ["search: 0/24 trials", "0:00 elapsed"]
 
     def test_a_reason_is_one_line_and_cannot_touch_the_terminal(self, capsys):
-        board = Scoreboard("search", total=1, epochs=12)
-        board.began("a", {"lr": 1.0})
-        board.ended("a", "failed", "no memory\n\x1b[2Jleft")
+        table = LiveTable("search", total=1, epochs=12)
+        run(table, "a", lr=1.0)
+        table.update("a", state="failed", reason="no memory\n\x1b[2Jleft")
         assert capsys.readouterr().err == "search: a failed: no memory [2Jleft\n"
-        assert lines(board)[-1].endswith("no memory [2Jleft: lr=1")
+        assert lines(table)[-1].endswith("no memory [2Jleft: lr=1")
+
+    def test_a_name_with_brackets_is_no_markup(self):
+        table = LiveTable("search", total=1, epochs=12)
+        run(table, "[red]a[/red]", channels=[4, 8])
+        assert lines(table)[-1].startswith("[red]a[/red]")
+        assert lines(table)[-1].endswith("channels=[4, 8]")
 
 
 class TestTime:
     def test_rate_and_time_left_are_those_of_this_process(self, now):
-        board = Scoreboard("search", total=8, epochs=10)
+        table = LiveTable("search", total=8, epochs=10)
         for name in "abcd":
-            board.resume(name, {}, "kept", 10, 0.5, 0.5)
-        board.resume("e", {}, "stopped", 4, 0.5, 0.5)
-        board.began("e", {})
+            table.update(name, state="kept", epoch=10, val_accuracy=0.5, earlier=True)
+        table.update("e", state="stopped", epoch=4, val_accuracy=0.5, earlier=True)
+        table.update("e", state="running")
         now[0] = 60.0
-        for epoch in range(1, 11):  # the first four are told again
-            board.epoch("e", epoch, 0.5, 0.5)
-        board.ended("e", "kept")
-        board.ended("e", "kept")
+        for epoch in range(1, 11):  # the first four are reported again
+            table.update("e", epoch=epoch, val_accuracy=0.5)
+        table.update("e", state="kept")
+        table.update("e", state="kept")
         # 6 epochs in a minute; 3 trials of 10 are ahead
-        assert lines(board)[1] == "1.00 trials/min, 1:00 elapsed, 5:00 left, best 0.500 (a)"
+        assert lines(table)[1] == "1.00 trials/min, 1:00 elapsed, 5:00 left, best 0.500 (a)"
 
     def test_trials_to_come_cost_what_trials_cost_and_running_ones_are_not_taken_for_short(self, now):
-        board = Scoreboard("search", total=4, epochs=10)
-        board.began("pruned", {})
-        board.epoch("pruned", 2, 0.1, 0.1)
-        board.ended("pruned", "pruned")
-        board.began("runs", {})
-        board.epoch("runs", 4, 0.2, 0.2)
+        table = LiveTable("search", total=4, epochs=10)
+        run(table, "pruned", 0.1, 2)
+        table.update("pruned", state="pruned")
+        run(table, "runs", 0.2, 4)
         now[0] = 6.0
-        assert "0:18 left" in lines(board)[1]  # 6 of its own and two trials of (2 + 10) / 2 to come, a second each
+        assert "0:18 left" in lines(table)[1]  # 6 of its own and two trials of (2 + 10) / 2 to come, a second each
 
-    def test_a_name_twice_is_one_trial_and_keeps_what_it_reached(self):
-        board = Scoreboard("search", total=2, epochs=10)
-        board.resume("a", {"lr": 1.0}, "stopped", 4, 0.5, 0.6)
-        board.began("a", {"lr": 1.0})
-        board.epoch("a", 1, 0.2, 0.1)
-        assert lines(board)[-1].split() == ["a", "running", "4/10", "0.500", "0.600", "lr=1"]
-        board.epoch("a", 5, 0.2, 0.7)
-        assert lines(board)[-1].split()[2:5] == ["5/10", "0.500", "0.700"]
+    def test_a_trial_that_begins_again_keeps_what_it_has_reached(self):
+        table = LiveTable("search", total=2, epochs=10)
+        table.update("a", state="stopped", epoch=4, val_accuracy=0.5, train_accuracy=0.6, earlier=True)
+        run(table, "a", 0.2, 1, 0.1, lr=1.0)
+        assert lines(table)[-1].split() == ["a", "running", "4/10", "0.500", "0.600", "lr=1"]
+        run(table, "a", 0.2, 5, 0.7)
+        assert lines(table)[-1].split()[2:5] == ["5/10", "0.500", "0.700"]
 
 
 class TestRoom:
-    @pytest.mark.parametrize("width", [1, 10, 25, 40, 59, 60, 80, 100])
-    @pytest.mark.parametrize("height", [1, 3, 5, 12, 30])
+    @pytest.mark.parametrize("width", [40, 60, 80, 100])
+    @pytest.mark.parametrize("height", [6, 8, 12, 30])
     def test_never_wider_nor_higher_than_the_terminal(self, width, height):
-        board = many(200, running=2)
-        board.began("a name that nobody would give a trial, but somebody did", {"a": "long " * 99})
-        drawn = lines(board, width, height)
-        assert len(drawn) <= height
+        table, console = many(200, running=2), Console(file=io.StringIO(), width=width, height=height)
+        run(table, "a name that nobody would give", 0.999, a="long " * 99)
+        console.print(table._draw(console))
+        drawn = console.file.getvalue().splitlines()
+        assert len(drawn) <= height - 1  # the cursor has a line
         assert max(map(len, drawn)) <= width
+        assert "… and" in drawn[-1]
 
     def test_forty_columns_show_all_but_the_configuration(self):
-        board = many(3)
-        assert lines(board, 40)[-1] == "t000     pruned   3/12 0.000 0.500"
-        assert lines(board, 50)[-1].endswith("0.500 dropout=0")
+        assert lines(many(3), 40)[-1].startswith("t000   pruned   3/12  0.000  0.500")
 
     def test_a_configuration_is_cut_to_the_width(self):
-        board = Scoreboard("search", total=1, epochs=12)
-        board.began("a", {"first": True, "second": True, "third": True})
-        assert lines(board, 60)[-1] == "a         running   0/12      –      –  first=True second=T…"
-
-    def test_a_name_is_cut_in_front_because_ends_differ(self):
-        board = Scoreboard("search", total=1, epochs=12)
-        board.began("run_trial_3f2a1c_00017", {"lr": 0.1})
-        assert names(board, 60) == ["…l_3f2a1c_00017"]
+        table = LiveTable("search", total=1, epochs=12)
+        run(table, "a", first=True, second=True, third=True)
+        assert lines(table, 60)[-1] == "a      running   3/12    –  0.500  first=True second=True t…"
 
     def test_the_best_have_room_and_the_rest_is_counted(self):
-        board = many(20)
-        assert names(board, height=8) == ["t019", "t018", "t017", "t016"]
-        assert lines(board, height=8)[-1] == "… and 16 more: 16 pruned"
-        assert len(names(board, height=23)) == 20
-        assert "more" not in lines(board, height=23)[-1]
-
-    def test_a_terminal_made_narrower_gets_a_new_page(self):
-        board, console = many(20), Console(file=io.StringIO(), width=100, height=20)
-        board._draw(console)
-        console.width = 60
-        drawn = board._draw(console).plain.split("\n")
-        assert len(drawn) == 19
-        assert max(map(len, drawn)) <= 60
-        board._draw(console)
-        assert console.file.getvalue() == "\n" * 20 + "\x1b[H"
+        table = many(20)
+        assert names(table, 4) == ["t019", "t018", "t017", "t016"]
+        assert lines(table, rows=4)[-1] == "… and 16 more: 16 pruned"
+        assert len(names(table, 20)) == 20
+        assert "more" not in lines(table, rows=20)[-1]
 
     def test_those_that_run_have_room_behind_the_best(self):
-        assert names(many(20, running=2), height=8) == ["t019", "t018", "t001", "t000"]
-        assert names(many(20, running=9), height=8) == ["t019", "t018", "t008", "t007"]
+        assert names(many(20, running=2), 4) == ["t019", "t018", "t001", "t000"]
+        assert names(many(20, running=9), 4) == ["t019", "t018", "t008", "t007"]
+
+    def test_a_terminal_made_narrower_gets_a_new_page(self):
+        table, console = many(20), Console(file=io.StringIO(), width=100, height=20)
+        table._draw(console)
+        console.width = 60
+        table._draw(console)
+        table._draw(console)
+        assert console.file.getvalue() == "\n" * 20 + "\x1b[H"
 
 
 class TestLog:
     def test_a_line_every_few_seconds_and_the_table_once(self, now, capsys):
-        with Scoreboard("search", total=30, epochs=2) as board:
-            for i in range(12):
-                board.began(f"t{i:02d}", {"lr": i})
-                now[0] += 1.0
-                board.epoch(f"t{i:02d}", 1, i / 100, 0.5)
-                board.ended(f"t{i:02d}", "pruned")
-            board.began("last", {})
+        table = LiveTable("search", total=30, epochs=2)
+        table.start()
+        for i in range(12):
+            table.update(f"t{i:02d}", state="running", differences={"lr": i})
+            now[0] += 1.0
+            table.update(f"t{i:02d}", epoch=1, val_accuracy=i / 100, train_accuracy=0.5)
+            table.update(f"t{i:02d}", state="pruned")
+        table.update("last", state="running")
+        table.stop()
         said = capsys.readouterr().err.splitlines()
         heads = [line for line in said if line.startswith("search: ")]
         assert heads[0] == "search: 0/30 trials, 1 running, 0:00 elapsed"
@@ -200,17 +201,17 @@ class TestLog:
         assert "\x1b" not in "".join(said)
 
     def test_stop_and_start_twice_are_once(self, capsys):
-        board = Scoreboard("search", total=1, epochs=2)
-        board.stop()
+        table = LiveTable("search", total=1, epochs=2)
+        table.stop()
         assert capsys.readouterr().err == ""
-        board.start()
-        board.start()
-        board.stop()
-        board.stop()
+        table.start()
+        table.start()
+        table.stop()
+        table.stop()
         assert capsys.readouterr().err.count("search: 0/1 trials") == 1
 
 
-def test_a_sweep_goes_on_without_its_table(monkeypatch, capsys):
+def test_a_sweep_goes_on_without_its_table(monkeypatch):
     class Closed:
         def isatty(self):
             return False
@@ -218,44 +219,47 @@ def test_a_sweep_goes_on_without_its_table(monkeypatch, capsys):
         def write(self, _):
             raise OSError("no terminal")
 
+    table = LiveTable("search", total=1, epochs=2)
     with monkeypatch.context() as closed:
         closed.setattr(sys, "stderr", Closed())
-        with Scoreboard("search", total=1, epochs=2) as board:
-            board.began("a", None)
-            board.epoch("a", "one", "low", None)
-            board.ended("a", "failed", "reason")
-    assert "NoneType" in board.trouble
-    board.stop()  # as at the end of the process: it could not before
-    assert "1/1 trials, 1 failed" in capsys.readouterr().err
+        table.start()
+        table.update("a", differences=3, epoch="one")
+        table.update("a", epoch=1, val_accuracy="low")
+        table.update("a", state="failed", reason="reason")
+        table.stop()
+    assert "'int' object is not iterable" in table.trouble
+    assert lines(table)[0] == "search: 1/1 trials, 1 failed"
 
 
 SWEEP = """
 import sys, time
 from mgc.core.progress import say
-from mgc.sweep.live_table import Scoreboard
+from mgc.sweep.live_table import LiveTable
 
-def sweep(board):
+def sweep(table):
     for i in range(20):
-        board.began(f"t{i:02d}", {"model.dropout": i / 100})
-        board.epoch(f"t{i:02d}", 3, i / 100, 0.5)
+        table.update(f"t{i:02d}", state="running", differences={"model.dropout": i / 100})
+        table.update(f"t{i:02d}", epoch=3, val_accuracy=i / 100, train_accuracy=0.5)
         if i < 18:
-            board.ended(f"t{i:02d}", "pruned")
+            table.update(f"t{i:02d}", state="pruned")
         if i % 5 == 0:
             time.sleep(0.6)
             say(f"said at {i}")
             print(f"printed at {i}")
 
-board = Scoreboard("search", total=24, epochs=12)
+table = LiveTable("search", total=24, epochs=12)
+table.start()
 if sys.argv[1] == "exit":
-    board.start()
-    sweep(board)
+    sweep(table)
     sys.exit(3)
-with board:
-    sweep(board)
+try:
+    sweep(table)
     if sys.argv[1] == "raise":
         raise ValueError("on purpose")
     while sys.argv[1] == "wait":
         time.sleep(0.1)
+finally:
+    table.stop()
 """
 
 
@@ -315,7 +319,7 @@ def test_a_terminal_is_left_with_its_cursor_and_the_last_table(how, rc, tmp_path
     assert len(heads) == 1  # drawn again and again, it is there once
     table = shown[heads[0] :]
     assert table[0] == "search: 18/24 trials, 18 pruned, 2 stopped"
-    assert table[3] == "t19       stopped   3/12  0.190  0.500  dropout=0.19"
+    assert table[3] == "t19    stopped   3/12  0.190  0.500  dropout=0.19"
     assert table[13] == "… and 10 more: 10 pruned"
     above = [line for line in shown[: heads[0]] if line]
     assert above == [f"{verb} at {i}" for i in range(0, 20, 5) for verb in ("said", "printed")]

@@ -6,7 +6,7 @@ import optuna
 import pytest
 
 from mgc.config import TrainConfig
-from mgc.sweep.samplers import Drawing
+from mgc.sweep.samplers import Sampler
 from mgc.sweep.space import Space
 
 SPACE = Space.of(
@@ -27,10 +27,10 @@ def quiet():
 
 def drawn(search, seed, count=20):
     """What trials get, one after the other, and each is the better the lower its rate."""
-    drawing, found = Drawing(SPACE, search, seed), []
+    sampler, found = Sampler(SPACE, search, seed), []
     for number in range(1, count + 1):
-        found.append(drawing.draw(number))
-        drawing.learn(number, None if number == 3 else 1 - 100 * found[-1]["optim.lr"])
+        found.append(sampler.ask(number))
+        sampler.tell(number, None if number == 3 else 1 - 100 * found[-1]["optim.lr"])
     return found
 
 
@@ -49,17 +49,17 @@ def test_the_same_seed_draws_the_same_and_another_another(search):
 @pytest.mark.parametrize("search", ["random", "tpe"])
 def test_any_seed_that_a_configuration_has_can_be_drawn_with(search, seed):
     assert TrainConfig(seed=seed).seed == seed
-    assert Drawing(SPACE, search, seed).draw(1).keys() >= {"model.norm", "optim.lr"}
+    assert Sampler(SPACE, search, seed).ask(1).keys() >= {"model.norm", "optim.lr"}
 
 
 @pytest.mark.parametrize("search", ["random", "tpe"])
 @pytest.mark.parametrize("after", [1, 3, 12])
-def test_a_search_that_is_gone_on_with_draws_what_an_undisturbed_one_draws(search, after):
+def test_a_resumed_search_draws_what_an_undisturbed_one_draws(search, after):
     whole = drawn(search, 5)
-    drawing = Drawing(SPACE, search, 5)
+    sampler = Sampler(SPACE, search, 5)
     for number, differences in enumerate(whole, 1):
-        assert (drawing.again(number, differences) if number <= after else drawing.draw(number)) == differences
-        drawing.learn(number, None if number == 3 else 1 - 100 * differences["optim.lr"])
+        assert (sampler.replay(number, differences) if number <= after else sampler.ask(number)) == differences
+        sampler.tell(number, None if number == 3 else 1 - 100 * differences["optim.lr"])
 
 
 def test_a_search_learns_where_it_is_good():
@@ -69,8 +69,8 @@ def test_a_search_learns_where_it_is_good():
 
 def test_a_grid_is_all_combinations_once_in_order():
     space = Space.of({"model.norm": [False, True], "model.dropout": [0.0, 0.2, 0.4]}, TrainConfig())
-    drawing = Drawing(space, "grid", 0)
-    found = [drawing.draw(number) for number in range(1, 7)]
+    sampler = Sampler(space, "grid", 0)
+    found = [sampler.ask(number) for number in range(1, 7)]
     assert [(each["model.norm"], each["model.dropout"]) for each in found] == [
         (norm, dropout) for norm in (False, True) for dropout in (0.0, 0.2, 0.4)
     ]

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import mlflow
 import pytest
-from helpers.untuned import BASE, made
+from helpers.sweeps import SMALL, begun
 
 from mgc.config import SweepConfig
 from mgc.core.atomic_files import write_text
@@ -14,9 +14,8 @@ from mgc.dataset.protocols import learning_set
 from mgc.features.feature_set import FeatureSet
 from mgc.model import checkpoint
 from mgc.model.cnn import GenreCNN
-from mgc.sweep import sweep_folder as sweep
-from mgc.sweep import tune
-from mgc.sweep.sweep_folder import OUTCOME, RUN_ID, SEARCHED, STATUS, SWEEP, TASK, Sweep, Task, trial_name
+from mgc.sweep import sweep_folder, tune
+from mgc.sweep.sweep_folder import OUTCOME, RUN_ID, SEARCHED, STATUS, SWEEP, TASK, SweepFolder, Task, trial_name
 from mgc.tracking import runs as tracking
 from mgc.tracking.runs import Run
 from mgc.training.fit_state import STATE
@@ -26,7 +25,7 @@ DIFFERENCES = {"model.dropout": 0.25, "model.channels": [4, 8], "optim.lr": 1 / 
 
 @pytest.fixture
 def a_sweep(features, tmp_path):
-    return made(features, tmp_path / "sweeps" / "a sweep", space={"optim.lr": {"uniform": [0.1, 0.2]}})
+    return begun(features, tmp_path / "sweeps" / "a sweep", space={"optim.lr": {"uniform": [0.1, 0.2]}})
 
 
 @pytest.fixture
@@ -35,7 +34,7 @@ def trial(a_sweep):
 
 
 def task_of(a_sweep, name="trial 1", differences=DIFFERENCES, seed=0):
-    return Task(name, [(1, differences)], seed, a_sweep.parent_run_id)
+    return Task(name, differences, seed, a_sweep.parent_run_id)
 
 
 def begin(a_sweep, task, leak=""):
@@ -48,10 +47,10 @@ def begin(a_sweep, task, leak=""):
 def keep(trial, features):
     """What a finished fit leaves."""
     trial.folder.mkdir(exist_ok=True)
-    data = learning_set(features, BASE)
+    data = learning_set(features, SMALL)
     figures = {"epochs": 3, "best_epoch": 2, "train_accuracy": 0.5, "val_accuracy": 0.25, "val_loss": 1.0}
-    card = checkpoint.Card(BASE, data.genres, data.spec, data.fingerprint, figures)
-    model = GenreCNN(BASE.model, len(data.genres), data.spec.shape)
+    card = checkpoint.Card(SMALL, data.genres, data.spec, data.fingerprint, figures)
+    model = GenreCNN(SMALL.model, len(data.genres), data.spec.shape)
     checkpoint.write(trial.folder, model.state_dict(), card)
     return figures
 
@@ -67,7 +66,7 @@ def raw(run):
     "settings",
     [
         SweepConfig(),
-        SweepConfig(trials=7, search="pbt", asha=False, concurrent=3, workers_per_trial=2, time_budget=0.5),
+        SweepConfig(trials=7, search="random", asha=False, concurrent=3, workers_per_trial=2, time_budget=0.5),
         SweepConfig(gpus_per_trial=0.25, top=0, seeds=0, without=()),
         SweepConfig(without=("augment.mixup_alpha", "model.norm", "optim.weight_decay")),
     ],
@@ -75,10 +74,10 @@ def raw(run):
 def test_a_sweep_is_read_as_it_was_written(a_sweep, settings):
     written = replace(a_sweep, folder=a_sweep.folder.with_name("other"), config=settings)
     written.write()
-    read = Sweep.read(written.folder)
+    read = SweepFolder.read(written.folder)
     assert read == written
     assert type(read.config.without) is tuple
-    assert read.train_config({}) == BASE
+    assert read.train_config({}) == SMALL
     assert read.parent == Run(a_sweep.uri, a_sweep.parent_run_id)
 
 
@@ -89,14 +88,14 @@ def test_a_sweep_is_written_once(a_sweep):
 
 def test_an_unknown_sweep_is_answered_with_those_there_are(a_sweep):
     with pytest.raises(InputError) as caught:
-        Sweep.read(a_sweep.folder.with_name("nothing"))
-    assert str(caught.value) == "--resume nothing: no such sweep; there are: a sweep"
+        SweepFolder.read(a_sweep.folder.with_name("nothing"))
+    assert str(caught.value) == "`resume=nothing`: no such sweep; there are: a sweep"
     replace(a_sweep, folder=a_sweep.folder.with_name("Zwei")).write()
     (a_sweep.folder.parent / "no sweep").mkdir()
     with pytest.raises(InputError, match=r"there are: Zwei, a sweep$"):
-        Sweep.read(a_sweep.folder.with_name("no sweep"))
+        SweepFolder.read(a_sweep.folder.with_name("no sweep"))
     with pytest.raises(InputError, match=r"no such sweep; there are: none$"):
-        Sweep.read(a_sweep.folder / "x")
+        SweepFolder.read(a_sweep.folder / "x")
 
 
 def test_a_damaged_sweep_is_one_line_that_names_the_file(a_sweep):
@@ -111,18 +110,18 @@ def test_a_damaged_sweep_is_one_line_that_names_the_file(a_sweep):
     for text in damaged:
         file.write_bytes(text.encode(errors="surrogateescape"))
         with pytest.raises(InputError) as caught:
-            Sweep.read(a_sweep.folder)
+            SweepFolder.read(a_sweep.folder)
         assert str(caught.value).startswith(f"{file}: damaged ("), text
         assert len(str(caught.value).splitlines()) == 1
     file.write_text(whole)
-    assert Sweep.read(a_sweep.folder) == a_sweep
+    assert SweepFolder.read(a_sweep.folder) == a_sweep
 
 
 def test_a_models_configuration_is_the_base_with_its_differences(a_sweep):
     config = a_sweep.train_config(DIFFERENCES, seed=9)
     assert (config.model.dropout, config.model.channels, config.optim.lr) == (0.25, (4, 8), 1 / 3)
-    assert (config.seed, config.epochs, config.model.head) == (9, BASE.epochs, BASE.model.head)
-    assert a_sweep.train_config({}).seed == BASE.seed
+    assert (config.seed, config.epochs, config.model.head) == (9, SMALL.epochs, SMALL.model.head)
+    assert a_sweep.train_config({}).seed == SMALL.seed
     with pytest.raises(InputError, match="does not exist"):
         a_sweep.train_config({"model.drop": 1})
 
@@ -152,7 +151,7 @@ def test_a_trial_begun_twice_is_one_run(a_sweep, trial, features):
     assert tags[tracking.FINGERPRINT_TAG] == features.manifest.fingerprint
     assert not {"mgc.error", tracking.OUTCOME_TAG, tracking.LEAKY_TAG} & tags.keys()
     assert len(kept.inputs.dataset_inputs) == 1
-    assert trial.task.course[0][1] == DIFFERENCES
+    assert trial.task.differences == DIFFERENCES
     assert trial.outcome is None
 
 
@@ -163,7 +162,7 @@ def test_a_trial_killed_while_it_begins_finds_its_run_again(a_sweep, trial, mome
 
     trial.assign(task_of(a_sweep))
     with monkeypatch.context() as patch:
-        patch.setattr(*((Run, "features") if moment == "features" else (sweep, "write_text")), die)
+        patch.setattr(*((Run, "features") if moment == "features" else (sweep_folder, "write_text")), die)
         with pytest.raises(SystemExit):
             trial.begin("")
     assert trial.run is None
@@ -176,15 +175,15 @@ def test_a_trial_killed_while_it_begins_finds_its_run_again(a_sweep, trial, mome
 
 
 def test_a_run_is_not_found_by_another_draw_seed_or_sweep(a_sweep, features, tmp_path, monkeypatch):
-    other_sweep = made(features, tmp_path / "sweeps" / "other")
+    other_sweep = begun(features, tmp_path / "sweeps" / "other")
     tasks = [
         (a_sweep, task_of(a_sweep)),
         (a_sweep, task_of(a_sweep, seed=1)),
         (a_sweep, task_of(a_sweep, differences={"model.dropout": 0.5})),
         (other_sweep, task_of(other_sweep)),
     ]
-    written = sweep.write_text
-    monkeypatch.setattr(sweep, "write_text", lambda text, file: file.name != RUN_ID and written(text, file))
+    written = sweep_folder.write_text
+    monkeypatch.setattr(sweep_folder, "write_text", lambda text, file: file.name != RUN_ID and written(text, file))
     runs = [begin(mine, task) for mine, task in tasks]
     assert len({run.id for run in runs}) == 4
     assert [begin(mine, task) for mine, task in tasks] == runs
@@ -259,21 +258,43 @@ def test_the_trials_of_a_search_are_those_that_have_a_task_in_their_order(a_swee
 
 
 def test_a_task_is_read_as_it_was_given(a_sweep, trial):
-    task = Task("trial 1", [(1, DIFFERENCES), (3, {"optim.lr": 0.1})], 7, "a run", until=4, own_from=3)
-    trial.assign(replace(task, until=None))
+    task = Task("trial 1", DIFFERENCES, 7, "a run")
+    trial.assign(replace(task, seed=8))
     trial.assign(task)
-    read = trial.task
-    assert replace(read, course=[tuple(leg) for leg in read.course]) == task
-    assert (trial.folder / TASK).exists()
+    assert trial.task == task
     assert trial.run is None
     assert trial.outcome is None
+
+
+def test_a_task_of_a_version_with_population_based_training_is_read(trial):
+    trial.folder.mkdir()
+    facts = {
+        "name": "trial 1",
+        "course": [[1, DIFFERENCES]],
+        "seed": 7,
+        "parent": "a run",
+        "until": None,
+        "own_from": 1,
+    }
+    (trial.folder / TASK).write_text(json.dumps(facts))
+    assert trial.task == Task("trial 1", DIFFERENCES, 7, "a run")
+
+
+def test_a_sweep_of_population_based_training_is_refused_in_one_line(a_sweep):
+    file = a_sweep.folder / SWEEP
+    file.write_text(file.read_text().replace('"search": "tpe"', '"search": "pbt"'))
+    with pytest.raises(InputError) as caught:
+        SweepFolder.read(a_sweep.folder)
+    said = str(caught.value)
+    assert said.startswith("`resume=a sweep`: population based training is no longer part of mgc; start a new sweep")
+    assert f"mgc report {a_sweep.parent_run_id}" in said
 
 
 def test_a_search_that_is_over_finishes_the_runs_that_their_processes_could_not(a_sweep, features):
     begin(a_sweep, task_of(a_sweep))
     keep(a_sweep.trial("trial 1"), features)
     write_text(json.dumps(["trial 1"]), a_sweep.folder / SEARCHED)
-    (mine,) = tune._Sweeping(a_sweep, features)._search()
+    (mine,) = tune._search(a_sweep, None)
     assert mine.run.record().status == "FINISHED"
     assert mine.run.record().tags[tracking.OUTCOME_TAG] == "kept"
 
@@ -281,7 +302,7 @@ def test_a_search_that_is_over_finishes_the_runs_that_their_processes_could_not(
 def test_the_run_of_a_trial_is_what_its_folder_says(a_sweep, trial):
     run = begin(a_sweep, task_of(a_sweep))
     assert (trial.folder / RUN_ID).read_text() == run.id
-    assert Sweep.read(a_sweep.folder).trial("trial 1").run == run
+    assert SweepFolder.read(a_sweep.folder).trial("trial 1").run == run
 
 
 def test_features_of_the_sweep_can_be_opened(a_sweep, features):

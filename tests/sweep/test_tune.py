@@ -29,7 +29,6 @@ from mgc.training.loop import is_kept
 
 pytestmark = pytest.mark.timeout(600)  # a sweep on a machine that does other things too
 BASE = TrainConfig(model=ModelConfig(channels=(4, 8)), optim=OptimConfig(batch_size=8), epochs=4)
-JUST_SEARCH = SweepConfig(top=0)
 SPACE = """
 model.norm: [true]
 model.dropout: {uniform: [0.05, 0.3]}
@@ -48,13 +47,13 @@ def space(tmp_path_factory):
 @pytest.fixture(scope="module")
 def swept(features, ray_session, space):
     """Four trials at once on two cores, which share one SQLite store."""
-    settings = SweepConfig(trials=6, concurrent=4, top=2, seeds=2)
+    settings = SweepConfig(trials=5, concurrent=4, top=1, seeds=2, without=("model.norm",))
     return tune.tune(features.folder.path, BASE, settings, space=space, name="first")
 
 
 @pytest.fixture(scope="module")
 def parent(swept):
-    return tracking.Run.find(store.existing_store(Path.cwd()), swept["parent_run_id"])
+    return tracking.Run.find(store.existing_store(Path.cwd()), swept.parent_run_id)
 
 
 def children_of(parent, step="trial"):
@@ -64,7 +63,7 @@ def children_of(parent, step="trial"):
     return client.search_runs([experiment], wanted)
 
 
-def steps_of(uri, run_id, name="val_accuracy"):
+def steps_of(uri, run_id, name="epoch/val_accuracy"):
     return [metric.step for metric in mlflow.MlflowClient(uri).get_metric_history(run_id, name)]
 
 
@@ -73,29 +72,44 @@ def models_of(run):
 
 
 def test_a_sweep_answers_with_the_contracts_keys(swept):
-    assert {"parent_run_id", "trials", "failed", "best_run_id", "best_config", "val_accuracy"} <= set(swept)
-    assert (swept["trials"], swept["failed"], swept["stopped"]) == (6, 0, 0)
-    assert 0 < swept["val_accuracy"] <= 1  # how good the best is, is luck: which trials are pruned depends on timing
-    json.dumps(swept)
+    tree = json.loads(json.dumps(swept.to_dict()))
+    counts = {"trials", "pruned", "failed", "stopped"}
+    runs = {"parent_run_id", "name", "best_run_id", "val_accuracy", "winner_run_id"}
+    confirmed = {"again", "without", "bought", "said"}
+    assert tree.keys() == counts | runs | confirmed | {"best_config", "config_file", "report"}
+    assert (swept.trials, swept.failed, swept.stopped) == (5, 0, 0)
+    assert 0 < swept.val_accuracy <= 1  # how good the best is, is luck: which trials are pruned depends on timing
+    assert swept.run_id == swept.winner_run_id
+    assert [each["field"] for each in tree["bought"]] == ["model.norm"]
+    assert tree["said"][0] in str(swept)
+    assert f"winner: run {swept.winner_run_id}; its configuration: {swept.config_file}" in str(swept)
+
+
+def test_a_sweep_logs_its_best_trial_and_its_winner(swept, parent):
+    metrics = parent.record().metrics
+    assert metrics["val_accuracy"] == swept.val_accuracy
+    assert metrics["winner_val_accuracy"] == swept.retrained[0].val_accuracy
+    assert metrics["winner_shrinkage"] == swept.retrained[0].shrinkage
+    assert (metrics["trials"], metrics["pruned"]) == (5, swept.pruned)
 
 
 def test_its_page_shows_a_finished_sweep(swept):
-    page = Path(urllib.request.url2pathname(swept["report"].removeprefix("file://"))).read_text()
-    assert "trained again" in page
+    page = Path(urllib.request.url2pathname(swept.report.removeprefix("file://"))).read_text()
+    assert "retrained with fresh seeds" in page
     assert "not finished" not in page
 
 
 def test_each_trial_is_one_closed_child_run_whose_parameters_are_what_was_drawn(swept, parent):
     children = children_of(parent)
-    assert sorted(child.info.run_name for child in children) == sorted(f"trial {n}" for n in range(1, 7))
+    assert sorted(child.info.run_name for child in children) == sorted(f"trial {n}" for n in range(1, 6))
     assert not any("mgc.error" in child.data.tags for child in children)
     assert all(child.inputs.dataset_inputs for child in children)
     assert {child.info.status for child in children} == {"FINISHED"}
     drawn = {"model.norm", "model.dropout", "model.head", "optim.lr", "seed"}
     assert all(child.data.params.keys() == drawn for child in children)
-    assert len({child.data.params["optim.lr"] for child in children}) == 6
+    assert len({child.data.params["optim.lr"] for child in children}) == 5
     pruned = [child for child in children if child.data.tags[OUTCOME_TAG] == "pruned"]
-    assert len(pruned) == swept["pruned"]
+    assert len(pruned) == swept.pruned
     for child in children:
         steps = steps_of(parent.uri, child.info.run_id)
         assert steps == list(range(1, len(steps) + 1))
@@ -110,85 +124,69 @@ def test_each_trial_is_one_closed_child_run_whose_parameters_are_what_was_drawn(
 
 def test_four_trials_at_once_lose_and_double_no_metric(swept, parent):
     for child in children_of(parent):
-        for name in ("train_loss", "val_loss", "train_accuracy", "lr", "seconds"):
+        for name in ("epoch/train_loss", "epoch/val_loss", "epoch/train_accuracy", "epoch/lr", "epoch/seconds"):
             steps = steps_of(parent.uri, child.info.run_id, name)
             assert Counter(steps) == Counter(steps_of(parent.uri, child.info.run_id)), name
 
 
-def test_the_best_are_trained_again_with_seeds_the_search_has_not_seen(swept, parent):
+def test_the_best_is_retrained_and_ablated_with_the_same_fresh_seeds(swept, parent):
     client = mlflow.MlflowClient(parent.uri)
-    groups = [run for run in children_of(parent, "seeds") if run.data.tags[STAGE_TAG] == "again"]
-    assert len(groups) == len(swept["again"]) == 2
-    searched = {run.info.run_id: run for run in children_of(parent)}
-    firsts = []
-    for group in groups:
-        first = searched[group.data.tags[tracking.OF_TAG]]
-        firsts.append(first.data.metrics["best_val_accuracy"])
-        models = children_of(tracking.Run(parent.uri, group.info.run_id))
-        assert {model.data.params["seed"] for model in models} == {"1", "2"}
-        assert first.data.params["seed"] == "0"
-        same = {name: value for name, value in first.data.params.items() if name != "seed"}
-        assert all(same.items() <= model.data.params.items() for model in models)
-        figures = [model.data.metrics["best_val_accuracy"] for model in models]
-        assert group.data.metrics["val_accuracy"] == pytest.approx(sum(figures) / 2)
-        assert group.data.metrics["shrinkage"] == pytest.approx(firsts[-1] - sum(figures) / 2)
-        assert group.info.status == "FINISHED"
-    kept = [run.data.metrics["best_val_accuracy"] for run in searched.values() if run.data.tags[OUTCOME_TAG] == "kept"]
-    assert sorted(firsts) == sorted(kept)[-2:]
-    winner = client.get_run(swept["winner_run_id"])
-    assert winner.data.metrics["val_accuracy"] == max(group.data.metrics["val_accuracy"] for group in groups)
-    assert client.get_run(parent.id).data.tags[tracking.WINNER_TAG] == winner.info.run_id
+    groups = {run.data.tags[STAGE_TAG]: run for run in children_of(parent, "seeds")}
+    assert groups.keys() == {"again", "without"}
+    again, without = groups["again"], groups["without"]
+    best = client.get_run(swept.best_run_id)
+    kept = [run for run in children_of(parent) if run.data.tags[OUTCOME_TAG] == "kept"]
+    assert best.data.metrics["val_accuracy"] == max(run.data.metrics["val_accuracy"] for run in kept)
+    assert again.info.run_id == swept.winner_run_id == client.get_run(parent.id).data.tags[tracking.WINNER_TAG]
+    assert again.data.tags[tracking.OF_TAG] == best.info.run_id
+    assert without.data.tags[tracking.OF_TAG] == again.info.run_id
+    retrained = {run.data.params["seed"]: run.data for run in children_of(tracking.Run(parent.uri, again.info.run_id))}
+    ablated = {run.data.params["seed"]: run.data for run in children_of(tracking.Run(parent.uri, without.info.run_id))}
+    assert retrained.keys() == ablated.keys() == {"1", "2"}
+    assert best.data.params["seed"] == "0"
+    for seed in ("1", "2"):
+        assert retrained[seed].params == best.data.params | {"seed": seed}
+        assert ablated[seed].params == best.data.params | {"seed": seed, "model.norm": "False"}
+    figures = [model.metrics["val_accuracy"] for model in retrained.values()]
+    assert again.data.metrics["val_accuracy"] == pytest.approx(sum(figures) / 2)
+    assert again.data.metrics["shrinkage"] == pytest.approx(best.data.metrics["val_accuracy"] - sum(figures) / 2)
+    assert {run.info.status for run in groups.values()} == {"FINISHED"}
 
 
-def test_the_winner_is_trained_without_one_thing_at_a_time(swept, parent):
-    groups = [run for run in children_of(parent, "seeds") if run.data.tags[STAGE_TAG] == "without"]
-    assert {run.data.tags[tracking.FIELD_TAG] for run in groups} == {"model.norm", "model.dropout"}
-    winner = [run.data.params for run in children_of(tracking.Run(parent.uri, swept["winner_run_id"]))]
-    for group in groups:
-        field = group.data.tags[tracking.FIELD_TAG]
-        assert group.data.tags[tracking.OF_TAG] == swept["winner_run_id"]
-        assert group.data.tags[tracking.VALUE_TAG] == winner[0][field]
-        models = [run.data.params for run in children_of(tracking.Run(parent.uri, group.info.run_id))]
-        assert sorted(model["seed"] for model in models) == sorted(model["seed"] for model in winner)
-        for model in models:
-            assert model == winner[0] | {"seed": model["seed"], field: group.data.tags[tracking.OFF_TAG]}
-            assert model[field] in ("False", "0.0")
-
-
-def test_every_model_trained_again_keeps_what_it_says_of_each_validation_clip(swept, parent, features):
-    for group in (*swept["again"], *swept["without"]):
-        models = children_of(tracking.Run(parent.uri, group["run_id"]))
+def test_every_retrained_model_keeps_its_prediction_of_each_validation_clip(swept, parent, features):
+    for group in (*swept.retrained, *swept.ablated):
+        models = children_of(tracking.Run(parent.uri, group.run_id))
         said = [Predictions.kept(tracking.Run(parent.uri, model.info.run_id), "validation") for model in models]
         assert [len(each.labels_N) for each in said] == [12, 12]
         right = [each.right.mean() for each in said]
-        assert right == pytest.approx([model.data.metrics["best_val_accuracy"] for model in models])
+        assert right == pytest.approx([model.data.metrics["val_accuracy"] for model in models])
 
 
 def test_best_trial_and_winner_can_be_evaluated(swept, features):
-    assert evaluate(swept["best_run_id"], features.folder.path, split="validation")["accuracy"] == swept["val_accuracy"]
-    whole = evaluate(swept["winner_run_id"], features.folder.path, split="validation")
-    again = {group["run_id"]: group for group in swept["again"]}[swept["winner_run_id"]]
-    assert whole["accuracy_mean"] == pytest.approx(again["val_accuracy"])
+    best = evaluate(swept.best_run_id, features.folder.path, split="validation")
+    assert best.accuracy == swept.val_accuracy
+    whole = evaluate(swept, features.folder.path, split="validation")
+    assert whole.to_dict()["accuracy_mean"] == pytest.approx(swept.retrained[0].val_accuracy)
 
 
 def test_the_winners_configuration_is_a_file_that_config_reads(swept, parent):
-    config = read_config(Path(swept["config_file"]), TrainConfig())
-    assert config.to_dict() == swept["best_config"]
+    config = read_config(Path(swept.config_file), TrainConfig())
+    assert config == swept.best_config
     assert config.model.channels == BASE.model.channels
-    (model, _) = children_of(tracking.Run(parent.uri, swept["winner_run_id"]))
+    (model, _) = children_of(tracking.Run(parent.uri, swept.winner_run_id))
     assert str(config.optim.lr) == model.data.params["optim.lr"]
 
 
 def test_a_sweeps_name_is_taken_once_and_an_unknown_one_is_not_resumed(swept, features):
-    with pytest.raises(InputError, match="--resume first"):
+    with pytest.raises(InputError, match="`resume=first`"):
         tune.tune(features.folder.path, BASE, name="first")
-    with pytest.raises(InputError, match=r"--resume nothing: no such sweep; there are: first"):
+    with pytest.raises(InputError, match=r"`resume=nothing`: no such sweep; there are: first"):
         tune.tune(features.folder.path, BASE, resume="nothing")
 
 
 def test_a_finished_sweep_resumed_says_the_same_and_runs_nothing(swept, parent, features, monkeypatch):
     before = {child.info.run_id: child.info.end_time for child in children_of(parent)}
-    monkeypatch.setattr(tune, "Tuner", None)  # Ray is not needed
+    monkeypatch.setattr(tune, "TuneSession", None)  # Ray is not needed
     assert tune.tune(features.folder.path, BASE, resume="first") == swept
     assert {child.info.run_id: child.info.end_time for child in children_of(parent)} == before
 
@@ -216,15 +214,15 @@ def test_trials_that_raise_or_are_killed_are_recorded_and_the_sweep_goes_on(feat
     # five poolings of 33 frames: no network, so two trials raise; a third is killed
     space = tmp_path / "space.yaml"
     space.write_text("model.channels: [[4, 8], [2, 2, 2, 2, 2, 2]]\nmodel.norm: [false, true]")
-    base, settings = replace(BASE, epochs=40), replace(JUST_SEARCH, concurrent=2, search="grid", asha=False)
+    base, settings = replace(BASE, epochs=40), SweepConfig(top=0, concurrent=2, search="grid", asha=False)
     killer = threading.Thread(target=kill_a_trial, args=[Path.cwd() / "mlflow_runs" / "sweeps" / "failing"])
     killer.start()
     result = tune.tune(features.folder.path, base, settings, space=space, name="failing")
     killer.join()
-    assert (result["trials"], result["failed"]) == (4, 3)
-    assert result["best_config"]["model"]["channels"] == [4, 8]
-    assert result["winner_run_id"] == result["best_run_id"]
-    parent = tracking.Run.find(store.existing_store(Path.cwd()), result["parent_run_id"])
+    assert (result.trials, result.failed) == (4, 3)
+    assert result.best_config.model.channels == (4, 8)
+    assert result.run_id == result.winner_run_id == result.best_run_id
+    parent = tracking.Run.find(store.existing_store(Path.cwd()), result.parent_run_id)
     failed = [run for run in children_of(parent) if run.data.tags[OUTCOME_TAG] == "failed"]
     assert {run.info.status for run in failed} == {"FAILED"}
     reasons = sorted(run.data.tags[REASON_TAG] for run in failed)
@@ -236,11 +234,10 @@ def test_a_space_or_settings_that_cannot_be_are_refused_before_anything_starts(f
     space = tmp_path / "space.yaml"
     space.write_text("model.dropout: {uniform: [0, 1.5]}")
     for settings, file, message in [
-        (SweepConfig(), space, r"space.yaml: model.dropout=1.5 must be in \[0, 1\)"),
-        (SweepConfig(search="grid"), None, r"--search grid: «model\.dropout»"),
-        (SweepConfig(without=("model.drop",)), None, r"--without model.drop: config field «model.drop» does not exist"),
-        (SweepConfig(search="pbt"), tune.DEFAULT, r"--search pbt: «model.norm» makes another network"),
-        (SweepConfig(search="pbt", workers_per_trial=2), None, r"--workers-per-trial 2: not with --search pbt"),
+        (SweepConfig(), space, r"space.yaml`: `model.dropout=1.5`: must be in \[0, 1\)"),
+        (SweepConfig(search="grid"), None, r"`search=grid`: «model\.dropout»"),
+        (SweepConfig(without=("model.drop",)), None, r"`without=model.drop`: config field «model.drop» does not exist"),
+        (SweepConfig(search="pbt"), None, r"`search=pbt`: must be one of tpe, random, grid"),
     ]:
         with pytest.raises(InputError, match=message):
             tune.tune(features.folder.path, BASE, settings, space=file, name="impossible")
@@ -248,23 +245,12 @@ def test_a_space_or_settings_that_cannot_be_are_refused_before_anything_starts(f
 
 
 @pytest.mark.slow
-def test_a_population_trains_in_generations(features, ray_session):
-    settings = SweepConfig(trials=2, search="pbt", top=0)
-    result = tune.tune(features.folder.path, replace(BASE, epochs=2), settings, name="population")
-    assert (result["trials"], result["pruned"], result["failed"]) == (2, 0, 0)
-    parent = tracking.Run.find(store.existing_store(Path.cwd()), result["parent_run_id"])
-    for run in children_of(parent):
-        assert steps_of(parent.uri, run.info.run_id) == [1, 2]
-        assert run.data.tags[OUTCOME_TAG] == "kept"
-
-
-@pytest.mark.slow
 def test_a_trial_may_have_two_workers(features, ray_session, space):
     settings = SweepConfig(trials=1, workers_per_trial=2, top=0)
     result = tune.tune(features.folder.path, replace(BASE, epochs=2), settings, space=space, name="two workers")
-    assert (result["trials"], result["failed"]) == (1, 0)
+    assert (result.trials, result.failed) == (1, 0)
     uri = store.existing_store(Path.cwd())
-    assert steps_of(uri, result["best_run_id"]) == [1, 2]
+    assert steps_of(uri, result.best_run_id) == [1, 2]
 
 
 @pytest.fixture
@@ -296,21 +282,21 @@ def test_a_tracking_server_keeps_a_sweep_that_its_time_budget_ends(
 ):
     trials = Path.cwd() / "mlflow_runs" / "sweeps" / "remote" / "trials"
     enough = property(lambda budget: sum(map(is_kept, trials.glob("*"))) >= 2)  # however slow the machine is
-    monkeypatch.setattr("mgc.sweep.ray_tune._Budget.passed", enough)
+    monkeypatch.setattr("mgc.sweep.callbacks.TimeBudget.passed", enough)
     settings = SweepConfig(trials=100, concurrent=2, time_budget=1, top=0, search="random")
     result = tune.tune(features.folder.path, replace(BASE, epochs=2), settings, space=space, name="remote")
-    assert 1 < result["trials"] < 100
-    assert result["stopped"] <= 2
-    parent = tracking.Run.find(tracking_server, result["parent_run_id"])
+    assert 1 < result.trials < 100
+    assert result.stopped <= 2
+    parent = tracking.Run.find(tracking_server, result.parent_run_id)
     assert mlflow.MlflowClient(tracking_server).get_run(parent.id).info.status == "FINISHED"
     children = children_of(parent)
-    assert len(children) <= result["trials"]  # one that was stopped at its very start has no run yet
+    assert len(children) <= result.trials  # one that was stopped at its very start has no run yet
     assert {run.data.tags[OUTCOME_TAG] for run in children} <= {"kept", "pruned", "stopped"}
     for run in children:
         steps = steps_of(tracking_server, run.info.run_id)
         assert steps == list(range(1, len(steps) + 1))
-    best = tracking.Run(tracking_server, result["best_run_id"])
-    assert Predictions.kept(best, "validation").right.mean() == result["val_accuracy"]
+    best = tracking.Run(tracking_server, result.best_run_id)
+    assert Predictions.kept(best, "validation").right.mean() == result.val_accuracy
 
 
 DRIVER = """
@@ -319,7 +305,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from helpers.twin_sweep import tune_twin
 from mgc.core.ray_session import disconnect
-print(tune_twin(*sys.argv[2:])["parent_run_id"])
+print(tune_twin(*sys.argv[2:]).parent_run_id)
 disconnect()
 """
 
@@ -336,7 +322,7 @@ def test_a_sweep_killed_again_and_again_ends_as_its_undisturbed_twin(features, r
         ("before its first trial", signal.SIGKILL, lambda: (folder / SWEEP).exists()),
         ("in an epoch", signal.SIGINT, lambda: list(trials.glob(f"*/{STATE}"))),
         ("one ended, two on the way", signal.SIGKILL, lambda: (trials / "trial 3" / STATE).exists()),
-        ("the best again", signal.SIGKILL, lambda: list(trials.glob(f"again*/{STATE}"))),
+        ("the best retrained", signal.SIGKILL, lambda: list(trials.glob(f"again*/{STATE}"))),
     ]:
         driver = subprocess.Popen(line, start_new_session=True, stderr=subprocess.PIPE, text=True)
         deadline = time.monotonic() + 200
@@ -358,7 +344,7 @@ def test_a_sweep_killed_again_and_again_ends_as_its_undisturbed_twin(features, r
     done = subprocess.run(line, capture_output=True, text=True, timeout=300, check=True)
     parent = tracking.Run.find(store.existing_store(working_directory), done.stdout.split()[-1])
     assert parent.record().status == "FINISHED"
-    mine, twins = runs_of(parent), runs_of(tracking.Run(parent.uri, whole["parent_run_id"]))
+    mine, twins = runs_of(parent), runs_of(tracking.Run(parent.uri, whole.parent_run_id))
     assert mine.keys() == twins.keys()
     assert len(mine) == 5
     assert {name: mine[name].info.run_id for name in begun} == begun
@@ -367,7 +353,7 @@ def test_a_sweep_killed_again_and_again_ends_as_its_undisturbed_twin(features, r
         assert "mgc.error" not in run.data.tags
         assert run.data.params == twins[name].data.params
         assert steps_of(parent.uri, run.info.run_id) == list(range(1, 13))
-        for metric in ("train_loss", "val_loss", "best_val_accuracy"):
+        for metric in ("epoch/train_loss", "epoch/val_loss", "val_accuracy"):
             assert run.data.metrics[metric] == twins[name].data.metrics[metric], (name, metric)
 
 
