@@ -1,3 +1,8 @@
+"""A file of any length is predicted as the mean of its windows."""
+
+import json
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import soundfile
@@ -7,7 +12,7 @@ from mgc.audio.logmel import LogMelSpec, log_mel, standardize
 from mgc.config import ModelConfig, TrainConfig
 from mgc.core.errors import InputError
 from mgc.evaluation.predict import predict
-from mgc.model import checkpoint
+from mgc.model import checkpoint, inference
 from mgc.model.cnn import GenreCNN
 
 SPEC = LogMelSpec(seconds=2.0)
@@ -62,8 +67,47 @@ def test_a_long_file_is_the_mean_of_its_windows_and_a_short_rest_does_not_count(
     assert whole == pytest.approx((np.array(one) + np.array(two)) / 2, abs=1e-6)
 
 
-def test_a_very_short_file_is_predicted_too(model, tmp_path):
-    assert sum(probabilities(model, write(tmp_path / "short.wav", 0.05))[0]) == pytest.approx(1)
+def test_a_very_short_file_is_predicted_as_if_silence_followed(model, tmp_path):
+    samples = np.random.default_rng(0).normal(0, 0.1, 1_100).astype(np.float32)
+    padded = np.pad(samples, (0, SPEC.n_samples - len(samples)))
+    for name, sound in (("short", samples), ("padded", padded)):
+        soundfile.write(tmp_path / f"{name}.wav", sound, 22_050, subtype="FLOAT")
+    short, whole = probabilities(model, tmp_path / "short.wav", tmp_path / "padded.wav")
+    assert short == pytest.approx(whole, abs=1e-6)
+
+
+def test_a_file_of_more_windows_than_a_batch_is_the_mean_of_them_all(model, tmp_path):
+    count = inference.BATCH_ON_CPU + 3
+    samples = np.random.default_rng(4).normal(0, 0.1, (count, SPEC.n_samples)).astype(np.float32)
+    samples[0] = np.sin(np.arange(SPEC.n_samples) / 10)  # so that each batch has a mean of its own
+    soundfile.write(tmp_path / "long.wav", samples.ravel(), 22_050, subtype="FLOAT")
+    windows = []
+    for index, window in enumerate(samples):
+        soundfile.write(tmp_path / f"{index}.wav", window, 22_050, subtype="FLOAT")
+        windows.append(tmp_path / f"{index}.wav")
+    (whole,) = probabilities(model, tmp_path / "long.wav")
+    assert whole == pytest.approx(np.mean(probabilities(model, *windows), axis=0), abs=1e-6)
+
+
+def test_the_result_of_a_training_is_a_model_too(model, tmp_path):
+    @dataclass(frozen=True)
+    class Trained:
+        run_id: str
+        checkpoint: str
+
+    clip = write(tmp_path / "x.wav", 2.0)
+    assert predict(Trained("nobody", str(model)), [clip]) == predict(model, [clip])
+
+
+def test_a_result_prints_a_line_a_file_and_gives_plain_values(model, tmp_path):
+    clips = [write(tmp_path / name, 2.0, seed=seed) for seed, name in enumerate(("x.wav", "longer.wav"))]
+    result = predict(model, clips)
+    for line, clip in zip(str(result).splitlines(), result.clips, strict=True):
+        assert line.startswith(clip.path)
+        assert line.endswith(f"  {clip.genre} ({max(clip.probabilities.values()):.0%})")
+    plain = json.loads(json.dumps(result.to_dict()))
+    assert [each["path"] for each in plain["clips"]] == [str(clip) for clip in clips]
+    assert plain["clips"][0].keys() == {"path", "genre", "probabilities"}
 
 
 @pytest.mark.parametrize(
@@ -84,5 +128,8 @@ def test_what_is_not_audio_is_named(model, tmp_path, make, said):
     assert str(clip) in str(caught.value)
 
 
-def test_an_mp3_of_real_music_is_predicted(model, fma_clip):
-    assert sum(probabilities(model, fma_clip)[0]) == pytest.approx(1)
+def test_an_mp3_of_real_music_is_predicted_as_the_same_sound_in_a_wav(model, fma_clip, tmp_path):
+    samples, rate = soundfile.read(fma_clip, dtype="float32")
+    soundfile.write(tmp_path / "same.wav", samples, rate, subtype="FLOAT")
+    mp3, wav = probabilities(model, fma_clip, tmp_path / "same.wav")
+    assert mp3 == pytest.approx(wav, abs=1e-4)

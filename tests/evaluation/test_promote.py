@@ -217,7 +217,7 @@ def test_a_champion_whose_run_is_no_more_stays(features, uri, name, programs, ho
 
 def test_a_run_that_is_not_evaluated_or_not_there_is_refused(features, uri, name, programs):
     run = trained(features)
-    with pytest.raises(InputError, match=rf"run {run.id}: not evaluated on split «test» yet; evaluate it first, on its feature set"):
+    with pytest.raises(InputError, match=rf"run {run.id}: not evaluated on split «test» yet; evaluate it first"):
         promote(run.id, name=name)
     with pytest.raises(InputError, match="run no-such-run"):
         promote("no-such-run", name=name)
