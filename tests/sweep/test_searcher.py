@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from helpers.sweeps import SMALL, begun
-from mgc.tracking.metric_names import EPOCH
 from ray.tune.schedulers import TrialScheduler
 
 from mgc.sweep.searcher import FolderSearcher, asha, ended_curves
 from mgc.sweep.space import Space
+from mgc.tracking.metric_names import EPOCH
 
 TREE = {"optim.lr": {"log_uniform": [0.001, 0.1]}}
 

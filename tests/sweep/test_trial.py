@@ -5,12 +5,12 @@ import pytest
 import torch
 from helpers.fits import one_thread  # noqa: F401 (sums are taken in one order)
 from helpers.sweeps import SMALL, begun
-from mgc.tracking.metric_names import EPOCH
 
 from mgc.dataset.protocols import learning_set
 from mgc.model import checkpoint
 from mgc.sweep import trial as trials
 from mgc.sweep.sweep_folder import Task
+from mgc.tracking.metric_names import EPOCH
 from mgc.tracking.runs import OUTCOME_TAG
 from mgc.training.fit_state import discard
 from mgc.training.placement import Place
