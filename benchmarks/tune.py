@@ -31,8 +31,7 @@ from train import write_clips
 
 from mgc.config import SweepConfig, TrainConfig
 from mgc.sweep import tune
-from mgc.training import loop as fit
-from mgc.training import train
+from mgc.training import loop, train
 
 SPACE = "optim.lr: {log_uniform: [0.0009, 0.0011]}\n"
 TARGET = 1.15
@@ -48,7 +47,7 @@ def config(epochs: int, wait: float) -> TrainConfig:
 
 def make_wait(seconds: float) -> None:
     """Have every epoch of this process take at least so long."""
-    learn = fit.train_epoch
+    learn = loop.train_epoch
 
     def slowly(*arguments: object) -> tuple[float, float, float]:
         begin = time.monotonic()
@@ -56,7 +55,7 @@ def make_wait(seconds: float) -> None:
         time.sleep(max(0.0, seconds - (time.monotonic() - begin)))
         return result
 
-    fit.train_epoch = slowly
+    loop.train_epoch = slowly
 
 
 def in_a_row(scratch: str, trainings: int, epochs: int, wait: float = 0) -> dict[str, float]:
