@@ -29,9 +29,10 @@ def serve(port: int, *, as_json: bool = False) -> NoReturn:
     InputError
         There is no store here yet, or it is itself a server, which has a UI already.
     """
+    given = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if given.startswith("http"):
+        raise InputError(f"MLFLOW_TRACKING_URI={given}: is a server with its own UI; open it in a browser")
     uri = existing_store(Folder.at(Path.cwd()))
-    if uri.startswith("http"):
-        raise InputError(f"MLFLOW_TRACKING_URI={uri}: is a server with its own UI; open it in a browser")
     say(f"MLflow UI of {uri}: http://127.0.0.1:{port}")
     if as_json:  # now, because the server takes this process's place
         print(json.dumps({"uri": uri, "url": f"http://127.0.0.1:{port}"}), flush=True)

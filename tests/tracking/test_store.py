@@ -1,5 +1,7 @@
 """The store is where it is said to be; one that does not answer is no fault of the input."""
 
+import json
+
 import pytest
 
 from mgc.core.errors import InputError, RunError
@@ -59,15 +61,21 @@ def test_the_store_is_in_the_working_directory_and_in_a_job_beside_the_features(
         store.home(Folder.at("s3://bucket/features?region=us-east-1"))
 
 
-def test_a_server_has_its_own_ui():
+def test_a_server_has_its_own_ui(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     with pytest.raises(InputError, match="its own UI"):
-        ui.serve("http://127.0.0.1:1", 5000)
+        ui.serve(5000)
 
 
 def test_the_ui_takes_the_place_of_the_process_on_loopback(monkeypatch, capsys):
     given = []
     monkeypatch.setattr(ui.os, "execv", lambda program, arguments: given.append(arguments))
-    ui.serve("sqlite:////x/mlflow.db", 5001)
+    monkeypatch.setattr(ui, "existing_store", lambda beside: "sqlite:////x/mlflow.db")
+    ui.serve(5001, as_json=True)
     line = " ".join(given[0][1:])
-    assert line == "-m mlflow server --backend-store-uri sqlite:////x/mlflow.db --host 127.0.0.1 --port 5001"
-    assert "http://127.0.0.1:5001" in capsys.readouterr().err
+    assert (
+        line == "-m mlflow server --backend-store-uri sqlite:////x/mlflow.db --host 127.0.0.1 --port 5001 --workers 1"
+    )
+    printed = capsys.readouterr()
+    assert "http://127.0.0.1:5001" in printed.err
+    assert json.loads(printed.out) == {"uri": "sqlite:////x/mlflow.db", "url": "http://127.0.0.1:5001"}
