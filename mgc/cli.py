@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
 from mgc.config import DEFAULT_PRESET, OLD_PRESETS, PRESETS, SweepConfig, TrainConfig, read_config
 from mgc.core.errors import MgcError
-from mgc.core.progress import say
+from mgc.core.progress import drop_output, say, show
 from mgc.core.ray_session import disconnect
 from mgc.core.results import Result
 
@@ -360,12 +359,15 @@ def run(arguments: list[str], job: Job | None = None) -> int:
     except KeyboardInterrupt:
         say("interrupted")
         return 130
+    except BrokenPipeError:  # the reader of ``mgc --help | head`` has gone
+        drop_output(sys.stdout)
+        return 0
     except Exception as error:
         unexpected = MgcError(f"unexpected {type(error).__name__}: {error} (--debug shows where)".replace("\n", " "))
         return _fail(unexpected.with_traceback(error.__traceback__), command)
     disconnect()  # nothing of Ray's may follow the last line
     problem = result.problem()
-    _print(json.dumps(result.to_dict()) if command.json else str(result))
+    show(json.dumps(result.to_dict()) if command.json else str(result))
     if problem:
         say(f"mgc: {problem.for_command_line()}")
     return problem.exit_code if problem else 0
@@ -408,16 +410,8 @@ def _fail(error: MgcError, command: Command) -> int:
     message = error.for_command_line()
     say(f"mgc: {message}")
     if command.json:
-        _print(json.dumps({"error": message}))
+        show(json.dumps({"error": message}))
     return error.exit_code
-
-
-def _print(text: str) -> None:
-    """Write to standard output; that its reader is gone (``mgc … | head``) is no failure of the work."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its end
 
 
 def _base_config(arguments: list[str]) -> TrainConfig:

@@ -32,9 +32,14 @@ def _write(text: str, stream: TextIO, end: str = "\n") -> None:
     try:
         print(text, end=end, file=stream, flush=True)
     except BrokenPipeError:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, stream.fileno())  # else Python tries again at its exit, and complains
-        os.close(null)
+        drop_output(stream)
+
+
+def drop_output(stream: TextIO) -> None:
+    """Send a stream whose reader has gone to nowhere, or Python would write to it at its exit, and complain."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
 
 
 class Pace:
