@@ -206,6 +206,7 @@ def test_bad_input_is_one_line_that_names_it_exit_2_and_nothing_written(capsys, 
         (["tune", "--features", tmp_path / "unfinished"], "unfinished"),
         (["evaluate", "--run", "abc", "--features", tmp_path / "unfinished"], "unfinished"),
         (["predict", "--model", "abc", tmp_path / "file"], "mlflow_runs"),
+        (["predict", "--model", "abc"], "name at least one audio file"),
     ]:
         code, printed, said = mgc(*line, capsys=capsys)
         assert code == 2, line

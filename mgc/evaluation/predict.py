@@ -92,7 +92,7 @@ def predict(model: str | Path | HasCheckpoint | RunLike, clips: Sequence[str | P
     Raises
     ------
     InputError
-        There is no such model, or a file is not audio; the message names it.
+        There is no such model, no file is named, or one is not audio; the message names it.
     RunError
         The MLflow store does not answer.
 
@@ -101,6 +101,8 @@ def predict(model: str | Path | HasCheckpoint | RunLike, clips: Sequence[str | P
     >>> predict("champion", ["song.mp3"]).clips[0].genre  # doctest: +SKIP
     'Folk'
     """
+    if not clips:
+        raise InputError("`clips`: name at least one audio file")
     network, card = load_model(model)
     device = best_device()
     prepare(device)
