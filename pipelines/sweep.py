@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from mgc.cli import Tune, main
+from mgc.core.progress import say
 from mgc.core.results import Result
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ class SweepJob(Result):
         return {**self.sweep.to_dict(), "test": self.test.to_dict(), "champion": promotion}
 
     def __str__(self) -> str:
-        champion = str(self.promotion) if self.promotion else "a leaky set's models are never registered"
-        return f"{self.sweep}\n\n{self.test}\n\n{champion}"
+        """Return the sweep's summary; the others are in the job's log, said when they were known."""
+        return str(self.sweep)
 
 
 def tune_and_promote(command: Tune) -> SweepJob:
@@ -52,7 +53,9 @@ def tune_and_promote(command: Tune) -> SweepJob:
 
     sweep = cast("SweepResult", command.call())
     test = evaluate_once(sweep.winner_run_id, command.features)
+    say(str(test))
     promotion = None if test.leaky else promote(sweep.winner_run_id, command.features)
+    say(str(promotion) if promotion else "a leaky set's models are never registered")
     return SweepJob(sweep, test, promotion)
 
 
