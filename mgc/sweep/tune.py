@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mgc.config import PRESETS, SweepConfig, TrainConfig
+from mgc.config import DEFAULT_PRESET, PRESETS, SweepConfig, TrainConfig
 from mgc.core.atomic_files import write_text
 from mgc.core.errors import InputError, RunError
 from mgc.core.progress import say
@@ -117,7 +117,7 @@ class SweepResult(Result):
 
 def tune(
     features: str | Path | FeatureSet,
-    config: TrainConfig = PRESETS["short_chunk"],
+    config: TrainConfig = PRESETS[DEFAULT_PRESET],
     sweep_config: SweepConfig | None = None,
     *,
     space: Path | None = None,

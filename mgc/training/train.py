@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
-from mgc.config import PRESETS, member_name
+from mgc.config import DEFAULT_PRESET, PRESETS, member_name
 from mgc.core.errors import InputError
 from mgc.core.progress import say
 from mgc.core.results import Result
@@ -111,7 +111,7 @@ class TrainedRuns(Result):
 
 def train(
     features: str | Path | FeatureSet,
-    config: TrainConfig = PRESETS["short_chunk"],
+    config: TrainConfig = PRESETS[DEFAULT_PRESET],
     *,
     seeds: int = 1,
     gpus: int | None = None,
