@@ -22,7 +22,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
 from mgc.config import DEFAULT_PRESET, OLD_PRESETS, PRESETS, SweepConfig, TrainConfig, read_config
 from mgc.core.errors import MgcError
-from mgc.core.progress import drop_output, say, show
+from mgc.core.progress import drop_output, flush, say, show
 from mgc.core.ray_session import disconnect
 from mgc.core.results import Result
 
@@ -388,7 +388,10 @@ def parse(arguments: list[str]) -> Command:
         default = kind(features=tyro.MISSING, config=base) if issubclass(kind, Learning) else tyro.MISSING_NONPROP
         kinds.append(Annotated[kind, subcommand(name, default=default)])
     union: Any = Union[tuple(kinds)]  # noqa: UP007 (made at run time)
-    command: Command = tyro.cli(union, prog="mgc", args=arguments, description=DESCRIPTION)
+    try:
+        command: Command = tyro.cli(union, prog="mgc", args=arguments, description=DESCRIPTION)
+    finally:
+        flush()  # the help, of which Python's exit would complain if its reader has gone
     return command
 
 

@@ -264,14 +264,18 @@ def test_asking_for_a_run_makes_no_store(capsys, features, tmp_path, monkeypatch
     assert not (tmp_path / "none.db").exists()
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("line", ["--help", "audit --root set.csv", "audit --root set.csv --json"])
-def test_a_reader_that_goes_ends_nothing(line, tmp_path):
+def test_a_reader_that_goes_ends_nothing(line, unbuffered, tmp_path):
     """``mgc … | head`` ends quietly, with the code that it would have had."""
     (tmp_path / "set.csv").write_text("path,genre,split,artist\na.mp3,Rock,train,A\nb.mp3,Folk,test,B\n")
     command = [sys.executable, "-m", "mgc.cli", *line.split()]
     reader, writer = os.pipe()
     os.close(reader)  # before anything is written
-    done = subprocess.run(command, cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}  # empty is as if it were not set
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+    )
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")
 

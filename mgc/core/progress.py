@@ -35,6 +35,14 @@ def _write(text: str, stream: TextIO, end: str = "\n") -> None:
         drop_output(stream)
 
 
+def flush() -> None:
+    """Write what standard output still holds: at Python's exit, a reader that has gone would be an error."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        drop_output(sys.stdout)
+
+
 def drop_output(stream: TextIO) -> None:
     """Send a stream whose reader has gone to nowhere, or Python would write to it at its exit, and complain."""
     null = os.open(os.devnull, os.O_WRONLY)
