@@ -156,8 +156,10 @@ class SweepConfig:
     """Stop trials that lag behind at a quarter of their epochs: asynchronous successive halving."""
     concurrent: int | None = None
     """Trials at a time; as the machine or the cluster has room for by default."""
+    cpus_per_trial: int | None = None
+    """CPUs that a trial takes; by default a machine's are divided among the trials, and on a cluster it is 1."""
     gpus_per_trial: float | None = None
-    """Share of a GPU that a trial takes; 0.25 puts four trials on one."""
+    """Share of a GPU that a trial takes; 0.25 puts four trials on one. By default a GPU if there is one now."""
     workers_per_trial: int = 1
     """2 or more train each trial through Ray Train, on a CPU or a GPU a worker."""
     time_budget: float = 0.0
@@ -171,20 +173,26 @@ class SweepConfig:
     winner is set to the base configuration's value instead."""
 
     def __post_init__(self) -> None:
-        for name in ("trials", "workers_per_trial"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        _require(self.concurrent is None or self.concurrent >= 1, "concurrent", self.concurrent, "at least 1")
+        for name in ("trials", "workers_per_trial", "concurrent", "cpus_per_trial"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, name, value, "at least 1")
         _require(
-            self.gpus_per_trial is None or 0 < self.gpus_per_trial <= 1,
+            self.gpus_per_trial is None or self.workers_per_trial > 1 or 0 < self.gpus_per_trial <= 1,
             "gpus_per_trial",
             self.gpus_per_trial,
             "above 0 and at most 1; for several GPUs a trial use `workers_per_trial`",
         )
         _require(
-            self.gpus_per_trial is None or self.workers_per_trial == 1,
+            self.workers_per_trial == 1 or self.gpus_per_trial in (None, self.workers_per_trial),
             "gpus_per_trial",
             self.gpus_per_trial,
-            "left out with `workers_per_trial`, whose workers have a GPU each",
+            "left out with `workers_per_trial`, or equal to it: a GPU a worker",
+        )
+        _require(
+            self.workers_per_trial == 1 or self.cpus_per_trial is None,
+            "cpus_per_trial",
+            self.cpus_per_trial,
+            "left out with `workers_per_trial`, whose workers have a CPU each",
         )
         _require(self.time_budget >= 0, "time_budget", self.time_budget, "at least 0")
         _require(self.top >= 0, "top", self.top, "at least 0")

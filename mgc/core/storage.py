@@ -159,6 +159,22 @@ class Folder:
             return disk.files(self.path / name)
         return sorted(path for path in self._below(name) if "/" not in path)
 
+    def folders(self) -> list[str]:
+        """Names of the folders directly in this one, sorted; empty where there is no such folder.
+
+        Raises
+        ------
+        StoreError, RunError, InputError
+            As ``kind``.
+        """
+        if self.path:
+            return disk.folders(self.path)
+        import pyarrow.fs as pafs
+
+        with self._asking():
+            found = self._store[0].get_file_info(pafs.FileSelector(self._key(""), allow_not_found=True))
+        return sorted(entry.base_name for entry in found if entry.type == pafs.FileType.Directory)
+
     def walk(self) -> Iterator[str]:
         """Relative POSIX paths of all files below that are not hidden, nor in a hidden folder; sorted by folder.
 
@@ -241,6 +257,38 @@ class Folder:
         with self._asking():
             return self._store[0].open_input_file(self._key(name))
 
+    @contextmanager
+    def on_this_machine(self, *names: str) -> Iterator[Path]:
+        """Give a folder of this machine that has some files of this one, for readers that want a path.
+
+        Parameters
+        ----------
+        *names
+            The files, directly in this folder.
+
+        Yields
+        ------
+        Path
+            The folder itself on a disk; of an object store a temporary copy, which ends with the block.
+
+        Raises
+        ------
+        OSError, StoreError
+            As ``read``.
+        """
+        if self.path:
+            yield self.path
+            return
+        with tempfile.TemporaryDirectory() as copy:
+            for name in names:
+                Path(copy, name).write_bytes(self.read(name))
+            yield Path(copy)
+
+    @property
+    def filesystem(self) -> tuple[pafs.FileSystem, str]:
+        """The filesystem of pyarrow and this folder's path in it, for libraries that write there themselves."""
+        return self._store
+
     # Writing
 
     def make(self, name: str = "") -> None:
@@ -313,6 +361,26 @@ class Folder:
             else:
                 with self._asking():
                     self._store[0].delete_file(self._key(name))
+
+    def remove_folder(self, name: str) -> None:
+        """Remove a folder inside this one and all that is in it, if it is there.
+
+        Parameters
+        ----------
+        name
+            Relative path.
+
+        Raises
+        ------
+        OSError, StoreError
+            The disk, or the object store, refuses.
+        """
+        if self.path:
+            with suppress(FileNotFoundError):
+                shutil.rmtree(self.path / name)
+        else:
+            with suppress(FileNotFoundError), self._asking():
+                self._store[0].delete_dir(self._key(name))
 
     def remove_temporary_files(self, name: str = "") -> None:
         """Remove the temporary files that killed processes have left directly in a folder.

@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from mgc.collection.splits import artist_leaks, leak_message
 from mgc.collection.tracks import Tracks, read_tracks
+from mgc.core.cluster import total
 from mgc.core.errors import InputError, RunError, StoreError
 from mgc.core.progress import say
 from mgc.core.ray_session import connect, output_folder
@@ -257,8 +258,9 @@ def _start(target: Folder, missing: list[ShardPlan]) -> tuple[int, str]:
     """Start Ray if shards are missing, and import MLflow meanwhile; return the CPUs and the store's URI."""
     with ThreadPoolExecutor(1) as aside:
         uri = aside.submit(_open_store, target, missing)
-        cpus = connect() if missing else 0
-        return cpus, uri.result()
+        if missing:
+            connect()
+        return (max(1, int(total("CPU"))) if missing else 0), uri.result()
 
 
 def _open_store(target: Folder, missing: list[ShardPlan]) -> str:
