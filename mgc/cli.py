@@ -41,8 +41,6 @@ class Command:
     """End standard output with one line of JSON."""
     debug: bool = False
     """Show the traceback of an error."""
-    verbose: bool = False
-    """Show the logs of Ray and of its workers."""
 
     def call(self) -> Result:
         """Call the step with the command's flags."""
@@ -55,8 +53,18 @@ class Command:
         return {each.name: getattr(self, each.name) for each in fields(self) if each.name not in _ANSWERS}
 
 
-_ANSWERS = tuple(each.name for each in fields(Command))
+_ANSWERS = ("json", "debug", "verbose")
 """Flags that say how a command answers; all others are its step's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnRay(Command):
+    """What commands share that may use a cluster."""
+
+    wait: float = 15.0
+    """Minutes to wait for the CPUs and GPUs of a cluster."""
+    verbose: bool = False
+    """Show the logs of Ray and of its workers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +160,7 @@ class Inspect(Command):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Learning(Command):
+class Learning(OnRay):
     """What training and tuning share; the configuration starts from the preset, then --config, then single flags."""
 
     features: str
@@ -163,8 +171,6 @@ class Learning(Command):
     """JSON file of (some) configuration fields, as mgc tune writes it."""
     storage: str | None = None
     """Where states of fits, checkpoints and sweeps live: path or URI (s3://…); MGC_STORAGE, or mlflow_runs/ here."""
-    wait: float = 15.0
-    """Minutes to wait for the CPUs and GPUs of a cluster."""
     allow_leaks: bool = False
     """Go on although artists are in more than one split; the run is tagged."""
     config: Annotated[OmitArgPrefixes[TrainConfig], arg(name="")] = field(default_factory=TrainConfig)
@@ -365,7 +371,7 @@ def run(arguments: list[str], job: Job | None = None) -> int:
     command = Command(json="--json" in arguments, debug="--debug" in arguments)  # until it is parsed
     try:
         command = parse(arguments)
-        if command.verbose:
+        if getattr(command, "verbose", False):
             show_logs()
         result = job(command) if job else command.call()
     except MgcError as error:

@@ -148,7 +148,7 @@ def test_a_commands_fields_are_its_steps_parameters(name):
     kind = cli.COMMANDS[name]
     module, _, function = kind.step.partition(":")
     parameters = inspect.signature(getattr(import_module(f"mgc.{module}"), function)).parameters
-    own = {each.name for each in fields(kind)} - {"json", "debug", "preset", "config_file"}
+    own = {each.name for each in fields(kind)} - {"json", "debug", "verbose", "preset", "config_file"}
     assert own | ({"as_json"} if name == "ui" else set()) <= parameters.keys()
 
 

@@ -60,6 +60,10 @@ class Demand:
     minutes: float
     """How long to wait for them."""
 
+    def __post_init__(self) -> None:
+        if not self.minutes >= 0:
+            raise InputError(f"`wait={self.minutes:g}`: must be at least 0 minutes")
+
     def __str__(self) -> str:
         each = ", ".join(f"{amount:g} {name}" for name, amount in self.each.items() if name in ("CPU", "GPU"))
         return f"{self.count} {self.what if self.count > 1 else self.what.removesuffix('s')} × {each}"

@@ -28,6 +28,7 @@ from urllib.parse import quote, unquote, urlsplit
 from mgc.core import disk
 from mgc.core.atomic_files import is_temporary, replacing
 from mgc.core.errors import InputError, StoreError, first_line
+from mgc.core.lease import leased
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -399,8 +400,7 @@ class Folder:
     def claim(self, what: str, way_out: str = "or choose another folder") -> Iterator[None]:
         """Lock the folder, which must be there, against a second writer, for the ``with`` block.
 
-        The lock ends with its process, however that ends. Object stores have no locks: there two writers of one plan
-        write the same bytes twice.
+        On a disk the lock ends with its process, however that ends; in an object store some seconds later (``lease``).
 
         Parameters
         ----------
@@ -414,12 +414,9 @@ class Folder:
         InputError
             Another process holds the lock.
         """
-        if self.path is None:
-            yield
-            return
         with ExitStack() as held:
             try:
-                held.enter_context(disk.locked(self.path))
+                held.enter_context(disk.locked(self.path) if self.path else leased(self))
             except disk.LockedError as error:
                 raise InputError(f"{what} {self}: {error} is writing it; wait until it is done, {way_out}") from None
             yield

@@ -20,7 +20,7 @@ from mgc.audio import decode as audio
 from mgc.audio.logmel import feature
 from mgc.core.errors import ClipError, InputError, Reason
 from mgc.core.results import Result
-from mgc.core.storage import Folder
+from mgc.core.storage import URI, Folder
 from mgc.model import checkpoint
 from mgc.model.cnn import together
 from mgc.model.device import best_device, prepare
@@ -129,8 +129,8 @@ def load_model(model: str | Path | HasCheckpoint | RunLike) -> tuple[nn.Module, 
         There is no such model.
     """
     name = str(getattr(model, "checkpoint", None) or getattr(model, "run_id", None) or model)
-    if Path(name).is_dir():
-        return checkpoint.read(Path(name))
+    if URI.match(name) or Path(name).is_dir():
+        return checkpoint.read(name)
     from mgc.evaluation.trained_models import read_each, read_models
     from mgc.tracking import registry  # a folder needs no MLflow
     from mgc.tracking.runs import Run

@@ -173,55 +173,73 @@ def tune(
     workers = _Workers(feature_set, store.storage(storage, feature_set.folder), wait)
     sweeps = workers.storage / "sweeps"
     if resume:
-        sweep = _resume(sweeps / resume, feature_set)
+        folder = SweepFolder.read(sweeps / resume).folder
     else:
+        asked = _Asked.check(config, sweep_config or SweepConfig(), space)
         folder = sweeps / (name or time.strftime("sweep-%Y%m%d-%H%M%S"))
-        sweep = _begin(folder, workers, config, sweep_config or SweepConfig(), space)
-    say(f'tune: sweep {sweep.name} (if interrupted: --resume {sweep.name}, in Python resume="{sweep.name}")')
-    held = sweep.folder.claim("tune: this very sweep is running,", "then see «mgc ui»")
-    with held, sweep.parent.closing():
-        facts = _stages(sweep, workers)
+        folder.make()
+    with folder.claim("tune: this very sweep is running,", "then see «mgc ui»"):
+        sweep = _resume(folder, feature_set) if resume else _begin(folder, workers, asked)
+        say(f'tune: sweep {sweep.name} (if interrupted: --resume {sweep.name}, in Python resume="{sweep.name}")')
+        with sweep.parent.closing():
+            facts = _stages(sweep, workers)
     view = results.read(sweep.parent)  # now, because its page says whether it is finished
     sentences = tuple(sweep_page.sentence(each) for each in view.effects)
     return SweepResult(**facts, effects=view.effects, sentences=sentences, report=sweep_page.make(view).report)
 
 
-def _begin(
-    folder: Folder, workers: _Workers, config: TrainConfig, sweep_config: SweepConfig, file: Path | None
-) -> SweepFolder:
+@dataclass(frozen=True)
+class _Asked:
+    """Settings of a sweep that can be."""
+
+    config: TrainConfig
+    sweep_config: SweepConfig
+    space: Space
+
+    @classmethod
+    def check(cls, config: TrainConfig, sweep_config: SweepConfig, file: Path | None) -> _Asked:
+        if sweep_config.search not in SEARCHES:
+            raise InputError(f"`search={sweep_config.search}`: must be one of {', '.join(SEARCHES)}")
+        space = Space.read(file or DEFAULT, config)
+        if sweep_config.search == "grid":
+            sweep_config = replace(sweep_config, trials=math.prod(map(len, space.grid().values())))
+        for field in sweep_config.without:
+            off_value(field, config)
+        return cls(config, sweep_config, space)
+
+    def is_of(self, sweep: SweepFolder) -> bool:
+        """Whether a sweep was begun with these settings."""
+        own, its = (
+            json.loads(json.dumps(settings))
+            for settings in (
+                [self.config.to_dict(), self.space.tree(), asdict(self.sweep_config)],
+                [sweep.base, sweep.space, asdict(sweep.config)],
+            )
+        )
+        return bool(own == its)
+
+
+def _begin(folder: Folder, workers: _Workers, asked: _Asked) -> SweepFolder:
     """A new sweep, or the one of this name that was begun with the same settings."""
-    feature_set = workers.feature_set
-    if sweep_config.search not in SEARCHES:
-        raise InputError(f"`search={sweep_config.search}`: must be one of {', '.join(SEARCHES)}")
-    space = Space.read(file or DEFAULT, config)
-    if sweep_config.search == "grid":
-        sweep_config = replace(sweep_config, trials=math.prod(map(len, space.grid().values())))
-    for field in sweep_config.without:
-        off_value(field, config)
+    feature_set, config = workers.feature_set, asked.config
     if folder.kind(SWEEP):
-        return _same(_resume(folder, feature_set), config, space, sweep_config)
-    if folder.kind():
-        raise InputError(f"`name={folder.name}`: {folder} is there already and is no sweep; choose another")
+        sweep = _resume(folder, feature_set)
+        if not asked.is_of(sweep):
+            raise InputError(
+                f"`name={sweep.name}`: is there already, with other settings; choose another, or `resume={sweep.name}`"
+            )
+        return sweep
     uri = store.open_store(feature_set.folder)
-    workers.make_room(sweep_config, uri)
-    settings = {**vars(sweep_config), "space": {each.field: str(each) for each in space.dimensions}, **config.to_dict()}
+    workers.make_room(asked.sweep_config, uri)
+    dimensions = {each.field: str(each) for each in asked.space.dimensions}
+    settings = {**vars(asked.sweep_config), "space": dimensions, **config.to_dict()}
     parent = Run.start(uri, EXPERIMENT, name=folder.name, step="tune", config=settings)
     describe(parent, feature_set, config)
-    for artifact, tree in ((results.SPACE, space.tree()), (results.BASE, config.to_dict())):
+    for artifact, tree in ((results.SPACE, asked.space.tree()), (results.BASE, config.to_dict())):
         parent.text(json.dumps(tree, indent=1) + "\n", artifact)
-    place, fingerprint = str(feature_set.folder), feature_set.manifest.fingerprint
-    sweep = SweepFolder(folder, place, fingerprint, config.to_dict(), space.tree(), sweep_config, uri, parent.id)
+    place, fingerprint, base = str(feature_set.folder), feature_set.manifest.fingerprint, config.to_dict()
+    sweep = SweepFolder(folder, place, fingerprint, base, asked.space.tree(), asked.sweep_config, uri, parent.id)
     sweep.write()
-    return sweep
-
-
-def _same(sweep: SweepFolder, config: TrainConfig, space: Space, sweep_config: SweepConfig) -> SweepFolder:
-    """The sweep, unless its settings are others than those that are asked for now."""
-    asked = json.loads(json.dumps([config.to_dict(), space.tree(), asdict(sweep_config)]))
-    if json.loads(json.dumps([sweep.base, sweep.space, asdict(sweep.config)])) != asked:
-        raise InputError(
-            f"`name={sweep.name}`: is there already, with other settings; choose another, or `resume={sweep.name}`"
-        )
     return sweep
 
 

@@ -170,7 +170,8 @@ def history(folder: Folder) -> list[Epoch]:
     """
     try:
         with folder.random_access(STATE) as file:
-            metadata = _metadata(file.read(int.from_bytes(file.read(8), "little")))
+            length = int.from_bytes(file.read(8), "little")
+            metadata = _metadata(file.read(min(length, file.size())))
         return [Epoch(**point) for point in json.loads(metadata["history"])]
     except FileNotFoundError:
         return []
