@@ -167,7 +167,7 @@ class Learning(OnRay):
     """A finished feature set."""
     preset: Preset = DEFAULT_PRESET
     """plain_cnn is the field's plain CNN, regularized what helps it on whole clips; short_chunk (best) hears 3 s."""
-    config_file: Annotated[Path | None, arg(name="config")] = None
+    config_file: Annotated[str | None, arg(name="config")] = None
     """JSON file of (some) configuration fields, as mgc tune writes it."""
     storage: str | None = None
     """Where states of fits, checkpoints and sweeps live: path or URI (s3://…); MGC_STORAGE, or mlflow_runs/ here."""
@@ -443,7 +443,7 @@ def _base_config(arguments: list[str]) -> TrainConfig:
         return PRESETS[DEFAULT_PRESET]
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--preset", choices=PRESETS, default=DEFAULT_PRESET)
-    parser.add_argument("--config", type=Path)
+    parser.add_argument("--config")
     try:
         known, _ = parser.parse_known_args(arguments, namespace=argparse.Namespace())
     except SystemExit:

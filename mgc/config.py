@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from mgc.core.errors import InputError
+from mgc.core.storage import Folder
 
 Node = TypeVar("Node", bound="ModelConfig | AugmentConfig | OptimConfig | TrainConfig")
 
@@ -302,13 +303,13 @@ def overlay(base: Node, tree: dict[str, Any], where: str = "") -> Node:
     return replace(base, **changes)
 
 
-def read_config(file: Path, base: TrainConfig) -> TrainConfig:
+def read_config(file: str | Path, base: TrainConfig) -> TrainConfig:
     """Read a configuration file, whole or partial, over ``base``.
 
     Parameters
     ----------
     file
-        JSON, as ``mgc tune`` writes it.
+        JSON, as ``mgc tune`` writes it, by its path or URI.
     base
         What the file's values replace.
 
@@ -316,9 +317,14 @@ def read_config(file: Path, base: TrainConfig) -> TrainConfig:
     ------
     InputError
         The file cannot be read, is not JSON, or does not fit the configuration.
+    StoreError
+        The object store does not answer.
     """
+    folder, name = Folder.at(file).parent
     try:
-        tree = json.loads(file.read_text())
+        tree = json.loads(folder.read(name))
+    except FileNotFoundError:
+        raise InputError(f"`config={file}`: no such file") from None
     except OSError as error:
         raise InputError(f"`config={file}`: {error.strerror}") from None
     except ValueError as error:

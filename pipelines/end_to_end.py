@@ -21,13 +21,17 @@ from sweep import tune_and_promote  # type: ignore[import-not-found]  # beside t
 import mgc
 from mgc.cli import Tune, main
 from mgc.core.progress import say
+from mgc.core.ray_session import output_folder
 
 if TYPE_CHECKING:
     from mgc.core.results import Result
 
 
 def run_all(command: Tune, *, root: str, subset: str) -> Result:
-    """Refuse a collection that leaks; turn another into the feature set, and search, confirm and promote on it."""
+    """Refuse a collection that leaks; make the feature set of another, and search, confirm and promote on it."""
+    from mgc.tracking import store
+
+    store.storage(command.storage, output_folder("features", command.features))  # refuses relative places now
     report = mgc.audit(root, subset=subset)
     say(str(report))
     if problem := report.problem():

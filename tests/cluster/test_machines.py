@@ -139,7 +139,7 @@ def test_a_sweep_survives_its_driver_and_a_node(two, client):
     assert {run.info.status for run in trials} == {"FINISHED"}
     for run in trials:
         assert epochs_of(client, run.info.run_id) == list(range(1, 13))
-    assert result["config_file"] == "s3://music/state/sweeps/R&B sweep/best_config.json"
+    assert result["config_file"] == "s3://music/state/sweeps/R%26B%20sweep/best_config.json"
     again = answer(two.run(*command))  # finished: nothing is trained, Ray is not needed
     assert again["winner_run_id"] == result["winner_run_id"]
     code, _, err = two.run(*command, "--trials", "5")

@@ -4,7 +4,6 @@ import time
 
 import pytest
 
-from mgc.core import cluster
 from mgc.core.cluster import Demand, ask_nodes, check_shared
 from mgc.core.errors import InputError
 from mgc.core.storage import Folder
@@ -31,10 +30,9 @@ def test_what_there_is_no_room_for_is_waited_for_and_then_named(ray_session, cou
     assert caught.value.for_command_line().startswith(f"--wait 0.05: {words}")
 
 
-def test_waiting_is_said(ray_session, capsys, monkeypatch):
-    monkeypatch.setattr(cluster, "SAY_EVERY_SECONDS", 5.5)  # the first line comes five seconds before
+def test_waiting_is_said_after_five_seconds(ray_session, capsys):
     with pytest.raises(InputError):
-        Demand("workers", 3, {"CPU": 1}, 0.06).wait()
+        Demand("workers", 3, {"CPU": 1}, 0.12).wait()
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("3 workers × 1 CPU wait; the cluster has 2 CPU (for 0:0")
 
@@ -53,7 +51,7 @@ def test_room_that_others_hold_is_waited_for(ray_session):
     Demand("workers", 2, {"CPU": 1}, 1).wait()
 
 
-def test_a_cluster_that_has_become_too_small_ends_the_work(ray_session, monkeypatch):
+def test_a_cluster_that_has_become_too_small_ends_the_work(ray_session):
     with (
         pytest.raises(InputError, match="3 workers × 1 CPU did not come in this time"),
         Demand("workers", 3, {"CPU": 1}, 0.05).watched(),

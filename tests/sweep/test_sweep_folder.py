@@ -9,11 +9,12 @@ from helpers.sweeps import SMALL, begun
 
 from mgc.config import SweepConfig
 from mgc.core.errors import InputError
+from mgc.core.storage import Folder
 from mgc.dataset.protocols import learning_set
 from mgc.features.feature_set import FeatureSet
 from mgc.model import checkpoint
 from mgc.model.cnn import GenreCNN
-from mgc.sweep import sweep_folder, tune
+from mgc.sweep import tune
 from mgc.sweep.sweep_folder import OUTCOME, RUN_ID, SEARCHED, STATUS, SWEEP, TASK, SweepFolder, Task, trial_name
 from mgc.tracking import runs as tracking
 from mgc.tracking.runs import Run
@@ -161,7 +162,7 @@ def test_a_trial_killed_while_it_begins_finds_its_run_again(a_sweep, trial, mome
 
     trial.assign(task_of(a_sweep))
     with monkeypatch.context() as patch:
-        patch.setattr(*((Run, "features") if moment == "features" else (sweep_folder, "write_text")), die)
+        patch.setattr(*((Run, "features") if moment == "features" else (Folder, "write")), die)
         with pytest.raises(SystemExit):
             trial.begin("")
     assert trial.run is None
@@ -181,8 +182,9 @@ def test_a_run_is_not_found_by_another_draw_seed_or_sweep(a_sweep, features, tmp
         (a_sweep, task_of(a_sweep, differences={"model.dropout": 0.5})),
         (other_sweep, task_of(other_sweep)),
     ]
-    written = sweep_folder.write_text
-    monkeypatch.setattr(sweep_folder, "write_text", lambda text, file: file.name != RUN_ID and written(text, file))
+    written = Folder.write
+    unless_run_id = lambda folder, name, data: name != RUN_ID and written(folder, name, data)  # noqa: E731
+    monkeypatch.setattr(Folder, "write", unless_run_id)
     runs = [begin(mine, task) for mine, task in tasks]
     assert len({run.id for run in runs}) == 4
     assert [begin(mine, task) for mine, task in tasks] == runs
