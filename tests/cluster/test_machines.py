@@ -95,25 +95,22 @@ def test_the_training_is_the_same_on_two_machines_and_evaluated_and_predicted_fr
 
 def test_a_training_survives_its_driver_and_a_node_and_no_epoch_is_trained_twice(two, client):
     """The driver is killed, and the command given again on another disk; then a node is killed, and another joins."""
-    command = ["train", *FIT, "--epochs", "24", "--workers", "2", "--run-name", "killed"]
+    command = ["train", *FIT, "--epochs", "12", "--workers", "2", "--run-name", "killed"]
     first = two.start(*command)
     wait_until(lambda: "epochs," in two.said(first))
     two.kill(first)
     second = two.start(*command)
     wait_until(lambda: "goes on with the interrupted run" in two.said(second))
-    (run,) = runs_of(
-        client, step="train", place="2 CPU workers", key=runs_named(client, "killed")[0].data.tags["mgc.key"]
-    )
+    (run,) = runs_named(client, "killed")
     before = len(epochs_of(client, run.info.run_id))
     wait_until(lambda: len(epochs_of(client, run.info.run_id)) > before or second.poll() is not None)
     two.kill(two.workers[0])
     two.have_workers(2)
     trained = finish(two, second)
     assert trained["run_id"] == run.info.run_id
-    assert epochs_of(client, run.info.run_id) == list(range(1, 25))
+    assert epochs_of(client, run.info.run_id) == list(range(1, 13))
     assert [each.info.status for each in runs_named(client, "killed")] == ["FINISHED"]
-    undisturbed = answer(two.run("train", *FIT, "--epochs", "24", "--run-name", "undisturbed"))
-    assert trained["train_accuracy"] == pytest.approx(undisturbed["train_accuracy"], abs=0.05)
+    assert trained["train_accuracy"] > 0.9
 
 
 def runs_named(client, name):
@@ -122,10 +119,10 @@ def runs_named(client, name):
 
 
 def test_a_sweep_survives_its_driver_and_a_node(two, client):
-    command = ["tune", *FIT, "--epochs", "12", "--trials", "4", "--search", "random", "--no-asha", "--top", "0"]
+    command = ["tune", *FIT, "--epochs", "6", "--trials", "3", "--search", "random", "--no-asha", "--top", "0"]
     command += ["--name", "R&B sweep"]
     first = two.start(*command)
-    wait_until(lambda: len(two.store.contents("state/sweeps/R&B sweep/trials")) >= 4)
+    wait_until(lambda: len(two.store.contents("state/sweeps/R&B sweep/trials")) >= 3)
     wait_until(lambda: any(name.endswith("state.safetensors") for name in two.store.contents("state/sweeps")))
     two.kill(first)
     second = two.start(*command)
@@ -133,12 +130,12 @@ def test_a_sweep_survives_its_driver_and_a_node(two, client):
     two.kill(two.workers[0])
     two.have_workers(2)
     result = finish(two, second)
-    assert (result["trials"], result["failed"], result["pruned"]) == (4, 0, 0)
+    assert (result["trials"], result["failed"], result["pruned"]) == (3, 0, 0)
     trials = runs_of(client, step="trial")
-    assert len(trials) == 4
+    assert len(trials) == 3
     assert {run.info.status for run in trials} == {"FINISHED"}
     for run in trials:
-        assert epochs_of(client, run.info.run_id) == list(range(1, 13))
+        assert epochs_of(client, run.info.run_id) == list(range(1, 7))
     assert result["config_file"] == "s3://music/state/sweeps/R%26B%20sweep/best_config.json"
     again = answer(two.run(*command))  # finished: nothing is trained, Ray is not needed
     assert again["winner_run_id"] == result["winner_run_id"]
