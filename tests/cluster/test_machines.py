@@ -180,10 +180,7 @@ def test_preprocessing_survives_its_driver_and_a_node_and_the_set_is_the_same_by
 
 
 def test_too_few_nodes_are_waited_for_and_said_and_one_that_joins_is_used(machines, client):
-    machines.have_workers(1)
-    for node in machines.workers[1:]:
-        machines.kill(node)
-    machines.have_workers(1)
+    machines.have_only(1)
     code, _, err = machines.run("train", *FIT, "--epochs", "1", "--workers", "2", "--wait", "0.15")
     assert code == 2
     assert "2 workers × 1 CPU wait; the cluster has 1 CPU" in err
@@ -194,6 +191,21 @@ def test_too_few_nodes_are_waited_for_and_said_and_one_that_joins_is_used(machin
     assert not runs_named(client, "waiting")  # nothing has begun
     machines.have_workers(2)
     assert finish(machines, waiting)["epochs"] == 1
+
+
+def test_with_one_cpu_no_step_holds_what_another_waits_for(machines):
+    machines.have_only(1)
+    swept = answer(machines.run("tune", *FIT, "--epochs", "1", "--trials", "2", "--top", "0", "--name", "one CPU"))
+    assert (swept["trials"], swept["failed"]) == (2, 0)
+
+
+def test_elastic_workers_go_on_with_fewer(two, client):
+    command = ["train", *FIT, "--epochs", "8", "--workers", "2", "--min-workers", "1", "--run-name", "elastic"]
+    training = two.start(*command)
+    wait_until(lambda: "epochs," in two.said(training) or training.poll() is not None)
+    two.kill(two.workers[0])
+    trained = finish(two, training)
+    assert epochs_of(client, trained["run_id"]) == list(range(1, 9))
 
 
 def test_a_storage_that_nodes_do_not_see_is_refused_before_any_work(two, client):

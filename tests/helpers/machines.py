@@ -49,6 +49,7 @@ class Machines:
             "RAY_health_check_failure_threshold": "10",
             "MLFLOW_TRACKING_URI": self.mlflow,
             "MGC_STORAGE": "s3://music/state",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # of language models' evaluation; five processes
             "MGC_TEST_HEAD": str(self.folder),  # marks every process
         }
         self.nodes, self.workers = 0, []
@@ -71,6 +72,12 @@ class Machines:
         self.workers = [node for node in self.workers if node.poll() is None]
         while len(self.workers) < count:
             self.workers.append(self.worker())
+
+    def have_only(self, count):
+        """Have so many nodes of one CPU each, and kill the others."""
+        self.have_workers(count)
+        for node in self.workers[count:]:
+            self.kill(node)
 
     def start(self, *words, name="command", **environment):
         """Start a command on a machine of its own."""
