@@ -65,10 +65,13 @@ def epochs_of(client, run_id):
     return [point.step for point in client.get_metric_history(run_id, "epoch/val_accuracy")]
 
 
-def runs_of(client, **tags):
-    where = " and ".join(f"tags.`mgc.{name}` = '{value}'" for name, value in tags.items())
+def runs_where(client, where):
     experiment = client.get_experiment_by_name("mgc")
     return client.search_runs([experiment.experiment_id], where) if experiment else []
+
+
+def runs_named(client, name):
+    return runs_where(client, f"tags.`mlflow.runName` = '{name}'")
 
 
 def test_the_training_is_the_same_on_two_machines_and_evaluated_and_predicted_from_a_third(two, client, tmp_path):
@@ -113,11 +116,6 @@ def test_a_training_survives_its_driver_and_a_node_and_no_epoch_is_trained_twice
     assert trained["train_accuracy"] > 0.9
 
 
-def runs_named(client, name):
-    experiment = client.get_experiment_by_name("mgc")
-    return client.search_runs([experiment.experiment_id], f"tags.`mlflow.runName` = '{name}'")
-
-
 def test_a_sweep_survives_its_driver_and_a_node(two, client):
     command = ["tune", *FIT, "--epochs", "6", "--trials", "3", "--search", "random", "--no-asha", "--top", "0"]
     command += ["--name", "R&B sweep"]
@@ -131,7 +129,7 @@ def test_a_sweep_survives_its_driver_and_a_node(two, client):
     two.have_workers(2)
     result = finish(two, second)
     assert (result["trials"], result["failed"], result["pruned"]) == (3, 0, 0)
-    trials = runs_of(client, step="trial")
+    trials = runs_where(client, "tags.`mgc.step` = 'trial'")
     assert len(trials) == 3
     assert {run.info.status for run in trials} == {"FINISHED"}
     for run in trials:
