@@ -37,7 +37,7 @@ ENV
         shift
         node "worker-$i" --dashboard-agent-listen-port "$1" --address "127.0.0.1:$gcs"
     done
-    say "a head and $workers workers of ${CPUS:-1} CPUs; dashboard at http://127.0.0.1:$dashboard"
+    say "head and workers: $((workers + 1)) nodes; the dashboard is at http://127.0.0.1:$dashboard"
     cat "$folder/env"
 }
 
@@ -52,6 +52,7 @@ free_ports() {
 node() {
     local name=$1 log=$folder/$1.log pid
     shift
+    touch "$log"
     (
         # shellcheck disable=SC1091
         source "$folder/env"
@@ -63,7 +64,7 @@ node() {
     echo "$pid" >> "$folder/pids"
     for _ in {1..300}; do
         grep --quiet 'Ray runtime started' "$log" && return
-        ours "$pid" || break
+        kill -0 "$pid" 2> /dev/null || break
         sleep 0.3
     done
     say "$name did not start:"
