@@ -271,6 +271,20 @@ def test_workers_have_what_a_job_asks_for(name):
     assert capacity_problems(manifest["spec"]["entrypoint"], worker_nodes(manifest)) == []
 
 
+def test_machines_of_the_launcher_have_what_the_jobs_of_the_page_ask_for():
+    (config,) = documents("aws.yaml")
+    kinds = config["available_node_types"].values()
+    nodes = [
+        (kind["max_workers"], kind["resources"]["CPU"], kind["resources"].get("GPU", 0))
+        for kind in kinds
+        if "max_workers" in kind
+    ]
+    lines = [line for line in jobs() if "/opt/mgc/" in line and "$BUCKET" in line]
+    assert len(lines) == 2
+    assert [capacity_problems(line, nodes) for line in lines] == [[], []]
+    assert sum(number for number, _, _ in nodes) <= config["max_workers"]
+
+
 def test_gpus_are_there_only_while_they_are_wanted():
     for name in ("kuberay/sweep.yaml", "kuberay/interactive.yaml"):
         ray = ray_cluster(*documents(name))
