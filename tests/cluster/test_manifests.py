@@ -229,9 +229,11 @@ def test_pods_have_our_image_no_root_and_what_a_job_needs(name):
     assert [problem for manifest in pods for problem in pod_problems(manifest)] == []
 
 
-def test_the_launcher_has_our_images():
+def test_the_launcher_has_our_images_and_asks_for_a_token():
     (config,) = documents("aws.yaml")
     docker = config["docker"]
+    assert "--env RAY_AUTH_MODE=token" in docker["run_options"]
+    assert "~/.ray/auth_token" in config["file_mounts"]
     assert image_problems([docker["head_image"], docker["worker_image"]]) == []
     for node in config["available_node_types"].values():
         if "GPU" in node["resources"]:
@@ -307,6 +309,8 @@ def test_the_network_policies_select_our_pods():
     for name in JOBS:
         submitter = pod_templates(*documents(name))["submitter"]["metadata"]["labels"]
         assert ray["spec"]["ingress"][1]["from"][0]["podSelector"] == {"matchLabels": submitter}
+    operator = ray["spec"]["ingress"][1]["from"][1]["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"]
+    assert f"kuberay/kuberay-operator --version 1.7.0 --namespace {operator}" in PAGE.read_text()
     _, server, _ = documents("kuberay/mlflow.yaml")
     assert mlflow["spec"]["podSelector"] == {"matchLabels": server["spec"]["template"]["metadata"]["labels"]}
 
