@@ -5,8 +5,9 @@
 #   eval "$(cluster/local.sh env)"  # address and token, for mgc and for ray job submit
 #   cluster/local.sh stop
 #
-# CPUS is the number of CPUs of a node (1). MGC_CLUSTER is the folder that holds the cluster's process ids, token and
-# logs (/tmp/mgc-cluster). «stop» ends the processes that «start» started, by process id, and no others.
+# CPUS is the number of CPUs of a node (1), STORE the bytes of its object store (1000000000). MGC_CLUSTER is the folder
+# of the cluster's process ids, token and logs (/tmp/mgc-cluster). «stop» ends the processes that «start» started, by
+# process id, and no others.
 set -euo pipefail
 
 folder=${MGC_CLUSTER:-/tmp/mgc-cluster} # short, because Ray makes sockets below it
@@ -58,7 +59,7 @@ node() {
         source "$folder/env"
         unset RAY_ADDRESS
         exec env "$mark" setsid ray start "$@" --block --disable-usage-stats --node-ip-address 127.0.0.1 \
-            --num-cpus "${CPUS:-1}" --object-store-memory 200000000
+            --num-cpus "${CPUS:-1}" --object-store-memory "${STORE:-1000000000}"
     ) > "$log" 2>&1 < /dev/null &
     pid=$!
     echo "$pid" >> "$folder/pids"
@@ -78,7 +79,10 @@ ours() { grep --quiet --null-data --line-regexp --fixed-strings "$mark" "/proc/$
 
 stop() {
     local pids pid
-    [[ -d $folder ]] || return 0
+    if [[ ! -f $folder/env ]]; then
+        say "none in $folder"
+        return
+    fi
     mapfile -t pids < <(tac "$folder/pids" 2> /dev/null) # the head last
     for pid in "${pids[@]}"; do
         ours "$pid" && kill -TERM "$pid" 2> /dev/null
@@ -92,12 +96,13 @@ stop() {
         pid=${process#/proc/}
         ours "$pid" && kill -KILL "$pid" 2> /dev/null
     done
-    rm -rf "$folder"
+    rm -rf "$folder"/{env,pids,ray} "$folder"/{head,worker-*}.log
+    rmdir "$folder"
     say "stopped"
 }
 
 usage() {
-    sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
     exit 2
 }
 

@@ -48,7 +48,7 @@ def processes(folder):
 def test_a_head_and_a_worker_run_a_job_and_end_without_ending_others(folder):
     bystander = subprocess.Popen(["sleep", "300"])
     try:
-        started = run(folder, SCRIPT, "start", 1)
+        started = run(folder, SCRIPT, "start", 1, STORE="200000000")
         assert started.returncode == 0, started.stderr
         lines = started.stdout.splitlines()
         exports = dict(line.removeprefix("export ").split("=", 1) for line in lines)
@@ -96,5 +96,8 @@ def test_wrong_use_says_how(folder, words):
     assert not folder.exists()
 
 
-def test_to_stop_where_nothing_runs_is_fine(folder):
+def test_to_stop_where_nothing_runs_is_fine_and_removes_nothing(folder, tmp_path):
     assert run(folder, SCRIPT, "stop").returncode == 0
+    (tmp_path / "pids").write_text("1\n")
+    assert run(tmp_path, SCRIPT, "stop").returncode == 0
+    assert (tmp_path / "pids").exists()
