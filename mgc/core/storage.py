@@ -94,6 +94,12 @@ class Folder:
         """As ``str``: tracebacks and logs show it."""
         return f"Folder({str(self)!r})"
 
+    def __fspath__(self) -> str:
+        """The path, on a disk, so that ``open``, ``Path`` and libraries take the folder; a TypeError elsewhere."""
+        if self.path:
+            return self.uri
+        raise TypeError(f"{self} is in an object store and has no path on this machine")
+
     @property
     def name(self) -> str:
         """The last part of the path."""

@@ -220,4 +220,4 @@ def test_a_sweep_wants_an_mlflow_server_that_nodes_reach(two):
     code, _, err = two.run(*words, MLFLOW_TRACKING_URI=f"sqlite:///{two.disk}/mlflow.db")
     assert code == 2
     assert "cannot reach it (its disk has no such file); start «mlflow server»" in err
-    assert not Folder.at(two.store.uri("state/sweeps/unlogged")).kind()
+    assert Folder.at(two.store.uri("state/sweeps/unlogged")).kind("sweep.json") is None
