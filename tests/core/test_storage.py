@@ -84,7 +84,7 @@ def everything(server):
         if folder.path:
             found = (path for path in folder.path.rglob("*") if path.is_file())
             return {path.relative_to(folder.path).as_posix(): path.read_bytes() for path in found}
-        s3, prefix = client(server), folder._key("").removeprefix(f"{BUCKET}/") + "/"
+        s3, prefix = client(server), folder._objects.key("").removeprefix(f"{BUCKET}/") + "/"
         found = s3.list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", [])
         return {
             entry["Key"].removeprefix(prefix): s3.get_object(Bucket=BUCKET, Key=entry["Key"])["Body"].read()
@@ -300,7 +300,7 @@ def test_a_process_killed_in_the_middle_of_a_write_leaves_a_whole_file(folder, s
         if folder.path:
             return [path for path in folder.path.glob(".x.*.tmp") if path.stat().st_size]
         uploads = client(server).list_multipart_uploads(Bucket=BUCKET).get("Uploads", [])
-        return [upload for upload in uploads if upload["Key"] == f"{folder._key('x').removeprefix(f'{BUCKET}/')}"]
+        return [upload for upload in uploads if upload["Key"] == f"{folder._objects.key('x').removeprefix(f'{BUCKET}/')}"]
 
     folder.write("x", bytes(BIG))
     interrupted = False
