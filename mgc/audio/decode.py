@@ -8,6 +8,9 @@ alone is a third of it). A file that gives no samples raises ``ClipError`` with 
 from __future__ import annotations
 
 import errno
+import os
+import tempfile
+from contextlib import suppress
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
@@ -172,10 +175,21 @@ def windows(file: BinaryIO, *, sample_rate: int, seconds: float) -> Iterator[Aud
 
 def _sound(file: BinaryIO) -> soundfile.SoundFile:
     file.seek(0)
-    try:
+    with suppress(soundfile.LibsndfileError):  # its message is «File does not exist»
         return soundfile.SoundFile(file.fileno(), closefd=False)
-    except soundfile.LibsndfileError:  # its message is «File does not exist»
-        raise ClipError(Reason.NOT_AUDIO, "no decoder recognises these bytes") from None
+    if mpeg.begins(file):
+        with suppress(soundfile.LibsndfileError):
+            return _named_mp3(file)
+    raise ClipError(Reason.NOT_AUDIO, "no decoder recognises these bytes")
+
+
+def _named_mp3(file: BinaryIO) -> soundfile.SoundFile:
+    """Open by a name: only behind ``.mp3`` libsndfile looks for MPEG frames that do not begin the file."""
+    file.seek(0)  # on macOS the named file and this one have one position
+    with tempfile.TemporaryDirectory() as folder:
+        name = os.path.join(folder, "clip.mp3")
+        os.symlink(f"/dev/fd/{file.fileno()}", name)
+        return soundfile.SoundFile(name)
 
 
 def _pieces(sound: soundfile.SoundFile, sample_rate: int, seconds: float) -> Iterator[Audio]:

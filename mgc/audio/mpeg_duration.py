@@ -22,6 +22,8 @@ CHAIN = 4
 10¹⁹ a chain of four."""
 SEARCH = 1 << 20
 """Bytes in which the next chain is searched for, at most: 26 s of 320 kb/s."""
+RESYNC = 1 << 16
+"""Bytes after the leading tags in which libmpg123 looks for the first frame; beyond them it gives up."""
 TRIES = 10_000
 """False headers in a file after which the search ends; 1 MiB of random bytes has some 250."""
 BLOCK, AHEAD = 1 << 15, 1 << 14
@@ -113,6 +115,20 @@ def promised_seconds(file: BinaryIO, enough: float) -> float | None:
         frame_bytes += frame.size
         walked = frames * first.seconds * (1 + lost_bytes / frame_bytes)
     return max(promise, walked)
+
+
+def begins(file: BinaryIO) -> bool:
+    """Whether a chain of MPEG frames begins near the start of a file, behind its tags and up to ``RESYNC`` other bytes.
+
+    Parameters
+    ----------
+    file
+        As ``promised_seconds`` takes it.
+    """
+    stream = _Stream(file)
+    start = stream.after_tags(0)
+    found = stream.find(start)
+    return found is not None and found[0] - start < RESYNC
 
 
 class _Stream:

@@ -6,6 +6,7 @@ import csv
 import os
 import subprocess
 import sys
+import tempfile
 from itertools import pairwise
 
 import librosa
@@ -257,3 +258,56 @@ def test_a_file_of_whole_pieces_ends_with_a_whole_piece(tmp_path):
     soundfile.write(tmp_path / "two.wav", np.zeros(2 * RATE, np.float32), RATE)
     windows = windows_of(tmp_path / "two.wav", 1.0)
     assert [len(window.samples) for window in windows] == [RATE, RATE]
+
+
+TAG = 269
+"""Bytes of the real clip's ID3 tag."""
+BEFORE = {
+    "cut off in the tag": lambda mp3: mp3[100:],
+    "cut off in the first frame": lambda mp3: mp3[1000:],
+    "cut off in the middle": lambda mp3: mp3[len(mp3) // 3 :],
+    "a line end": lambda mp3: b"\r\n" + mp3,
+    "zeros": lambda mp3: bytes(5000) + mp3,
+    "a web page": lambda mp3: b"<html><body>\n" * 400 + mp3,
+    "junk behind the tag": lambda mp3: mp3[:TAG] + np.random.default_rng(0).bytes(4096) + mp3[TAG:],
+    "a second tag": lambda mp3: b"APETAGEX" + bytes(2000) + mp3,
+    "60 kB": lambda mp3: bytes(60_000) + mp3,
+}
+"""What may stand before the first whole frame of an MP3."""
+
+
+def assert_as_librosa(samples, path, seconds=SECONDS):
+    reference, _ = librosa.load(path, sr=RATE, duration=seconds)
+    assert len(samples) == len(reference) > 0
+    np.testing.assert_allclose(samples, reference, atol=2e-6)
+
+
+@pytest.mark.parametrize("before", BEFORE)
+def test_an_mp3_with_something_before_its_first_frame_is_what_librosa_loads(fma_clip, tmp_path, before):
+    path = tmp_path / "clip.mp3"
+    path.write_bytes(BEFORE[before](fma_clip.read_bytes()))
+    samples, seconds, promised = load(path, sample_rate=RATE, seconds=SECONDS)
+    assert_as_librosa(samples, path)
+    assert promised == pytest.approx(seconds, abs=0.1)
+    with tempfile.TemporaryFile(buffering=0) as nameless:  # as a clip of an object store comes
+        nameless.write(path.read_bytes())
+        np.testing.assert_array_equal(audio.load(nameless, sample_rate=RATE, seconds=SECONDS).samples, samples)
+        assert audio.native_rate(nameless) == 44_100
+        assert next(audio.windows(nameless, sample_rate=RATE, seconds=SECONDS)).seconds == seconds
+
+
+def test_an_mp3_cut_off_anywhere_is_what_librosa_loads(fma_clip, tmp_path):
+    mp3 = fma_clip.read_bytes()
+    for start in np.random.default_rng(0).integers(1, len(mp3) - 50_000, 20):
+        (tmp_path / "cut.mp3").write_bytes(mp3[start:])
+        assert_as_librosa(load(tmp_path / "cut.mp3", sample_rate=RATE, seconds=3).samples, tmp_path / "cut.mp3", 3)
+
+
+def test_what_is_decoded_leaves_nothing_behind(fma_clip, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    (tmp_path / "clip.mp3").write_bytes(b"\r\n" + fma_clip.read_bytes())
+    before = os.listdir("/dev/fd")
+    load(tmp_path / "clip.mp3", sample_rate=RATE, seconds=1)
+    assert os.listdir("/dev/fd") == before
+    assert list((tmp_path / "temporary").iterdir()) == []
