@@ -275,8 +275,8 @@ class Predict(Command):
 
     model: str
     """Checkpoint folder; MLflow run, of a parent run its models together; or «champion», the one of the registry."""
-    clips: Positional[tuple[Path, ...]]
-    """Audio files."""
+    clips: Positional[tuple[str, ...]]
+    """Audio files, by path or URI (s3://…)."""
 
 
 @dataclass(frozen=True, kw_only=True)
