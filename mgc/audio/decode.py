@@ -18,6 +18,7 @@ import soundfile
 import soxr
 
 from mgc.audio import mpeg_duration as mpeg
+from mgc.audio.announced import announced_share
 from mgc.core.errors import ClipError, Reason
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ class DecodedClip(NamedTuple):
     seconds: float
     """Length that was decoded, before resampling."""
     promised: float
-    """Length that the file's headers and size promise, at most the length that was asked for."""
+    """Length that the file's headers and size promise, at most the length that was asked for. An Ogg file cut off
+    does not say how long it was, and promises all that was asked for."""
 
 
 def open_clip(folder: Folder, path: str) -> FileIO:
@@ -134,6 +136,8 @@ def load(file: BinaryIO, *, sample_rate: int, seconds: float) -> DecodedClip:
         promised = sound.frames / sound.samplerate
         if first.seconds < seconds and sound.format == "MP3":  # of which libsndfile may guess
             promised = mpeg.promised_seconds(file, seconds) or promised
+        elif first.seconds < seconds:  # of which it may count what is there
+            promised *= announced_share(file)
     return DecodedClip(*first, max(first.seconds, min(promised, seconds)))
 
 

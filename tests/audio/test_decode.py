@@ -111,6 +111,18 @@ def test_a_flac_that_is_cut_off_is_damaged_by_its_headers_promise(tmp_path):
     assert outcome(tmp_path / "cut.flac") in {Reason.DAMAGED, Reason.DECODE_ERROR}
 
 
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg", ".opus", ".aiff", ".au", ".mp3"])
+def test_a_file_cut_in_half_is_damaged_and_a_whole_one_is_not(tmp_path, suffix):
+    path = tmp_path / f"x{suffix}"
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, (20 * 48_000, 2))
+    soundfile.write(path, noise, 48_000, **({"format": "OGG", "subtype": "OPUS"} if suffix == ".opus" else {}))
+    assert outcome(path) == pytest.approx(20, abs=0.01)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert outcome(path) in ({Reason.DAMAGED, Reason.DECODE_ERROR} if suffix == ".flac" else {Reason.DAMAGED})
+    if suffix != ".flac":
+        assert outcome(path, keep_damaged=True) == pytest.approx(9.5, abs=0.6)
+
+
 def test_a_short_clip_that_is_whole_is_too_short_and_not_damaged(tmp_path):
     soundfile.write(tmp_path / "short.mp3", np.zeros(2 * RATE), RATE, format="MP3")
     assert outcome(tmp_path / "short.mp3") == Reason.TOO_SHORT
