@@ -105,7 +105,7 @@ def load(file: BinaryIO, *, sample_rate: int, seconds: float) -> DecodedClip:
     Parameters
     ----------
     file
-        Open for reading, with a file descriptor, of any format that libsndfile reads: MP3, WAV, FLAC, Ogg.
+        Open for reading, with a file descriptor, of any format that libsndfile reads: MP3, WAV, FLAC, Ogg …
     sample_rate
         Hz of the result.
     seconds

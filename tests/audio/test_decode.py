@@ -16,6 +16,7 @@ import soundfile
 from helpers.sounds import chirp, stereo, write
 
 from mgc.audio import decode as audio
+from mgc.collection.genre_folders import AUDIO_SUFFIXES
 from mgc.core.errors import ClipError, Reason
 from mgc.core.storage import Folder
 from mgc.features import shards
@@ -155,6 +156,7 @@ def test_a_loop_of_links_and_a_file_without_permission_are_unreadable(tmp_path):
 import os
 from pathlib import Path
 from mgc.audio import decode as audio
+from mgc.collection.genre_folders import AUDIO_SUFFIXES
 from mgc.core.errors import ClipError
 from mgc.core.storage import Folder
 if os.geteuid() == 0:
@@ -195,6 +197,26 @@ def test_synthetic_samples_are_those_of_librosa_at_any_rate_and_channel_count(tm
     assert len(samples) == len(reference) == pytest.approx(decoded * RATE, abs=1)
     np.testing.assert_allclose(samples, reference, atol=2e-6)
     assert np.abs(samples).max() > 0.1
+
+
+LAYER_2 = b"\xff\xfd\x80\x04" + bytes(413)
+"""A silent frame of MPEG 1, Layer II, 128 kb/s, 44.1 kHz; 1,152 samples."""
+FORMATS = {
+    ".oga": ("OGG", "VORBIS"), ".opus": ("OGG", "OPUS"), ".aif": ("AIFF", None), ".aifc": ("AIFF", "FLOAT"),
+    ".snd": ("AU", None),
+}  # fmt: skip
+"""Those that soundfile does not know by their ending."""
+
+
+@pytest.mark.parametrize("suffix", sorted(AUDIO_SUFFIXES))
+def test_every_ending_that_counts_as_audio_is_of_a_format_that_is_decoded(tmp_path, suffix):
+    path = tmp_path / f"x{suffix}"
+    if suffix == ".mp2":
+        path.write_bytes(LAYER_2 * 250)
+    else:
+        file_format, subtype = FORMATS.get(suffix, (suffix[1:].upper(), None))
+        soundfile.write(path, np.zeros(6 * 48_000), 48_000, format=file_format, subtype=subtype)
+    assert outcome(path) == pytest.approx(6, abs=0.6)
 
 
 @pytest.mark.parametrize("name", ["ok_cbr256_44k_stereo.mp3", "ok_mono_48k.mp3", "odd_wav_renamed.mp3"])

@@ -132,6 +132,24 @@ def test_only_visible_audio_files_inside_genre_folders_count(tmp_path):
     assert found.left_out == {"no_genre": 1, "not_audio": 2}
 
 
+def test_the_list_of_endings_follows_the_decoder(tmp_path):
+    genre_folders(tmp_path, clips=1)
+    for name in ("rock/a.opus", "rock/b.oga", "rock/c.mp2", "blues/d.M4A", "blues/e.wma", "blues/cover.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    found = read_tracks(tmp_path)
+    assert {"rock/a.opus", "rock/b.oga", "rock/c.mp2"} < set(found.table["path"].to_pylist())
+    assert found.table.num_rows == 5
+    assert found.left_out == {"no_genre": 0, "not_audio": 1, "no_decoder": 2}
+
+
+def test_music_in_other_formats_alone_says_that_there_is_no_decoder_for_it(tmp_path):
+    for name in ("rock/a.m4a", "blues/b.aac"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(InputError, match=r"no folder with audio in it; mgc has no decoder for \.aac, \.m4a, convert"):
+        read_tracks(tmp_path)
+
+
 def test_a_copy_elsewhere_is_the_same_table_to_the_byte(tmp_path):
     here, there = genre_folders(tmp_path / "a"), tmp_path / "b"
     shutil.copytree(here, there)
