@@ -52,6 +52,8 @@ class AuditReport(Result):
     """Groups of identical files."""
     left_out: dict[str, int]
     """Rows or files of the source that are not in the tracks table, by reason."""
+    notes: tuple[str, ...] = ()
+    """How the source was read, where that is not plain."""
 
     @property
     def ok(self) -> bool:
@@ -68,7 +70,7 @@ class AuditReport(Result):
 
     def __str__(self) -> str:
         """A table of the clips by genre and split, and a line for each finding."""
-        lines = [*self._counts(), *self._left_out(), *self._missing(), *self._duplicates(), *self._leaks()]
+        lines = [*self.notes, *self._counts(), *self._left_out(), *self._missing(), *self._duplicates(), *self._leaks()]
         return "\n".join(lines)
 
     def _counts(self) -> list[str]:
@@ -149,6 +151,7 @@ def audit(root: str | Path, *, subset: str = "small") -> AuditReport:
             for paths in _duplicates(tracks.audio_root, sizes)
         ],
         left_out=tracks.left_out,
+        notes=tracks.notes,
     )
 
 

@@ -8,15 +8,13 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mgc.collection.splits import SPLITS, same_name
+from mgc.collection.splits import SPLIT_WORDS, SPLITS, same_name
 from mgc.core.errors import InputError, path_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mgc.core.storage import Folder
-
-_SPLIT_WORDS = {"train": "training", "valid": "validation", "val": "validation"} | {name: name for name in SPLITS}
 
 
 def read_csv(folder: Folder, name: str, kinds: str) -> list[dict[str, Any]]:
@@ -105,7 +103,7 @@ def _row(cells: dict[str, str], folder: Folder, where: str) -> dict[str, Any]:
         "duration": _seconds(cells.get("duration", ""), where),
     }
     if "split" in cells:
-        split = _SPLIT_WORDS.get(cells["split"].lower())
+        split = SPLIT_WORDS.get(cells["split"].lower())
         if split is None:
             raise InputError(f"{where}: split={cells['split']!r}; expected one of {', '.join(SPLITS)}")
         row["split"] = split

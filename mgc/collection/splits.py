@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SPLITS = ("training", "validation", "test")
+SPLIT_WORDS = {name: name for name in SPLITS} | {
+    "train": "training",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "development": "validation",
+    "testing": "test",
+}
+"""What folders and tables call the splits, in lower case."""
 _TENTHS = {"training": 8, "validation": 1, "test": 1}
 
 Leak: TypeAlias = dict[str, Any]

@@ -4,7 +4,8 @@
 
 - **FMA**: ``fma_metadata/tracks.csv`` beside ``fma_small/``; the official split. Rows stay even where the clip's file
   is absent: the audit reports it, preprocessing quarantines it.
-- **A folder per genre** (GTZAN's layout): ``ROOT/blues/blues.00000.wav``; the artists are unknown, the split is drawn.
+- **A folder per genre** (GTZAN's layout): ``ROOT/blues/blues.00000.wav``; the artists are unknown, the split is drawn,
+  unless folders are named like splits: ``ROOT/train/blues/1.wav``.
 - **A CSV file**: ``path,genre[,split,artist][,title][,duration]``; paths are relative to the file's folder; without
   the column ``split`` one is drawn, with all clips of an artist in one split.
 
@@ -30,7 +31,7 @@ from mgc.core.errors import InputError
 from mgc.core.storage import Folder
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 SCHEMA = pa.schema(
@@ -68,11 +69,14 @@ class Tracks:
         The folder that a clip's ``path`` is relative to.
     left_out
         How many rows or files of the source are not in the table, by reason.
+    notes
+        What a person should know of how the source was read, a line each.
     """
 
     table: pa.Table
     audio_root: Folder
     left_out: dict[str, int]
+    notes: tuple[str, ...] = ()
 
     @property
     def genres(self) -> tuple[str, ...]:
@@ -126,8 +130,8 @@ def read_tracks(
     if fma.is_fma(folder):
         table, left_out = fma.read_fma(folder, subset)
         return _finish(table, folder, left_out)
-    rows, left_out = read_genre_folders(folder, _KINDS)
-    return _finish(_with_split(rows, seed, known_splits or {}), folder, left_out)
+    rows, left_out, notes = read_genre_folders(folder, _KINDS)
+    return _finish(_with_split(rows, seed, known_splits or {}), folder, left_out, notes)
 
 
 def path_id(path: str) -> int:
@@ -159,7 +163,7 @@ def _with_split(rows: list[dict[str, Any]], seed: int, known_splits: Mapping[str
     return pa.Table.from_pylist(rows, schema=_UNLABELLED)
 
 
-def _finish(rows: pa.Table, audio_root: Folder, left_out: dict[str, int]) -> Tracks:
+def _finish(rows: pa.Table, audio_root: Folder, left_out: dict[str, int], notes: Sequence[str] = ()) -> Tracks:
     """Sort, check that ids are unique, and label."""
     rows = rows.sort_by("track_id")
     ids, paths = rows["track_id"].to_pylist(), rows["path"].to_pylist()
@@ -173,4 +177,4 @@ def _finish(rows: pa.Table, audio_root: Folder, left_out: dict[str, int]) -> Tra
     if len(genres) > MAX_GENRES:
         raise InputError(f"{audio_root}: {len(genres)} genres, at most {MAX_GENRES} are possible; is genre a title?")
     labelled = rows.append_column("label", pc.index_in(rows["genre"], value_set=genres))
-    return Tracks(labelled.select(SCHEMA.names).cast(SCHEMA).combine_chunks(), audio_root, left_out)
+    return Tracks(labelled.select(SCHEMA.names).cast(SCHEMA).combine_chunks(), audio_root, left_out, tuple(notes))

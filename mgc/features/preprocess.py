@@ -142,6 +142,8 @@ def preprocess(
     with _storage_failures(), _claimed(target):
         before = None if overwrite else Plan.read(target)
         tracks = read_tracks(root, subset=subset, known_splits=_splits_of(before))
+        for note in tracks.notes:
+            say(note)
         clips = with_sizes(tracks.table if limit is None else _draw(tracks.table, limit), tracks.audio_root)
         plan = settle(target, before, clips, recipe, overwrite=overwrite)
         missing = [shard for shard in plan.shards if not shards.is_written(target, shard)]

@@ -59,7 +59,7 @@ def test_counts_by_split_and_genre_each_add_up_to_the_clips(data):
     assert report.by_split == {"training": 2, "validation": 0, "test": 1}
     assert report.by_genre == {"Pop": 1, "Rock": 2}
     assert report.by_genre_and_split["Rock"] == {"training": 1, "validation": 0, "test": 1}
-    names = "clips by_split by_genre by_genre_and_split missing artist_leaks duplicate_clips left_out ok"
+    names = "clips by_split by_genre by_genre_and_split missing artist_leaks duplicate_clips left_out notes ok"
     assert list(json.loads(json.dumps(report.to_dict()))) == names.split()
     assert report.to_dict()["ok"] is True
 
@@ -164,6 +164,16 @@ def test_the_summary_has_a_line_a_genre_with_its_counts(data):
         ["all", "1", "1", "0", "2"],
     ]
     assert "artists: none is in more than one split" in str(report)
+
+
+def test_folders_that_are_read_as_splits_are_named(tmp_path):
+    for path in ("train/Pop/1.mp3", "train/Rock/1.mp3", "val/Pop/2.mp3", "val/Rock/2.mp3"):
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).write_bytes(path.encode())
+    report = audit(tmp_path)
+    assert report.by_split == {"training": 2, "validation": 2, "test": 0}
+    assert str(report).splitlines()[0] == f"{tmp_path}: train, val are read as splits, the folders in them as genres"
+    assert report.to_dict()["notes"] == report.notes
 
 
 def test_what_cannot_be_read_is_an_input_error(tmp_path):

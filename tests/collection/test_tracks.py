@@ -132,6 +132,75 @@ def test_only_visible_audio_files_inside_genre_folders_count(tmp_path):
     assert found.left_out == {"no_genre": 1, "not_audio": 2}
 
 
+def split_folders(root, names, genres=("blues", "rock"), path="{split}/{genre}/{split}.wav"):
+    for split in names:
+        for genre in genres:
+            file = root / path.format(split=split, genre=genre)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(b"RIFF")
+    return root
+
+
+@pytest.mark.parametrize("path", ["{split}/{genre}/1.wav", "{split}/{genre}/deep/1.wav", "{genre}/{split}/1.wav"])
+@pytest.mark.parametrize(
+    "names",
+    [("train", "val", "test"), ("Training", "valid", "testing"), ("TRAIN", "dev", "Test"), ("training", "validation")],
+)
+def test_folders_named_like_splits_are_splits_and_said_to_be(tmp_path, names, path):
+    found = read_tracks(split_folders(tmp_path, names, path=path))
+    assert found.genres == ("blues", "rock")
+    assert {(row["path"], row["split"], row["genre"]) for row in found.table.to_pylist()} == {
+        (path.format(split=name, genre=genre), split, genre)
+        for name, split in zip(names, SPLITS, strict=False)
+        for genre in ("blues", "rock")
+    }
+    (note,) = found.notes
+    assert "are read as splits" in note
+    assert all(name in note for name in names)
+
+
+def test_clips_beside_the_genres_of_a_split_have_none(tmp_path):
+    split_folders(tmp_path, ("train", "test"))
+    (tmp_path / "train" / "loose.wav").write_bytes(b"RIFF")
+    found = read_tracks(tmp_path)
+    assert (found.table.num_rows, found.left_out["no_genre"]) == (4, 1)
+
+
+@pytest.mark.parametrize(
+    ("paths", "said"),
+    [
+        (
+            ["train/rock/1.wav", "test/rock/1.wav", "pop/1.wav"],
+            r"test, train is named like a split, pop is not; rename",
+        ),
+        (
+            ["train/rock/1.wav", "train/pop/1.wav"],
+            r"one folder only \(train\), which is named like a split; give .*/train",
+        ),
+        (["val/a/1.wav", "valid/a/1.wav", "train/a/1.wav", "train/b/1.wav"], "two of train, val, valid name the same"),
+        (["train/1.wav", "test/2.wav"], "no folder of a genre in them"),
+        (["train/train/1.wav", "test/rock/2.wav"], "and, in them, train are named like splits"),
+        (["rock/train/1.wav", "rock/test/1.wav", "pop/live/1.wav"], "some genres have folders named test, train"),
+        (["rock/train/1.wav", "rock/test/1.wav", "pop/1.wav"], "some genres have folders named test, train"),
+        (["train/rock/1.wav", "test/rock/2.wav"], r"audio in one folder only \(rock\)"),
+    ],
+)
+def test_folders_that_may_be_splits_or_genres_are_refused(tmp_path, paths, said):
+    for path in paths:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(b"RIFF")
+    with pytest.raises(InputError, match=said):
+        read_tracks(tmp_path)
+
+
+def test_an_album_named_like_a_split_is_none(tmp_path):
+    genre_folders(tmp_path, clips=1)
+    (tmp_path / "rock" / "Test").mkdir()
+    (tmp_path / "rock" / "Test" / "1.wav").write_bytes(b"RIFF")
+    found = read_tracks(tmp_path)
+    assert (found.genres, found.notes) == (("blues", "rock"), ())
+
+
 def test_the_list_of_endings_follows_the_decoder(tmp_path):
     genre_folders(tmp_path, clips=1)
     for name in ("rock/a.opus", "rock/b.oga", "rock/c.mp2", "blues/d.M4A", "blues/e.wma", "blues/cover.jpg"):
@@ -222,7 +291,7 @@ def test_a_csv_gives_its_split_artist_title_and_duration(tmp_path):
         '"a, b/1.mp3",sad,Rock,TRAIN, The  Who ,"My\nGeneration",198.5\n'
         "\n"
         "./x/../2.mp3,,Blues,val,,,\n"
-        "3.mp3,,Blues,test\n",
+        "3.mp3,,Blues,Testing\n4.mp3,,Blues,dev\n",
     )
     found = read_tracks(file)
     rows = {row["path"]: row for row in found.table.to_pylist()}
@@ -239,7 +308,7 @@ def test_a_csv_gives_its_split_artist_title_and_duration(tmp_path):
         "title": "My\nGeneration",
         "duration": 198.5,
     }
-    assert (rows["2.mp3"]["split"], rows["3.mp3"]["split"]) == ("validation", "test")
+    assert [rows[f"{i}.mp3"]["split"] for i in (2, 3, 4)] == ["validation", "test", "validation"]
     assert rows["2.mp3"]["artist_id"] is rows["2.mp3"]["artist_name"] is rows["2.mp3"]["duration"] is None
 
 
@@ -280,7 +349,7 @@ def test_the_order_of_a_csvs_lines_does_not_matter(tmp_path):
         ("path,genre\n1.mp3\n", "line 2: genre is empty"),
         ("path,genre\n,Rock\n", "line 2: path is empty"),
         ("path,genre\n1.mp3,Rock\n\n./1.mp3,Rock\n", r"line 4: path='\./1\.mp3' is on line 2 already"),
-        ("path,genre,split\n1.mp3,Rock,train\n2.mp3,Rock,dev\n", "line 3: split='dev'; expected one of training"),
+        ("path,genre,split\n1.mp3,Rock,train\n2.mp3,Rock,held\n", "line 3: split='held'; expected one of training"),
         ("path,genre,split\n1.mp3,Rock,train\n2.mp3,Rock\n", "line 3: split=''"),
         ("path,genre,duration\n1.mp3,Rock,3:20\n", "line 2: duration='3:20' is no number"),
         ("path,genre\n1, 2.mp3,Rock\n", "line 2: 3 cells under 2 columns; .*double quotes"),
