@@ -8,7 +8,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mgc.collection.splits import SPLIT_WORDS, SPLITS, same_name
+from mgc.collection.names import same_name
+from mgc.collection.splits import SPLIT_WORDS, SPLITS
 from mgc.core.errors import InputError, path_error
 
 if TYPE_CHECKING:

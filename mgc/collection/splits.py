@@ -6,9 +6,10 @@ An artist in two splits lets a model recognise the artist instead of the genre; 
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+from mgc.collection.names import same_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -130,11 +131,6 @@ def _where(by: str, rows: list[dict[str, Any]]) -> Leak:
         "artist_name": min((row["artist_name"] for row in rows if row["artist_name"]), default=None),
         "splits": {split: counts[split] for split in SPLITS if counts[split]},
     }
-
-
-def same_name(name: str) -> str:
-    """A name in its normal form: NFC, lower case, single spaces."""
-    return " ".join(unicodedata.normalize("NFC", name).casefold().split())
 
 
 def leak_message(leaks: Sequence[Leak], *, most: int = 5) -> str:

@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 from mgc.collection import fma
 from mgc.collection.csv_tracks import read_csv
 from mgc.collection.genre_folders import read_genre_folders
+from mgc.collection.names import as_on_disk, composed, one_spelling
 from mgc.collection.splits import draw_splits
 from mgc.core.errors import InputError
 from mgc.core.storage import Folder
@@ -122,16 +123,25 @@ def read_tracks(
     fma.check_subset(subset)
     folder = Folder.at(root)
     kind = folder.kind()
-    if kind == "file":
-        above, name = folder.parent
-        return _finish(_with_split(read_csv(above, name, _KINDS), seed, known_splits or {}), above, {})
     if kind is None:
         raise InputError(f"{folder}: no such file or folder; {_KINDS}")
-    if fma.is_fma(folder):
+    if kind == "folder" and fma.is_fma(folder):
         table, left_out = fma.read_fma(folder, subset)
-        return _finish(table, folder, left_out)
-    rows, left_out, notes = read_genre_folders(folder, _KINDS)
-    return _finish(_with_split(rows, seed, known_splits or {}), folder, left_out, notes)
+        genres, notes = one_spelling(table["genre"].to_pylist())
+        table = table.set_column(table.schema.get_field_index("genre"), "genre", pa.array(genres, pa.string()))
+        return _finish(table, folder, left_out, notes)
+    if kind == "file":
+        folder, name = folder.parent
+        rows, left_out, notes = read_csv(folder, name, _KINDS), {}, []
+    else:
+        rows, left_out, notes = read_genre_folders(folder, _KINDS)
+    genres, merged = one_spelling([row["genre"] for row in rows])
+    rows = [row | {"genre": genre} for row, genre in zip(rows, genres, strict=True)]
+    table = _with_split(rows, seed, known_splits or {})
+    if kind == "file":  # ids and splits are those of the file's spelling, on whatever disk
+        paths = pa.array(as_on_disk(folder, table["path"].to_pylist()), pa.string())
+        table = table.set_column(table.schema.get_field_index("path"), "path", paths)
+    return _finish(table, folder, left_out, [*notes, *merged])
 
 
 def path_id(path: str) -> int:
@@ -157,7 +167,9 @@ def _with_split(rows: list[dict[str, Any]], seed: int, known_splits: Mapping[str
     rows = [{"track_id": path_id(row["path"])} | row for row in rows]
     if "split" not in rows[0]:
         groups = [f"artist:{row['artist_id']}" if row.get("artist_id") else f"clip:{row['path']}" for row in rows]
-        has = {g: known_splits[row["path"]] for g, row in zip(groups, rows, strict=True) if row["path"] in known_splits}
+        composed_splits = {composed(path): split for path, split in known_splits.items()}
+        known = [known_splits.get(row["path"]) or composed_splits.get(composed(row["path"])) for row in rows]
+        has = {group: split for group, split in zip(groups, known, strict=True) if split}
         splits = draw_splits(groups, [row["genre"] for row in rows], seed, has)
         rows = [row | {"split": split} for row, split in zip(rows, splits, strict=True)]
     return pa.Table.from_pylist(rows, schema=_UNLABELLED)

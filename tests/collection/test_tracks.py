@@ -368,6 +368,58 @@ def test_a_binary_file_as_root_says_what_a_root_is(tmp_path):
         read_tracks(tmp_path / "a.mp3")
 
 
+# Names
+
+E_ACUTE, E_AND_ACUTE = "\u00c9", "E\u0301"
+"""«É» as one character, and as two."""
+
+
+def test_genres_that_differ_in_case_spacing_or_form_are_one_and_it_is_said(tmp_path):
+    rows = ["Rock", "rock", "Rock", " Rock  n  Roll", "rock n roll", f"{E_AND_ACUTE}lectro", f"{E_ACUTE}lectro"]
+    file = write_csv(tmp_path, "\n".join(["path,genre", *(f"{i}.mp3,{genre}" for i, genre in enumerate(rows))]))
+    found = read_tracks(file)
+    assert found.genres == ("Rock", "Rock n Roll", f"{E_ACUTE}lectro")
+    assert [note.partition(":")[0] for note in found.notes] == [f"one genre, {genre}" for genre in found.genres]
+    assert found.notes[0] == "one genre, Rock: 'Rock' × 2, 'rock' × 1"
+    assert "with decomposed letters" in found.notes[2]
+
+
+def test_folders_of_one_genre_are_one(tmp_path):
+    genre_folders(tmp_path, clips=3, genres=("Rock", "rock", f"{E_ACUTE}lectro", f"{E_AND_ACUTE}lectro"))
+    found = read_tracks(tmp_path)
+    assert Counter(found.table["genre"].to_pylist()) == {"Rock": 6, f"{E_ACUTE}lectro": 6}
+    assert len(found.notes) == 2
+    assert min(found.audio_root.sizes(found.table["path"].to_pylist())) > 0
+
+
+@pytest.mark.parametrize("written", [E_ACUTE, E_AND_ACUTE])
+@pytest.mark.parametrize("named", ["{0}/{0}.mp3", "{1}/{1}.mp3", "{0}/{1}.mp3", "../{1}/{1}{1}.mp3"])
+def test_files_are_found_however_their_names_are_composed(tmp_path, written, named):
+    there = named.format(E_ACUTE, E_AND_ACUTE)
+    root = tmp_path / "root"
+    (root / there).parent.mkdir(parents=True)
+    (root / there).write_bytes(b"x")
+    text = f"path,genre\n{there.replace(E_ACUTE, written).replace(E_AND_ACUTE, written)},Rock\n1.mp3,Pop\n"
+    found = read_tracks(write_csv(root, text))
+    assert set(found.table["path"].to_pylist()) == {there, "1.mp3"}
+
+
+def test_ids_and_splits_do_not_depend_on_how_the_disk_composes(tmp_path):
+    text = "\n".join(["path,genre", *(f"{E_ACUTE}{i}.mp3,{('Rock', 'Pop')[i % 2]}" for i in range(20))])
+    tables = []
+    for letter in (E_ACUTE, E_AND_ACUTE):
+        folder = tmp_path / str(len(letter))
+        folder.mkdir()
+        for i in range(20):
+            (folder / f"{letter}{i}.mp3").write_bytes(b"x")
+        found = read_tracks(write_csv(folder, text))
+        assert min(found.audio_root.sizes(found.table["path"].to_pylist())) == 1
+        tables.append(found.table.select(["track_id", "genre", "split"]))
+        known = dict(zip(found.table["path"].to_pylist(), ["test"] * 20, strict=True))
+        assert set(read_tracks(folder / "clips.csv", known_splits=known).table["split"].to_pylist()) == {"test"}
+    assert tables[0].equals(tables[1])
+
+
 # Drawing splits
 
 
