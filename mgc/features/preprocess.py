@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from mgc.collection.missing import nothing_there
 from mgc.collection.splits import artist_leaks, leak_message
 from mgc.collection.tracks import Tracks, read_tracks
 from mgc.core.errors import InputError, RunError, StoreError
@@ -145,6 +146,8 @@ def preprocess(
         for note in tracks.notes:
             say(note)
         clips = with_sizes(tracks.table if limit is None else _draw(tracks.table, limit), tracks.audio_root)
+        if nothing := nothing_there(tracks.audio_root, clips["path"].to_pylist(), clips["bytes"].to_pylist()):
+            raise InputError(nothing)
         plan = settle(target, before, clips, recipe, overwrite=overwrite)
         missing = [shard for shard in plan.shards if not shards.is_written(target, shard)]
         present = None if overwrite else read_manifest(target)

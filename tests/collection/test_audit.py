@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from mgc import cli
 from mgc.collection import audit as audit_module
 from mgc.collection.audit import audit
 from mgc.core.errors import InputError
@@ -59,7 +61,8 @@ def test_counts_by_split_and_genre_each_add_up_to_the_clips(data):
     assert report.by_split == {"training": 2, "validation": 0, "test": 1}
     assert report.by_genre == {"Pop": 1, "Rock": 2}
     assert report.by_genre_and_split["Rock"] == {"training": 1, "validation": 0, "test": 1}
-    names = "clips by_split by_genre by_genre_and_split missing artist_leaks duplicate_clips left_out notes ok"
+    names = "clips by_split by_genre by_genre_and_split missing artist_leaks duplicate_clips left_out notes "
+    names += "nothing_there ok"
     assert list(json.loads(json.dumps(report.to_dict()))) == names.split()
     assert report.to_dict()["ok"] is True
 
@@ -164,6 +167,44 @@ def test_the_summary_has_a_line_a_genre_with_its_counts(data):
         ["all", "1", "1", "0", "2"],
     ]
     assert "artists: none is in more than one split" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("written", "there", "said"),
+    [
+        (
+            "{root}/fma_small/000/1.mp3",
+            "fma_small/fma_small/000/1.mp3",
+            r"there is .*/fma_small/fma_small/000/1\.mp3: move",
+        ),
+        ("Rock/1.MP3", "rock/1.mp3", r"tried .*/Rock/1\.MP3; there is .*/rock/1\.mp3: move"),
+        ("rock\\1.mp3", "rock/1.mp3", r"tried .*/rock\\1\.mp3; the table separates folders by \\: write /"),
+        (
+            "C:\\music\\1.mp3",
+            "1.mp3",
+            r"tried .*/C:\\music\\1\.mp3; drives are another .* relative to the CSV file's folder",
+        ),
+        ("c:/music/1.mp3", "1.mp3", "drives are another computer"),
+        ("/home/someone/else/1.mp3", None, r"tried /home/someone/else/1\.mp3; absolute paths may be another"),
+        ("rock/1.mp3", None, "no file of such a name is below .*: are the clips unpacked there"),
+    ],
+)
+def test_where_nothing_is_there_the_likely_cause_is_said_and_the_exit_code_is_2(tmp_path, capsys, written, there, said):
+    if there:
+        (tmp_path / there).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / there).write_bytes(b"x")
+    file = tmp_path / "clips.csv"
+    file.write_text(f"path,genre\n{written.format(root=tmp_path)},Rock\n2.wav,Pop\n")
+    for name in ("audit", "preprocess"):
+        code = cli.run([name, "--root", str(file), *(["--out", str(tmp_path / "set")] if name == "preprocess" else [])])
+        printed, error = capsys.readouterr()
+        assert code == 2
+        assert re.search(f"none of the 2 files is there; .*{said}", error), error
+        assert len(error.splitlines()) == 1
+        assert bool(printed) == (name == "audit")
+    assert not (tmp_path / "set").exists()
+    report = audit(file)
+    assert (report.ok, report.to_dict()["ok"], len(report.missing)) == (False, False, 2)
 
 
 def test_folders_that_are_read_as_splits_are_named(tmp_path):
