@@ -68,7 +68,8 @@ class AuditReport(Result):
 
     def problem(self) -> MgcError | None:
         """An InputError where no file is there, or that names the artists in more than one split."""
-        return None if self.ok else InputError(self.nothing_there or leak_message(self.artist_leaks))
+        leaks = leak_message(self.artist_leaks) if self.artist_leaks else None
+        return None if self.ok else InputError("; ".join(filter(None, (self.nothing_there, leaks))))
 
     def __str__(self) -> str:
         """A table of the clips by genre and split, and a line for each finding."""
