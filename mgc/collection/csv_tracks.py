@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import os
@@ -63,9 +64,11 @@ def _lines(folder: Folder, name: str, kinds: str) -> Iterator[tuple[int, dict[st
     """Each row and the number of its first line; cells are stripped, blank rows skipped."""
     file = f"{folder}/{name}"
     try:
-        with io.TextIOWrapper(io.BufferedReader(folder.open(name)), newline="", encoding="utf-8-sig") as handle:
-            reader = csv.reader(handle)
+        with io.BufferedReader(folder.open(name)) as data:
+            reader = csv.reader(io.TextIOWrapper(data, newline="", encoding=_encoding(data.peek(4))))
             header = [cell.strip().lower() for cell in next(reader, [])]
+            if any("\0" in cell for cell in header):
+                raise InputError(f"{file}: is not in UTF-8, perhaps in UTF-16; save it as UTF-8")
             missing = [name for name in ("path", "genre") if name not in header]
             if missing:
                 raise InputError(
@@ -85,8 +88,20 @@ def _lines(folder: Folder, name: str, kinds: str) -> Iterator[tuple[int, dict[st
                 line = reader.line_num + 1
     except OSError as error:
         raise path_error(f"{file}: cannot be read ({error.strerror or error})", error) from error
-    except (UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise InputError(
+            f"{file}: not readable as CSV: byte 0x{byte:02x} is not {error.encoding.upper()}; save it as UTF-8; {kinds}"
+        ) from error
+    except csv.Error as error:
         raise InputError(f"{file}: not readable as CSV: {error}; {kinds}") from error
+
+
+def _encoding(start: bytes) -> str:
+    """The encoding by the byte-order mark that a file begins with; UTF-8 without one."""
+    if start.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "utf-32"
+    return "utf-16" if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
 
 
 def _row(cells: dict[str, str], folder: Folder, where: str) -> dict[str, Any]:

@@ -362,6 +362,26 @@ def test_a_line_of_a_csv_that_cannot_be_used_is_named(tmp_path, text, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_a_csv_is_read_by_its_byte_order_mark(tmp_path, encoding):
+    text = "path,genre,artist\n1.mp3,Électro,Zoé\n2.mp3,Rock,Ж\n"
+    mark = "\ufeff" if encoding[-3:] in ("-le", "-be") else ""
+    (tmp_path / "clips.csv").write_bytes((mark + text).encode(encoding))
+    found = read_tracks(tmp_path / "clips.csv")
+    assert column_by_path(found, "genre") == {"1.mp3": "Électro", "2.mp3": "Rock"}
+    assert column_by_path(found, "artist_name") == {"1.mp3": "Zoé", "2.mp3": "Ж"}
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-16-le", "utf-16-be"])
+def test_a_csv_in_another_encoding_is_to_be_saved_as_utf_8(tmp_path, encoding):
+    lines = "".join(f"{i}.mp3,Rock\n" for i in range(2000))
+    (tmp_path / "clips.csv").write_bytes(f"path,genre\n{lines}x.mp3,Électro\n".encode(encoding))
+    with pytest.raises(InputError, match=r"clips\.csv: .*not.* UTF-8.*; save it as UTF-8") as caught:
+        read_tracks(tmp_path / "clips.csv")
+    assert "\n" not in str(caught.value)
+    assert "\0" not in str(caught.value)
+
+
 def test_a_binary_file_as_root_says_what_a_root_is(tmp_path):
     (tmp_path / "a.mp3").write_bytes(b"\xff\xfb\x90\x64" * 50)
     with pytest.raises(InputError, match=r"a\.mp3: not readable as CSV: .*`root` is"):
