@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from mgc.collection.missing import nothing_there
-from mgc.collection.splits import SPLITS, Leak, artist_leaks, leak_message
+from mgc.collection.splits import SPLITS, Leak, artist_leaks, gaps, leak_message
 from mgc.collection.tracks import read_tracks
 from mgc.core.errors import InputError, MgcError
 from mgc.core.results import Result
@@ -54,6 +54,8 @@ class AuditReport(Result):
     """Rows or files of the source that are not in the tracks table, by reason."""
     notes: tuple[str, ...] = ()
     """How the source was read, where that is not plain."""
+    gaps: tuple[str, ...] = ()
+    """A line for each split that lacks genres."""
     nothing_there: str | None = None
     """Where all files are missing, what was tried and the likely cause."""
 
@@ -86,7 +88,8 @@ class AuditReport(Result):
         def line(name: str, cells: Iterable[object]) -> str:
             return f"{name:<{wide}}" + "".join(f"  {cell:>10}" for cell in cells)
 
-        return [line("genre", (*SPLITS, "all")), *(line(row[0], (*row[1:], sum(row[1:]))) for row in rows)]
+        lines = [line("genre", (*SPLITS, "all")), *(line(row[0], (*row[1:], sum(row[1:]))) for row in rows)]
+        return [*lines, *(f"WARNING: {gap}" for gap in self.gaps)]
 
     def _left_out(self) -> list[str]:
         counts = [f"{count} {reason.replace('_', ' ')}" for reason, count in self.left_out.items() if count]
@@ -158,6 +161,7 @@ def audit(root: str | Path, *, subset: str = "small") -> AuditReport:
         ],
         left_out=tracks.left_out,
         notes=tracks.notes,
+        gaps=tuple(gaps(tracks.table, tracks.genres)),
         nothing_there=nothing_there(tracks.audio_root, paths, list(sizes.values())),
     )
 

@@ -26,6 +26,8 @@ SPLIT_WORDS = {name: name for name in SPLITS} | {
     "testing": "test",
 }
 """What folders and tables call the splits, in lower case."""
+NAMED = 5
+"""The most artists or genres that a message names."""
 _TENTHS = {"training": 8, "validation": 1, "test": 1}
 
 Leak: TypeAlias = dict[str, Any]
@@ -133,7 +135,35 @@ def _where(by: str, rows: list[dict[str, Any]]) -> Leak:
     }
 
 
-def leak_message(leaks: Sequence[Leak], *, most: int = 5) -> str:
+def gaps(table: pa.Table, genres: Sequence[str]) -> list[str]:
+    """Say which genres a split lacks: a model cannot learn or is not measured on them.
+
+    Parameters
+    ----------
+    table
+        A tracks table; its columns ``split`` and ``genre`` are read.
+    genres
+        All genres of the collection.
+
+    Returns
+    -------
+    list of str
+        A line, for a person, for each split that lacks some or all genres.
+    """
+    there = set(zip(table["split"].to_pylist(), table["genre"].to_pylist(), strict=True))
+    lines = []
+    for split in SPLITS:
+        lacking = [genre for genre in genres if (split, genre) not in there]
+        if len(lacking) == len(genres):
+            lines.append(f"{split} has no clips")
+        elif lacking:
+            more = f" and {len(lacking) - NAMED} more genres" if len(lacking) > NAMED else ""
+            consequence = ", which no model can learn then" if split == "training" else ""
+            lines.append(f"{split} has no clips of {', '.join(lacking[:NAMED])}{more}{consequence}")
+    return lines
+
+
+def leak_message(leaks: Sequence[Leak], *, most: int = NAMED) -> str:
     """One line that names the artists in more than one split.
 
     Parameters

@@ -186,6 +186,8 @@ def _finish(rows: pa.Table, audio_root: Folder, left_out: dict[str, int], notes:
                 "remove or rename one"
             )
     genres = pa.array(sorted(pc.unique(rows["genre"]).to_pylist()), pa.string())
+    if len(genres) < 2:
+        raise InputError(f"{audio_root}: all clips are of one genre, {genres[0]}; a model needs two to tell apart")
     if len(genres) > MAX_GENRES:
         raise InputError(f"{audio_root}: {len(genres)} genres, at most {MAX_GENRES} are possible; is genre a title?")
     labelled = rows.append_column("label", pc.index_in(rows["genre"], value_set=genres))

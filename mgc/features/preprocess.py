@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from mgc.collection.missing import nothing_there
-from mgc.collection.splits import artist_leaks, leak_message
+from mgc.collection.splits import artist_leaks, gaps, leak_message
 from mgc.collection.tracks import Tracks, read_tracks
 from mgc.core.errors import InputError, RunError, StoreError
 from mgc.core.progress import say
@@ -160,6 +160,8 @@ def preprocess(
         leaks = artist_leaks(plan.clips)
         if leaks:
             say(f"warning: {leak_message(leaks)}; training refuses this set unless it allows leaks")
+        for gap in gaps(plan.clips, tracks.genres):
+            say(f"warning: {gap}")
         cpus, uri = _start(target, missing)
 
         from mgc.tracking import runs as tracking  # here, because a run with nothing to do must not wait for MLflow

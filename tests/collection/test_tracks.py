@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from mgc.collection import tracks
-from mgc.collection.splits import SPLITS, artist_leaks, draw_splits, leak_message
+from mgc.collection.splits import SPLITS, artist_leaks, draw_splits, gaps, leak_message
 from mgc.collection.tracks import SCHEMA, path_id, read_tracks
 from mgc.core.errors import InputError
 from mgc.core.storage import Folder
@@ -261,6 +261,12 @@ def test_a_folder_without_two_genres_says_what_a_root_is(tmp_path):
         read_tracks(genre_folders(tmp_path, genres=("rock",)))
 
 
+def test_a_csv_of_one_genre_is_refused_as_a_folder_is(tmp_path):
+    for rows in ("1.mp3,Rock\n2.mp3,Rock\n", "1.mp3,Rock\n2.mp3,rock\n"):
+        with pytest.raises(InputError, match="all clips are of one genre, Rock; a model needs two"):
+            read_tracks(write_csv(tmp_path, f"path,genre\n{rows}"))
+
+
 def test_no_such_root_and_no_such_subset_are_named(tmp_path):
     with pytest.raises(InputError, match="nowhere: no such file or folder"):
         read_tracks(tmp_path / "nowhere")
@@ -313,10 +319,10 @@ def test_a_csv_gives_its_split_artist_title_and_duration(tmp_path):
 
 
 def test_absolute_paths_inside_the_folder_are_the_relative_ones_and_outside_stay(tmp_path):
-    relative = read_tracks(write_csv(tmp_path, "path,genre\nsub/1.mp3,Rock\n"))
-    absolute = read_tracks(write_csv(tmp_path, f"path,genre\n{tmp_path}/sub/1.mp3,Rock\n"))
+    relative = read_tracks(write_csv(tmp_path, "path,genre\nsub/1.mp3,Rock\n2.mp3,Pop\n"))
+    absolute = read_tracks(write_csv(tmp_path, f"path,genre\n{tmp_path}/sub/1.mp3,Rock\n2.mp3,Pop\n"))
     assert absolute.table.equals(relative.table)
-    rows = f"/music/1.mp3,Rock\n../2.mp3,Rock\n{tmp_path}/../3.mp3,Rock\n"
+    rows = f"/music/1.mp3,Rock\n../2.mp3,Rock\n{tmp_path}/../3.mp3,Pop\n"
     outside = read_tracks(write_csv(tmp_path, f"path,genre\n{rows}"))
     assert set(outside.table["path"].to_pylist()) == {"/music/1.mp3", "../2.mp3", f"{tmp_path.parent}/3.mp3"}
     assert (outside.audio_root / "/music/1.mp3").path == Path("/music/1.mp3")
@@ -499,6 +505,25 @@ def test_a_genre_reckons_with_the_artists_that_another_genre_has_dealt():
     drawn = draw_splits([*shared, *shared, *own], ["Pop"] * 10 + ["Rock"] * 12, seed=0)
     assert Counter(drawn[:10]) == {"training": 8, "validation": 1, "test": 1}
     assert Counter(drawn[10:]) == {"training": 10, "validation": 1, "test": 1}
+
+
+# Gaps
+
+
+def test_splits_that_lack_genres_are_named():
+    def said(*cells, genres=("Folk", "Pop", "Rock")):
+        names = ("split", "genre")
+        rows = [dict(zip(names, cell, strict=True)) for cell in cells]
+        return gaps(pa.Table.from_pylist(rows, schema=pa.schema([(name, pa.string()) for name in names])), genres)
+
+    whole = [(split, genre) for split in SPLITS for genre in ("Folk", "Pop", "Rock")]
+    assert said(*whole) == []
+    assert said(*(cell for cell in whole if cell != ("validation", "Pop"))) == ["validation has no clips of Pop"]
+    assert said(*whole[1:]) == ["training has no clips of Folk, which no model can learn then"]
+    assert said(*whole[:3]) == ["validation has no clips", "test has no clips"]
+    many = [f"g{i}" for i in range(9)]
+    lines = said(*[("training", genre) for genre in many], ("test", "g0"), ("validation", "g8"), genres=many)
+    assert lines[1] == "test has no clips of g1, g2, g3, g4, g5 and 3 more genres"
 
 
 # Leaks
