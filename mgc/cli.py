@@ -108,7 +108,7 @@ class Preprocess(Command):
     workers: int | None = None
     """Tasks at a time; all CPUs by default."""
     limit: int | None = None
-    """Take only so many clips, drawn over all splits."""
+    """Take only so many clips, with splits and genres in proportion."""
     min_seconds: float = 5.0
     """Quarantine clips with less audio."""
     keep_damaged: bool = False

@@ -17,11 +17,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 
 from mgc.collection.missing import nothing_there
-from mgc.collection.splits import artist_leaks, gaps, leak_message
+from mgc.collection.splits import artist_leaks, draw_clips, gaps, leak_message
 from mgc.collection.tracks import Tracks, read_tracks
 from mgc.core.errors import InputError, RunError, StoreError
 from mgc.core.progress import say
@@ -99,7 +98,7 @@ def preprocess(
     workers
         Tasks at a time; all of the cluster's CPUs by default.
     limit
-        Take only so many clips, drawn with a fixed seed over all splits.
+        Take only so many clips, drawn with splits and genres in proportion, at least one clip each where it can.
     min_seconds
         Quarantine clips with less audio.
     keep_damaged
@@ -279,8 +278,8 @@ def _open_store(target: Folder, missing: list[ShardPlan]) -> str:
 
 
 def _draw(table: pa.Table, limit: int) -> pa.Table:
-    order = np.random.default_rng(0).permutation(len(table))[:limit]
-    return table.take(np.sort(order))
+    splits, genres, ids = (table[name].to_pylist() for name in ("split", "genre", "track_id"))
+    return table.take(draw_clips(splits, genres, ids, limit))
 
 
 def _check_numbers(**values: int | None) -> None:

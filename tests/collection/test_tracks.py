@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from mgc.collection import tracks
-from mgc.collection.splits import SPLITS, artist_leaks, draw_splits, gaps, leak_message
+from mgc.collection.splits import SPLITS, artist_leaks, draw_clips, draw_splits, gaps, leak_message
 from mgc.collection.tracks import SCHEMA, path_id, read_tracks
 from mgc.core.errors import InputError
 from mgc.core.storage import Folder
@@ -505,6 +505,63 @@ def test_a_genre_reckons_with_the_artists_that_another_genre_has_dealt():
     drawn = draw_splits([*shared, *shared, *own], ["Pop"] * 10 + ["Rock"] * 12, seed=0)
     assert Counter(drawn[:10]) == {"training": 8, "validation": 1, "test": 1}
     assert Counter(drawn[10:]) == {"training": 10, "validation": 1, "test": 1}
+
+
+# Drawing clips
+
+
+def collection_of(counts):
+    """Splits, genres and ids of so many clips by split and genre."""
+    cells = [cell for cell, count in counts.items() for _ in range(count)]
+    return [split for split, _ in cells], [genre for _, genre in cells], list(range(100, 100 + len(cells)))
+
+
+FMA_LIKE = {
+    (split, f"g{i}"): count for split, count in (("training", 80), ("validation", 10), ("test", 10)) for i in range(8)
+}
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 5, 8, 10, 24, 40, 100, 799, 800, 5000])
+def test_a_limit_keeps_splits_and_genres_in_proportion_and_each_if_it_can(limit):
+    splits, genres, ids = collection_of(FMA_LIKE)
+    drawn = draw_clips(splits, genres, ids, limit)
+    assert len(drawn) == len(set(drawn)) == min(limit, 800)
+    assert drawn == sorted(drawn)
+    by_split = Counter(splits[i] for i in drawn)
+    cells = Counter((splits[i], genres[i]) for i in drawn)
+    assert len(by_split) == min(limit, 3)
+    for split in by_split:
+        here = [cells[split, f"g{i}"] for i in range(8)]
+        assert max(here) - min(here) <= 1
+    if limit >= 40:
+        assert by_split["training"] == pytest.approx(0.8 * min(limit, 800), abs=1)
+        assert len(cells) == (16 if limit == 40 else 24)  # of 4 clips for validation
+
+
+def test_five_clips_are_of_all_splits_and_validation_is_of_a_genre_that_is_trained():
+    splits, genres, ids = collection_of(FMA_LIKE)
+    drawn = [(splits[i], genres[i]) for i in draw_clips(splits, genres, ids, 5)]
+    assert Counter(split for split, _ in drawn) == {"training": 3, "validation": 1, "test": 1}
+    trained = {genre for split, genre in drawn if split == "training"}
+    assert len(trained) == 3
+    assert {genre for _, genre in drawn} == trained
+
+
+def test_a_rare_genre_is_drawn_too_and_none_more_often_than_it_is_there():
+    splits, genres, ids = collection_of({("training", "Rock"): 96, ("training", "Jazz"): 2, ("test", "Rock"): 2})
+    drawn = Counter((splits[i], genres[i]) for i in draw_clips(splits, genres, ids, 10))
+    assert drawn == {("training", "Rock"): 8, ("training", "Jazz"): 1, ("test", "Rock"): 1}
+    drawn = Counter((splits[i], genres[i]) for i in draw_clips(splits, genres, ids, 100))
+    assert drawn[("training", "Jazz")] == 2
+
+
+def test_which_clips_are_drawn_depends_neither_on_their_order_nor_on_the_limit():
+    splits, genres, ids = collection_of(FMA_LIKE)
+    drawn = {ids[i] for i in draw_clips(splits, genres, ids, 50)}
+    order = random.Random(0).sample(range(800), 800)
+    shuffled = [[values[i] for i in order] for values in (splits, genres, ids)]
+    assert {shuffled[2][i] for i in draw_clips(*shuffled, 50)} == drawn
+    assert drawn < {ids[i] for i in draw_clips(splits, genres, ids, 200)}
 
 
 # Gaps
