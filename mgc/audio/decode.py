@@ -36,6 +36,9 @@ OURS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 LOUDEST = 1e6
 """Samples beyond this (120 dB above full scale) are no sound; unscaled 16-bit values, ±32,768, still are."""
 
+UNKNOWN = (1 << 63) - 1
+"""Frames of a file that does not say how many it has, by libsndfile: a FLAC that was written into a pipe."""
+
 
 class Audio(NamedTuple):
     """A piece of decoded audio."""
@@ -133,12 +136,32 @@ def load(file: BinaryIO, *, sample_rate: int, seconds: float) -> DecodedClip:
     sound = _sound(file)
     with sound:
         first = next(_pieces(sound, sample_rate, seconds))
-        promised = sound.frames / sound.samplerate
+        promised = sound.frames / sound.samplerate if sound.frames < UNKNOWN else first.seconds
         if first.seconds < seconds and sound.format == "MP3":  # of which libsndfile may guess
             promised = mpeg.promised_seconds(file, seconds) or promised
         elif first.seconds < seconds:  # of which it may count what is there
             promised *= announced_share(file)
     return DecodedClip(*first, max(first.seconds, min(promised, seconds)))
+
+
+def why_short(file: BinaryIO, seconds: float) -> str:
+    """Why decoding ended before the audio did, as far as the file shows.
+
+    Parameters
+    ----------
+    file
+        As for ``load``.
+    seconds
+        The most that was asked for.
+
+    Returns
+    -------
+    str
+        Empty where nothing is known. The decoder ends where an MP3 goes on at another sample rate or with other
+        channels, as one that was joined of several does.
+    """
+    change = mpeg.change_of_format(file, seconds)
+    return f"the MP3 is joined of parts that differ, {change}" if change else ""
 
 
 def native_rate(file: BinaryIO) -> int:
@@ -177,26 +200,34 @@ def windows(file: BinaryIO, *, sample_rate: int, seconds: float) -> Iterator[Aud
         yield from _pieces(sound, sample_rate, seconds)
 
 
-def _sound(file: BinaryIO) -> soundfile.SoundFile:
+class _Sound(soundfile.SoundFile):  # type: ignore[misc]
+    """A file that is read in order."""
+
+    def seekable(self) -> bool:
+        """As soundfile says, which seeks after each read; where the length is unknown, that fails at the end."""
+        return super().seekable() and self.frames < UNKNOWN  # type: ignore[no-any-return]
+
+
+def _sound(file: BinaryIO) -> _Sound:
     file.seek(0)
     with suppress(soundfile.LibsndfileError):  # its message is «File does not exist»
-        return soundfile.SoundFile(file.fileno(), closefd=False)
+        return _Sound(file.fileno(), closefd=False)
     if mpeg.begins(file):
         with suppress(soundfile.LibsndfileError):
             return _named_mp3(file)
     raise ClipError(Reason.NOT_AUDIO, "no decoder recognises these bytes")
 
 
-def _named_mp3(file: BinaryIO) -> soundfile.SoundFile:
+def _named_mp3(file: BinaryIO) -> _Sound:
     """Open by a name: only behind ``.mp3`` libsndfile looks for MPEG frames that do not begin the file."""
     file.seek(0)  # on macOS the named file and this one have one position
     with tempfile.TemporaryDirectory() as folder:
         name = os.path.join(folder, "clip.mp3")
         os.symlink(f"/dev/fd/{file.fileno()}", name)
-        return soundfile.SoundFile(name)
+        return _Sound(name)
 
 
-def _pieces(sound: soundfile.SoundFile, sample_rate: int, seconds: float) -> Iterator[Audio]:
+def _pieces(sound: _Sound, sample_rate: int, seconds: float) -> Iterator[Audio]:
     frames = int(seconds * sound.samplerate)
     first = True
     while True:

@@ -50,6 +50,8 @@ class _Frame(NamedTuple):
     size: int
     """Bytes, header included."""
     seconds: float
+    rate: int
+    """Samples per second."""
 
 
 def promised_seconds(file: BinaryIO, enough: float) -> float | None:
@@ -131,6 +133,38 @@ def begins(file: BinaryIO) -> bool:
     return found is not None and found[0] - start < RESYNC
 
 
+def change_of_format(file: BinaryIO, enough: float) -> str | None:
+    """Where a stream goes on at another sample rate or with other channels: ``44100 Hz stereo, then 48000 Hz mono``.
+
+    Parameters
+    ----------
+    file, enough
+        As ``promised_seconds`` takes them.
+
+    Returns
+    -------
+    str or None
+        Both formats, for a person; None where the first one goes on.
+    """
+    stream = _Stream(file)
+    found = stream.find(stream.after_tags(0))
+    first = other = None
+    seconds, row = 0.0, 0  # of frames of the other format; a single one is damage
+    while found is not None and seconds < enough:
+        position, frame = found
+        this = (frame.rate, "mono" if stream.read(position, 4)[3:] >= b"\xc0" else "stereo")
+        first = first or this
+        row = 0 if this == first else row + 1 if this == other else 1
+        other = this
+        if row == CHAIN:
+            return f"{first[0]} Hz {first[1]}, then {this[0]} Hz {this[1]}"
+        seconds += frame.seconds
+        position += frame.size
+        following = stream.frame(position)
+        found = stream.find(stream.after_tags(position)) if following is None else (position, following)
+    return None
+
+
 class _Stream:
     """A file by offset, read block by block, with a limit on false headers."""
 
@@ -203,7 +237,7 @@ def _parse(second: int, third: int) -> _Frame | None:
     samples = 384 if layer == 1 else 576 if layer == 3 and version != 3 else 1152
     slot = 4 if layer == 1 else 1
     size = slot * (samples * 1000 * _KBPS[version == 3, layer][kbps_index - 1] // (8 * slot * rate) + padding)
-    return _Frame((second & 0x1E, rate_index), size, samples / rate)
+    return _Frame((second & 0x1E, rate_index), size, samples / rate, rate)
 
 
 def _frame_count(first: bytes) -> int | None:

@@ -124,6 +124,72 @@ def test_a_file_cut_in_half_is_damaged_and_a_whole_one_is_not(tmp_path, suffix):
         assert outcome(path, keep_damaged=True) == pytest.approx(9.5, abs=0.6)
 
 
+def from_a_pipe(flac):
+    """The bytes of a FLAC file without the number of its samples, as an encoder leaves it that cannot seek."""
+    assert flac[:4] == b"fLaC"
+    return flac[:21] + bytes([flac[21] & 0xF0, 0, 0, 0, 0]) + flac[26:]
+
+
+@pytest.mark.parametrize("seconds", [20, 40])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_flac_that_does_not_say_how_long_it_is_is_decoded_as_one_that_does(tmp_path, seconds, channels):
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, (seconds * 44_100, channels))
+    soundfile.write(tmp_path / "file.flac", noise, 44_100)
+    flac = (tmp_path / "file.flac").read_bytes()
+    (tmp_path / "pipe.flac").write_bytes(from_a_pipe(flac))
+    assert soundfile.info(tmp_path / "pipe.flac").frames == audio.UNKNOWN
+    expected = load(tmp_path / "file.flac", sample_rate=RATE, seconds=SECONDS)
+    found = load(tmp_path / "pipe.flac", sample_rate=RATE, seconds=SECONDS)
+    np.testing.assert_array_equal(found.samples, expected.samples)
+    assert (found.seconds, found.promised) == (expected.seconds, expected.promised)
+    assert outcome(tmp_path / "pipe.flac") == pytest.approx(min(seconds, SECONDS))
+    for one, other in zip(*(windows_of(tmp_path / f"{name}.flac", 3.0) for name in ("file", "pipe")), strict=True):
+        np.testing.assert_array_equal(one.samples, other.samples)
+    (tmp_path / "cut.flac").write_bytes(from_a_pipe(flac)[: len(flac) // 4])
+    assert outcome(tmp_path / "cut.flac") == Reason.DECODE_ERROR
+
+
+def mp3(path, rate, channels, seconds=8):
+    noise = np.random.default_rng(rate).uniform(-0.5, 0.5, (seconds * rate, channels))
+    soundfile.write(path, noise, rate, format="MP3", bitrate_mode="CONSTANT")
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("then", [(48_000, 2), (22_050, 1), (32_000, 2), (44_100, 1)])
+@pytest.mark.parametrize("first", [(44_100, 2), (24_000, 1)])
+def test_joined_mp3s_of_different_rates_are_what_librosa_loads(tmp_path, first, then):
+    path = tmp_path / "joined.mp3"
+    path.write_bytes(mp3(path, *first) + mp3(path, *then))
+    samples, seconds, promised = load(path, sample_rate=RATE, seconds=SECONDS)
+    assert_as_librosa(samples, path)
+    assert seconds == pytest.approx(8, abs=0.1)
+    if promised > 8.1:  # the sample rate is the same
+        assert outcome(path) == Reason.DAMAGED
+    else:
+        assert outcome(path) == seconds
+
+
+def test_a_joined_mp3_that_is_damaged_says_that_its_parts_differ(odd_mp3, tmp_path):
+    long, mono = ((odd_mp3 / name).read_bytes() for name in ("ok_cbr256_44k_stereo.mp3", "ok_mono_48k.mp3"))
+    clip = {"track_id": 1, "split": "test", "genre": "Odd", "label": 0, "artist_id": None, "path": "x.mp3"}
+    for name, content, said in (
+        ("rate.mp3", long[: len(long) // 3] + mono, "44100 Hz stereo, then 48000 Hz mono"),
+        (
+            "channels.mp3",
+            mp3(tmp_path / "1", 44_100, 1) + mp3(tmp_path / "2", 44_100, 2),
+            "44100 Hz mono, then 44100 Hz stereo",
+        ),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with (tmp_path / name).open("rb") as file, pytest.raises(ClipError) as caught:
+            shards.extract(clip, file, Recipe())
+        assert caught.value.reason == Reason.DAMAGED
+        assert caught.value.detail.endswith(f" s of audio came out; the MP3 is joined of parts that differ, {said}")
+    for name in ("short_truncated_half.mp3", "warn_bitflips.mp3", "ok_vbr_v2_noxing.mp3", "bad_text_renamed.mp3"):
+        with (odd_mp3 / name).open("rb") as file:
+            assert audio.why_short(file, SECONDS) == ""
+
+
 def test_a_short_clip_that_is_whole_is_too_short_and_not_damaged(tmp_path):
     soundfile.write(tmp_path / "short.mp3", np.zeros(2 * RATE), RATE, format="MP3")
     assert outcome(tmp_path / "short.mp3") == Reason.TOO_SHORT
