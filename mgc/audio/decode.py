@@ -8,6 +8,7 @@ alone is a third of it). A file that gives no samples raises ``ClipError`` with 
 from __future__ import annotations
 
 import errno
+import math
 import os
 import tempfile
 from contextlib import suppress
@@ -136,12 +137,40 @@ def load(file: BinaryIO, *, sample_rate: int, seconds: float) -> DecodedClip:
     sound = _sound(file)
     with sound:
         first = next(_pieces(sound, sample_rate, seconds))
-        promised = sound.frames / sound.samplerate if sound.frames < UNKNOWN else first.seconds
-        if first.seconds < seconds and sound.format == "MP3":  # of which libsndfile may guess
-            promised = mpeg.promised_seconds(file, seconds) or promised
-        elif first.seconds < seconds:  # of which it may count what is there
-            promised *= announced_share(file)
-    return DecodedClip(*first, max(first.seconds, min(promised, seconds)))
+        return DecodedClip(*first, _promised(sound, file, first.seconds, seconds))
+
+
+def promised_seconds(file: BinaryIO, decoded: float) -> float:
+    """Length that a whole file promises by its headers and size.
+
+    Parameters
+    ----------
+    file
+        As for ``load``.
+    decoded
+        Seconds that came out of it.
+
+    Returns
+    -------
+    float
+        Seconds, at least ``decoded``; infinity for an Ogg file that breaks off, which does not say how long it was.
+
+    Raises
+    ------
+    ClipError
+        ``not_audio``.
+    """
+    with _sound(file) as sound:
+        return _promised(sound, file, decoded, math.inf)
+
+
+def _promised(sound: _Sound, file: BinaryIO, decoded: float, most: float) -> float:
+    promised = sound.frames / sound.samplerate if sound.frames < UNKNOWN else decoded
+    if decoded < most and sound.format == "MP3":  # of which libsndfile may guess
+        promised = mpeg.promised_seconds(file, most) or promised
+    elif decoded < most:  # of which it may count what is there
+        promised *= announced_share(file)
+    return max(decoded, min(promised, most))
 
 
 def why_short(file: BinaryIO, seconds: float) -> str:

@@ -8,6 +8,7 @@ Shape suffixes: B windows in a batch, F mel bands, T frames, G genres.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,6 +22,7 @@ from mgc.audio.logmel import feature
 from mgc.core.errors import ClipError, InputError, Reason, RunError, StoreError
 from mgc.core.results import Result
 from mgc.core.storage import URI, Folder
+from mgc.features.shards import PADDING_SECONDS, TOLERATED_LOSS
 from mgc.model import checkpoint
 from mgc.model.cnn import together
 from mgc.model.device import best_device, prepare
@@ -60,7 +62,7 @@ class ClipPrediction:
     probabilities: dict[str, float]
     """Of each genre."""
     warning: str | None = None
-    """Why this is worth less than others: the file is much shorter than what the model has learnt from."""
+    """Why this is worth less than others: the file is much shorter than what the model has learnt from, or damaged."""
 
 
 @dataclass(frozen=True)
@@ -188,18 +190,16 @@ def load_model(model: str | Path | HasCheckpoint | RunLike) -> tuple[nn.Module, 
 def _predict_clip(network: nn.Module, card: Card, clip: str, size: int) -> ClipPrediction | NoPrediction:
     total_G, count = np.zeros(len(card.genres)), 0
     shown = str(Folder(clip)) if URI.match(clip) else clip  # without a password
-    heard: list[float] = []
+    warnings: list[str] = []
     try:
-        for logits_BG in logits(network, _batches(_windows(clip, card, heard), size)):
+        for logits_BG in logits(network, _batches(_windows(clip, card, warnings), size)):
             total_G += logits_BG.softmax(1).sum(0, dtype=torch.float64).cpu().numpy()
             count += len(logits_BG)
     except (ClipError, InputError, StoreError) as error:  # its own, its URI's, its store's: the others are not at fault
         return NoPrediction(shown, str(error))
     mean_G = total_G / count
     probabilities = {genre: float(p) for genre, p in zip(card.genres, mean_G, strict=True)}
-    seconds, short = heard[0], heard[0] < MIN_REST * card.spec.seconds
-    warning = f"only {seconds:.2g} s of audio, the model has learnt from {card.spec.seconds:g} s" if short else None
-    return ClipPrediction(shown, card.genres[int(mean_G.argmax())], probabilities, warning)
+    return ClipPrediction(shown, card.genres[int(mean_G.argmax())], probabilities, "; ".join(warnings) or None)
 
 
 def _batches(windows: Iterator[NDArray[np.float16]], size: int) -> Iterator[Tensor]:
@@ -207,15 +207,21 @@ def _batches(windows: Iterator[NDArray[np.float16]], size: int) -> Iterator[Tens
         yield torch.from_numpy(np.stack(taken))
 
 
-def _windows(clip: str, card: Card, heard: list[float]) -> Iterator[NDArray[np.float16]]:
-    """Features of a file, window by window [shape=(F, T)]; ``heard`` gets the seconds of audio in each."""
-    spec = card.spec
+def _windows(clip: str, card: Card, warnings: list[str]) -> Iterator[NDArray[np.float16]]:
+    """Features of a file, window by window [shape=(F, T)]; at its end ``warnings`` gets what is wrong with it."""
+    spec, heard = card.spec, 0.0
     folder, name = Folder.at(clip).parent
     with audio.open_clip(folder, name) as file:
         for index, piece in enumerate(audio.windows(file, sample_rate=spec.sample_rate, seconds=spec.seconds)):
             if piece.seconds == 0:
                 raise ClipError(Reason.TOO_SHORT, "no audio came out", 0.0)
-            if index and piece.seconds < MIN_REST * spec.seconds:
-                return
-            heard.append(piece.seconds)
-            yield feature(piece.samples, spec).z_FT
+            heard += piece.seconds
+            if not index or piece.seconds >= MIN_REST * spec.seconds:
+                yield feature(piece.samples, spec).z_FT
+        if heard < MIN_REST * spec.seconds:
+            warnings.append(f"only {heard:.2g} s of audio, the model has learnt from {spec.seconds:g} s")
+        promised = audio.promised_seconds(file, heard)
+        if heard < (1 - TOLERATED_LOSS) * promised - PADDING_SECONDS:
+            of = f" of {promised:.1f}" if promised < math.inf else ""
+            warnings.append(f"damaged, {heard:.1f}{of} s of audio came out")
+            warnings += filter(None, [audio.why_short(file, promised)])

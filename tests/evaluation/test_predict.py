@@ -157,6 +157,22 @@ def test_a_file_much_shorter_than_what_was_learnt_from_says_so(model, tmp_path):
     assert str(predict(model, [tmp_path / "s.wav"])).endswith("%), only 0.8 s of audio, the model has learnt from 2 s")
 
 
+def test_a_damaged_file_is_predicted_from_what_is_there_and_says_so(model, odd_mp3, tmp_path):
+    half = write(tmp_path / "half.wav", 20)
+    half.write_bytes(half.read_bytes()[: half.stat().st_size // 2])
+    ogg = write(tmp_path / "half.ogg", 20)
+    ogg.write_bytes(ogg.read_bytes()[: ogg.stat().st_size // 2])
+    mixed = tmp_path / "mixed.mp3"
+    whole, other = (odd_mp3 / name for name in ("ok_cbr256_44k_stereo.mp3", "ok_mono_48k.mp3"))
+    mixed.write_bytes(whole.read_bytes()[: whole.stat().st_size // 3] + other.read_bytes())
+    said = [clip.warning for clip in predict(model, [half, ogg, mixed, whole, other]).clips]
+    assert said[0] == "damaged, 10.0 of 20.0 s of audio came out"
+    assert said[1].startswith("damaged, 9.")
+    assert said[1].endswith(" s of audio came out")
+    assert said[2].startswith("damaged, 10.0 of 30.0 s of audio came out; the MP3 is joined of parts")
+    assert said[3:] == [None, None]
+
+
 def test_a_clip_may_be_a_uri_whose_password_is_not_shown(model, tmp_path):
     clip = write(tmp_path / "x y.wav", 2.0)
     here, there = predict(model, [clip, clip.as_uri()]).clips
