@@ -3,10 +3,12 @@
 import json
 from dataclasses import dataclass
 
+import boto3
 import numpy as np
 import pytest
 import soundfile
 import torch
+from moto.server import ThreadedMotoServer
 
 from mgc import cli
 from mgc.audio.logmel import LogMelSpec, log_mel, standardize
@@ -181,6 +183,27 @@ def test_a_clip_may_be_a_uri_whose_password_is_not_shown(model, tmp_path):
     with pytest.raises(InputError, match=r"nowhere://bucket/x\.mp3: .*give a path or a URI") as caught:
         predict(model, ["nowhere://KEY:SECRET@bucket/x.mp3"])
     assert "SECRET" not in str(caught.value)
+
+
+def test_a_clip_in_a_bucket_is_predicted_as_on_a_disk(model, fma_clip, tmp_path):
+    (tmp_path / "cut.mp3").write_bytes(fma_clip.read_bytes()[1000:])  # has no name that ends in .mp3 once it is fetched
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    try:
+        endpoint = "{}:{}".format(*server.get_host_and_port())
+        keys = {"aws_access_key_id": "KEY", "aws_secret_access_key": "SECRET", "region_name": "us-east-1"}
+        s3 = boto3.client("s3", endpoint_url=f"http://{endpoint}", **keys)
+        s3.create_bucket(Bucket="music")
+        s3.put_object(Bucket="music", Key="a b/cut.mp3", Body=(tmp_path / "cut.mp3").read_bytes())
+        uri = f"s3://KEY:SECRET@music/a%20b/{{}}.mp3?endpoint_override={endpoint}&scheme=http&region=us-east-1"
+        answer = predict(model, [tmp_path / "cut.mp3", uri.format("cut"), uri.format("none")])
+    finally:
+        server.stop()
+    here, there = answer.clips
+    assert there.probabilities == here.probabilities
+    assert "SECRET" not in str(answer)
+    (failed,) = answer.failed
+    assert failed.why == "missing: no such file"
 
 
 def test_an_mp3_of_real_music_is_predicted_as_the_same_sound_in_a_wav(model, fma_clip, tmp_path):
