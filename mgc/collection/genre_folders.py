@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from mgc.collection.splits import SPLIT_WORDS
 from mgc.core.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
 
     from mgc.core.storage import Folder
 
@@ -83,6 +84,16 @@ def read_genre_folders(root: Folder, kinds: str) -> tuple[list[dict[str, Any]], 
             found += f"; mgc has no decoder for {', '.join(sorted({*undecoded}))}, convert these files to FLAC or MP3"
         raise InputError(f"{root}: no fma_metadata/tracks.csv, and {found}; {kinds}")
     return rows, left_out, notes
+
+
+def without_decoder(paths: Iterable[str]) -> list[str]:
+    """A line, for a person, for each format among the paths of a table that is not decoded."""
+    counts = Counter(os.path.splitext(path)[1].lower() for path in paths)
+    return [
+        f"{count} clips end in {suffix}, for which mgc has no decoder: convert them to FLAC or MP3"
+        for suffix, count in sorted(counts.items())
+        if suffix in OTHER_AUDIO
+    ]
 
 
 def _rows(root: Folder, clips: list[str]) -> tuple[list[dict[str, Any]], list[str]]:

@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 
 from mgc.collection import fma
 from mgc.collection.csv_tracks import read_csv
-from mgc.collection.genre_folders import read_genre_folders
+from mgc.collection.genre_folders import read_genre_folders, without_decoder
 from mgc.collection.names import as_on_disk, composed, one_spelling
 from mgc.collection.splits import draw_splits
 from mgc.core.errors import InputError
@@ -132,7 +132,8 @@ def read_tracks(
         return _finish(table, folder, left_out, notes)
     if kind == "file":
         folder, name = folder.parent
-        rows, left_out, notes = read_csv(folder, name, _KINDS), {}, []
+        rows, left_out = read_csv(folder, name, _KINDS), {}
+        notes = without_decoder(row["path"] for row in rows)
     else:
         rows, left_out, notes = read_genre_folders(folder, _KINDS)
     genres, merged = one_spelling([row["genre"] for row in rows])

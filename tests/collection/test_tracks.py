@@ -219,6 +219,12 @@ def test_music_in_other_formats_alone_says_that_there_is_no_decoder_for_it(tmp_p
         read_tracks(tmp_path)
 
 
+def test_a_csv_with_music_that_is_not_decoded_says_so(tmp_path):
+    found = read_tracks(write_csv(tmp_path, "path,genre\n1.M4A,Rock\n2.m4a,Pop\n3.mp3,Pop\n"))
+    assert found.table.num_rows == 3
+    assert found.notes == ("2 clips end in .m4a, for which mgc has no decoder: convert them to FLAC or MP3",)
+
+
 def test_a_copy_elsewhere_is_the_same_table_to_the_byte(tmp_path):
     here, there = genre_folders(tmp_path / "a"), tmp_path / "b"
     shutil.copytree(here, there)
