@@ -122,7 +122,7 @@ class Preprocess(Command):
     workers: int | None = None
     """Tasks at a time; all CPUs by default."""
     limit: int | None = None
-    """Take only so many clips, drawn over all splits."""
+    """Take only so many clips, with splits and genres in proportion."""
     min_seconds: float = 5.0
     """Quarantine clips with less audio."""
     keep_damaged: bool = False
@@ -293,8 +293,8 @@ class Predict(Command):
 
     model: str
     """Checkpoint folder; MLflow run, of a parent run its models together; or «champion», the one of the registry."""
-    clips: Positional[tuple[Path, ...]]
-    """Audio files."""
+    clips: Positional[tuple[str, ...]]
+    """Audio files, by path or URI (s3://…)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -269,6 +269,7 @@ def test_asking_for_a_run_makes_no_store(capsys, features, tmp_path, monkeypatch
 def test_a_reader_that_goes_ends_nothing(line, unbuffered, tmp_path):
     """``mgc … | head`` ends quietly, with the code that it would have had."""
     (tmp_path / "set.csv").write_text("path,genre,split,artist\na.mp3,Rock,train,A\nb.mp3,Folk,test,B\n")
+    (tmp_path / "a.mp3").write_bytes(b"a")
     command = [sys.executable, "-m", "mgc.cli", *line.split()]
     reader, writer = os.pipe()
     os.close(reader)  # before anything is written

@@ -4,7 +4,8 @@
 
 - **FMA**: ``fma_metadata/tracks.csv`` beside ``fma_small/``; the official split. Rows stay even where the clip's file
   is absent: the audit reports it, preprocessing quarantines it.
-- **A folder per genre** (GTZAN's layout): ``ROOT/blues/blues.00000.wav``; the artists are unknown, the split is drawn.
+- **A folder per genre** (GTZAN's layout): ``ROOT/blues/blues.00000.wav``; the artists are unknown, the split is drawn,
+  unless folders are named like splits: ``ROOT/train/blues/1.wav``.
 - **A CSV file**: ``path,genre[,split,artist][,title][,duration]``; paths are relative to the file's folder; without
   the column ``split`` one is drawn, with all clips of an artist in one split.
 
@@ -15,27 +16,24 @@ The same input gives the same ids, labels and splits on any machine.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import os
-import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mgc.collection import fma
-from mgc.collection.splits import SPLITS, draw_splits, same_name
-from mgc.core.errors import InputError, path_error
+from mgc.collection.csv_tracks import read_csv
+from mgc.collection.genre_folders import read_genre_folders, without_decoder
+from mgc.collection.names import as_on_disk, composed, one_spelling
+from mgc.collection.splits import draw_splits
+from mgc.core.errors import InputError
 from mgc.core.storage import Folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-_SPLIT_WORDS = {"train": "training", "valid": "validation", "val": "validation"} | {name: name for name in SPLITS}
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 SCHEMA = pa.schema(
     [
@@ -52,7 +50,6 @@ SCHEMA = pa.schema(
 )
 _UNLABELLED = pa.schema([field for field in SCHEMA if field.name != "label"])
 
-AUDIO_SUFFIXES = frozenset({".mp3", ".wav", ".flac", ".ogg", ".au", ".m4a", ".aif", ".aiff"})
 MAX_GENRES = 127  # an int8 label
 
 _KINDS = (
@@ -73,11 +70,14 @@ class Tracks:
         The folder that a clip's ``path`` is relative to.
     left_out
         How many rows or files of the source are not in the table, by reason.
+    notes
+        What a person should know of how the source was read, a line each.
     """
 
     table: pa.Table
     audio_root: Folder
     left_out: dict[str, int]
+    notes: tuple[str, ...] = ()
 
     @property
     def genres(self) -> tuple[str, ...]:
@@ -123,132 +123,26 @@ def read_tracks(
     fma.check_subset(subset)
     folder = Folder.at(root)
     kind = folder.kind()
-    if kind == "file":
-        return _from_csv(*folder.parent, seed, known_splits or {})
     if kind is None:
         raise InputError(f"{folder}: no such file or folder; {_KINDS}")
-    if fma.is_fma(folder):
-        rows, left_out = fma.read_fma(folder, subset)
-        return _finish(rows, folder, left_out)
-    return _from_folders(folder, seed, known_splits or {})
-
-
-def _from_folders(root: Folder, seed: int, known_splits: Mapping[str, str]) -> Tracks:
-    clips: list[tuple[str, str]] = []  # path, genre
-    left_out = {"no_genre": 0, "not_audio": 0}
-    for path in root.walk():
-        genre, _, inside = path.partition("/")
-        if os.path.splitext(path)[1].lower() not in AUDIO_SUFFIXES:
-            left_out["not_audio"] += 1
-        elif not inside:
-            left_out["no_genre"] += 1
-        else:
-            clips.append((path, genre))
-    if clips and all(re.fullmatch(r"(\d{3})/\1\d{3}\.mp3", path) for path, _ in clips):
-        raise InputError(
-            f"{root}: looks like the inside of fma_small, its folders are no genres; "
-            "give the folder above, which also holds fma_metadata/tracks.csv"
-        )
-    if len(genres := {genre for _, genre in clips}) < 2:
-        found = f"audio in one folder only ({genres.pop()})" if genres else "no folder with audio in it"
-        raise InputError(f"{root}: no fma_metadata/tracks.csv, and {found}; {_KINDS}")
-    rows = [{"track_id": path_id(path), "path": path, "genre": genre} for path, genre in clips]
-    return _finish(_with_drawn_split(rows, seed, known_splits), root, left_out)
-
-
-def _from_csv(folder: Folder, name: str, seed: int, known_splits: Mapping[str, str]) -> Tracks:
-    file = f"{folder}/{name}"
-    rows: list[dict[str, Any]] = []
-    line_of: dict[str, int] = {}
-    for line, cells in _csv_rows(folder, name):
-        row = _csv_row(cells, folder, f"{file}, line {line}")
-        if row["path"] in line_of:
-            raise InputError(
-                f"{file}, line {line}: path={cells['path']!r} is on line {line_of[row['path']]} already; keep one"
-            )
-        line_of[row["path"]] = line
-        rows.append(row)
-    if not rows:
-        raise InputError(f"{file}: no rows below the header; add a line per clip")
-    if "split" in rows[0]:
-        table = pa.Table.from_pylist(rows, schema=_UNLABELLED)
+    if kind == "folder" and fma.is_fma(folder):
+        table, left_out = fma.read_fma(folder, subset)
+        genres, notes = one_spelling(table["genre"].to_pylist())
+        table = table.set_column(table.schema.get_field_index("genre"), "genre", pa.array(genres, pa.string()))
+        return _finish(table, folder, left_out, notes)
+    if kind == "file":
+        folder, name = folder.parent
+        rows, left_out = read_csv(folder, name, _KINDS), {}
+        notes = without_decoder(row["path"] for row in rows)
     else:
-        table = _with_drawn_split(rows, seed, known_splits)
-    return _finish(table, folder, {})
-
-
-def _csv_rows(folder: Folder, name: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """Each row and the number of its first line; cells are stripped, blank rows skipped."""
-    file = f"{folder}/{name}"
-    try:
-        with io.TextIOWrapper(io.BufferedReader(folder.open(name)), newline="", encoding="utf-8-sig") as handle:
-            reader = csv.reader(handle)
-            header = [cell.strip().lower() for cell in next(reader, [])]
-            missing = [name for name in ("path", "genre") if name not in header]
-            if missing:
-                raise InputError(
-                    f"{file}: needed columns are missing: {', '.join(missing)}; its header needs "
-                    "path,genre[,split,artist], commas between (of FMA give the folder that holds fma_metadata)"
-                )
-            line = reader.line_num + 1
-            for row in reader:
-                cells = [cell.strip() for cell in row]
-                if len(cells) > len(header):
-                    raise InputError(
-                        f"{file}, line {line}: {len(cells)} cells under {len(header)} columns; "
-                        "put cells with a comma in double quotes"
-                    )
-                if any(cells):
-                    yield line, dict.fromkeys(header, "") | dict(zip(header, cells, strict=False))
-                line = reader.line_num + 1
-    except OSError as error:
-        raise path_error(f"{file}: cannot be read ({error.strerror or error})", error) from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{file}: not readable as CSV: {error}; {_KINDS}") from error
-
-
-def _csv_row(cells: dict[str, str], folder: Folder, where: str) -> dict[str, Any]:
-    for name in ("path", "genre"):
-        if not cells[name]:
-            raise InputError(f"{where}: {name} is empty; fill it in or remove the line")
-    path = _relative(cells["path"], folder)
-    artist = cells.get("artist") or None
-    row = {
-        "track_id": path_id(path),
-        "path": path,
-        "genre": cells["genre"],
-        "artist_id": same_name(artist) if artist else None,
-        "artist_name": artist,
-        "title": cells.get("title") or None,
-        "duration": _seconds(cells.get("duration", ""), where),
-    }
-    if "split" in cells:
-        split = _SPLIT_WORDS.get(cells["split"].lower())
-        if split is None:
-            raise InputError(f"{where}: split={cells['split']!r}; expected one of {', '.join(SPLITS)}")
-        row["split"] = split
-    return row
-
-
-def _relative(cell: str, root: Folder) -> str:
-    """A path of a CSV file, relative to the file's folder; an absolute one outside the folder stays as it is."""
-    folder = root.path
-    inside = os.path.normpath(cell)
-    if folder is None or not (os.path.isabs(inside) or inside.startswith("..")):
-        return inside  # in an object store all clips are below the file
-    path = Path(os.path.normpath(folder / cell))
-    if os.path.isabs(cell) and not path.is_relative_to(folder):
-        return path.as_posix()
-    return Path(os.path.relpath(path, folder)).as_posix()
-
-
-def _seconds(cell: str, where: str) -> float | None:
-    if not cell:
-        return None
-    try:
-        return float(cell)
-    except ValueError:
-        raise InputError(f"{where}: duration={cell!r} is no number; give seconds or leave it empty") from None
+        rows, left_out, notes = read_genre_folders(folder, _KINDS)
+    genres, merged = one_spelling([row["genre"] for row in rows])
+    rows = [row | {"genre": genre} for row, genre in zip(rows, genres, strict=True)]
+    table = _with_split(rows, seed, known_splits or {})
+    if kind == "file":  # ids and splits are those of the file's spelling, on whatever disk
+        paths = pa.array(as_on_disk(folder, table["path"].to_pylist()), pa.string())
+        table = table.set_column(table.schema.get_field_index("path"), "path", paths)
+    return _finish(table, folder, left_out, [*notes, *merged])
 
 
 def path_id(path: str) -> int:
@@ -269,15 +163,20 @@ def _sha1(text: str) -> bytes:
     return hashlib.sha1(text.encode(), usedforsecurity=False).digest()
 
 
-def _with_drawn_split(rows: list[dict[str, Any]], seed: int, known_splits: Mapping[str, str]) -> pa.Table:
-    groups = [f"artist:{row['artist_id']}" if row.get("artist_id") else f"clip:{row['path']}" for row in rows]
-    known = {g: known_splits[row["path"]] for g, row in zip(groups, rows, strict=True) if row["path"] in known_splits}
-    splits = draw_splits(groups, [row["genre"] for row in rows], seed, known)
-    split_rows = [row | {"split": split} for row, split in zip(rows, splits, strict=True)]
-    return pa.Table.from_pylist(split_rows, schema=_UNLABELLED)
+def _with_split(rows: list[dict[str, Any]], seed: int, known_splits: Mapping[str, str]) -> pa.Table:
+    """A table of the rows with their ids, and with a split, which is drawn where they have none."""
+    rows = [{"track_id": path_id(row["path"])} | row for row in rows]
+    if "split" not in rows[0]:
+        groups = [f"artist:{row['artist_id']}" if row.get("artist_id") else f"clip:{row['path']}" for row in rows]
+        composed_splits = {composed(path): split for path, split in known_splits.items()}
+        known = [known_splits.get(row["path"]) or composed_splits.get(composed(row["path"])) for row in rows]
+        has = {group: split for group, split in zip(groups, known, strict=True) if split}
+        splits = draw_splits(groups, [row["genre"] for row in rows], seed, has)
+        rows = [row | {"split": split} for row, split in zip(rows, splits, strict=True)]
+    return pa.Table.from_pylist(rows, schema=_UNLABELLED)
 
 
-def _finish(rows: pa.Table, audio_root: Folder, left_out: dict[str, int]) -> Tracks:
+def _finish(rows: pa.Table, audio_root: Folder, left_out: dict[str, int], notes: Sequence[str] = ()) -> Tracks:
     """Sort, check that ids are unique, and label."""
     rows = rows.sort_by("track_id")
     ids, paths = rows["track_id"].to_pylist(), rows["path"].to_pylist()
@@ -288,7 +187,9 @@ def _finish(rows: pa.Table, audio_root: Folder, left_out: dict[str, int]) -> Tra
                 "remove or rename one"
             )
     genres = pa.array(sorted(pc.unique(rows["genre"]).to_pylist()), pa.string())
+    if len(genres) < 2:
+        raise InputError(f"{audio_root}: all clips are of one genre, {genres[0]}; a model needs two to tell apart")
     if len(genres) > MAX_GENRES:
         raise InputError(f"{audio_root}: {len(genres)} genres, at most {MAX_GENRES} are possible; is genre a title?")
     labelled = rows.append_column("label", pc.index_in(rows["genre"], value_set=genres))
-    return Tracks(labelled.select(SCHEMA.names).cast(SCHEMA).combine_chunks(), audio_root, left_out)
+    return Tracks(labelled.select(SCHEMA.names).cast(SCHEMA).combine_chunks(), audio_root, left_out, tuple(notes))

@@ -17,10 +17,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 
-from mgc.collection.splits import artist_leaks, leak_message
+from mgc.collection.missing import nothing_there
+from mgc.collection.splits import artist_leaks, draw_clips, gaps, leak_message
 from mgc.collection.tracks import Tracks, read_tracks
 from mgc.core.cluster import total
 from mgc.core.errors import InputError, RunError, StoreError
@@ -99,7 +99,7 @@ def preprocess(
     workers
         Tasks at a time; all of the cluster's CPUs by default.
     limit
-        Take only so many clips, drawn with a fixed seed over all splits.
+        Take only so many clips, drawn with splits and genres in proportion, at least one clip each where it can.
     min_seconds
         Quarantine clips with less audio.
     keep_damaged
@@ -143,7 +143,11 @@ def preprocess(
     with _storage_failures(), _claimed(target):
         before = None if overwrite else Plan.read(target)
         tracks = read_tracks(root, subset=subset, known_splits=_splits_of(before))
+        for note in tracks.notes:
+            say(note)
         clips = with_sizes(tracks.table if limit is None else _draw(tracks.table, limit), tracks.audio_root)
+        if nothing := nothing_there(tracks.audio_root, clips["path"].to_pylist(), clips["bytes"].to_pylist()):
+            raise InputError(nothing)
         plan = settle(target, before, clips, recipe, overwrite=overwrite)
         missing = [shard for shard in plan.shards if not shards.is_written(target, shard)]
         present = None if overwrite else read_manifest(target)
@@ -156,6 +160,8 @@ def preprocess(
         leaks = artist_leaks(plan.clips)
         if leaks:
             say(f"warning: {leak_message(leaks)}; training refuses this set unless it allows leaks")
+        for gap in gaps(plan.clips, tracks.genres):
+            say(f"warning: {gap}")
         cpus, uri = _start(target, missing)
 
         from mgc.tracking import runs as tracking  # here, because a run with nothing to do must not wait for MLflow
@@ -274,8 +280,8 @@ def _open_store(target: Folder, missing: list[ShardPlan]) -> str:
 
 
 def _draw(table: pa.Table, limit: int) -> pa.Table:
-    order = np.random.default_rng(0).permutation(len(table))[:limit]
-    return table.take(np.sort(order))
+    splits, genres, ids = (table[name].to_pylist() for name in ("split", "genre", "track_id"))
+    return table.take(draw_clips(splits, genres, ids, limit))
 
 
 def _check_numbers(**values: int | None) -> None:
