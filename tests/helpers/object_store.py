@@ -38,12 +38,13 @@ class Store:
             self.s3.put_object(Bucket=bucket, Key=f"{prefix}/{path}", Body=data)
 
     def contents(self, prefix, *, bucket=BUCKET):
-        """Bytes by path of all objects below a prefix; of every object, whatever it is."""
+        """Bytes by path of all objects below a prefix, but for those that stand for a folder."""
         found = self.s3.list_objects_v2(Bucket=bucket, Prefix=f"{prefix}/").get("Contents", [])
         assert len(found) < 1000
         return {
             entry["Key"].removeprefix(f"{prefix}/"): self.s3.get_object(Bucket=bucket, Key=entry["Key"])["Body"].read()
             for entry in found
+            if not entry["Key"].endswith("/")  # of pyarrow, where it has deleted a file
         }
 
     def times(self, prefix):
