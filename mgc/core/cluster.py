@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mgc.core.atomic_files import temporary_name
-from mgc.core.errors import InputError, RunError
+from mgc.core.errors import InputError, RunError, WaitError
 from mgc.core.progress import clock, say
 from mgc.core.ray_session import grows
 
@@ -73,8 +73,10 @@ class Demand:
 
         Raises
         ------
+        WaitError
+            The time is over.
         InputError
-            The time is over; or the machine, which does not grow, has not the resources.
+            The machine, which does not grow, has not the resources.
         """
         import ray
         from ray.util.placement_group import placement_group, remove_placement_group
@@ -101,7 +103,7 @@ class Demand:
 
         Raises
         ------
-        InputError
+        WaitError
             The cluster was too small for ``minutes``; only if the block runs in the main thread.
         """
         done, over = threading.Event(), threading.Event()
@@ -141,8 +143,8 @@ class Demand:
         left = clock(max(0.0, 60 * self.minutes - elapsed))
         say(f"{self} wait; the cluster has {_has(self.each)} (for {left} more, see --wait)")
 
-    def _over(self) -> InputError:
-        return InputError(
+    def _over(self) -> WaitError:
+        return WaitError(
             f"`wait={self.minutes:g}`: {self} did not come in this time; the cluster has {_has(self.each)}; "
             "add nodes, ask for less, or wait longer"
         )

@@ -6,6 +6,7 @@ node has died, and from which this process learns of the epochs.
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -201,7 +202,7 @@ class Place:
                 failure_config=ray.train.FailureConfig(max_failures=RESTARTS),
             ),
         )
-        with _followed(folder, on_epoch), self.demand.watched():
+        with _followed(folder, on_epoch), self.demand.watched(), _interrupts():
             try:
                 fitted = trainer.fit().return_value
             except Exception as error:
@@ -215,6 +216,19 @@ class Place:
     def __str__(self) -> str:
         unit = "GPU" if self.gpu else "CPU worker" if self.workers > 1 else "CPU"
         return f"{self.workers} {unit}{'s' if self.workers > 1 else ''}" if self.workers > 1 or self.gpu else unit
+
+
+@contextmanager
+def _interrupts() -> Iterator[None]:
+    """Let Ctrl-C be a KeyboardInterrupt: Ray Train makes it an exit with code 0, and keeps its handler afterwards."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

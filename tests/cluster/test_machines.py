@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 
 import mlflow
 import numpy as np
@@ -201,9 +202,34 @@ def test_elastic_workers_go_on_with_fewer(two, client):
     command = ["train", *FIT, "--epochs", "8", "--workers", "2", "--min-workers", "1", "--run-name", "elastic"]
     training = two.start(*command)
     wait_until(lambda: "epochs," in two.said(training) or training.poll() is not None)
+    training.send_signal(signal.SIGINT)
+    assert training.wait(60) == 130
+    assert two.said(training).splitlines()[-1] == "interrupted"
+    (run,) = runs_named(client, "elastic")
+    assert run.info.status == "KILLED"
+    training = two.start(*command)
+    wait_until(lambda: f"run {run.info.run_id}" in two.said(training) or training.poll() is not None)
     two.kill(two.workers[0])
     trained = finish(two, training)
+    assert trained["run_id"] == run.info.run_id
     assert epochs_of(client, trained["run_id"]) == list(range(1, 9))
+
+
+def test_a_training_whose_nodes_are_lost_and_do_not_come_back_ends_and_can_go_on(two, client):
+    command = ["train", *FIT, "--epochs", "5", "--workers", "2", "--run-name", "lost"]
+    training = two.start(*command, "--wait", "0.8")
+    wait_until(lambda: "epochs," in two.said(training) or training.poll() is not None)
+    for node in two.workers:
+        two.kill(node)
+    assert training.wait(180) == 2
+    said = two.said(training)
+    assert "2 workers × 1 CPU wait; the cluster has 0 CPU" in said
+    assert said.splitlines()[-1].startswith("mgc: --wait 0.8: 2 workers × 1 CPU did not come in this time; the cluster")
+    assert [run.info.status for run in runs_named(client, "lost")] == ["KILLED"]
+    two.have_workers(2)
+    trained = answer(two.run(*command))
+    assert epochs_of(client, trained["run_id"]) == list(range(1, 6))
+    assert len(runs_named(client, "lost")) == 1
 
 
 def test_a_storage_that_nodes_do_not_see_is_refused_before_any_work(two, client):
