@@ -275,7 +275,8 @@ class Run:
     def closing(self) -> Iterator[None]:
         """Mark the run FINISHED when the block ends well, FAILED (with the reason) when it raises.
 
-        It is KILLED, and can be resumed, by Ctrl-C and where a cluster was waited for in vain. A SystemExit, by which Ray Tune stops a trial, leaves it open: who stopped the trial sets its status.
+        It is KILLED, and can be resumed, by Ctrl-C and where a cluster was waited for in vain. A SystemExit, by which
+        Ray Tune stops a trial, leaves it open: who stopped the trial sets its status.
         """
         try:
             yield
