@@ -33,7 +33,7 @@ from mgc.features.feature_set import FeatureSet
 from mgc.features.layout import CARD, FORMAT, MANIFEST, QUARANTINE, SHARDS, Manifest, parquet_bytes, read_manifest
 from mgc.features.plan import Plan, Recipe, ShardPlan, settle, with_sizes
 from mgc.features.quarantine import as_csv, check_share, report
-from mgc.features.shard_tasks import KEPT, Job, cause, write_shards
+from mgc.features.shard_tasks import KEPT, Job, Written, cause, write_shards
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,7 +96,7 @@ def preprocess(
     subset
         Subset of an FMA folder: ``"small"``, ``"medium"`` or ``"large"``.
     workers
-        Tasks at a time; all of the cluster's CPUs by default.
+        Tasks at a time; as many as the cluster has CPUs, at any moment, by default.
     limit
         Take only so many clips, drawn with a fixed seed over all splits.
     min_seconds
@@ -155,7 +155,9 @@ def preprocess(
         leaks = artist_leaks(plan.clips)
         if leaks:
             say(f"warning: {leak_message(leaks)}; training refuses this set unless it allows leaks")
-        cpus, uri = _start(target, missing)
+        planned = time.monotonic()
+        uri = _start(target, missing)
+        started = time.monotonic()
 
         from mgc.tracking import runs as tracking  # here, because a run with nothing to do must not wait for MLflow
 
@@ -164,7 +166,8 @@ def preprocess(
         with run.closing():
             plan.begin(target, overwrite=overwrite)
             job = Job(tracks.audio_root, target, recipe, clip_timeout)
-            written, rate = write_shards(missing, job, min(workers or cpus, len(missing))) if missing else ({}, 0.0)
+            done = write_shards(missing, job, workers) if missing else Written({}, 0.0, 0, "")
+            written = done.records
             records = [written.get(shard.file) or shards.read_record(target, shard.file) for shard in plan.shards]
             manifest = _manifest(plan, tracks, records, leaks)
             rejected = shards.quarantine(records)
@@ -177,8 +180,13 @@ def preprocess(
             target.write(MANIFEST, manifest.to_json().encode())
 
             made = sum(record.entry.rows for record in written.values())
-            result = _result(manifest, target, start, written=made, rate=rate)
-            run.metrics({key: getattr(result, key) for key in METRICS})
+            clips = made + sum(len(record.quarantined) for record in written.values())
+            result = _result(manifest, target, start, written=made, rate=clips / done.seconds if missing else 0.0)
+            stages = {"plan": planned - start, "start": started - planned, "write": done.seconds}
+            stages["finish"] = result.seconds - sum(stages.values())
+            run.metrics({key: getattr(result, key) for key in METRICS} | {"nodes": done.nodes})
+            run.metrics({f"{stage}_seconds": seconds for stage, seconds in stages.items()})
+            run.text(done.stats, "ray_data_stats.txt")
             run.text(dataset_card(manifest), CARD)
             run.features(target, manifest.fingerprint, "preprocess")
     return replace(result, run_id=run.id)
@@ -253,12 +261,13 @@ def _splits_of(plan: Plan | None) -> dict[str, str]:
     return {} if plan is None else dict(zip(*(plan.clips[name].to_pylist() for name in ("path", "split")), strict=True))
 
 
-def _start(target: Folder, missing: list[ShardPlan]) -> tuple[int, str]:
-    """Start Ray if shards are missing, and import MLflow meanwhile; return the CPUs and the store's URI."""
+def _start(target: Folder, missing: list[ShardPlan]) -> str:
+    """Start Ray if shards are missing, and import MLflow meanwhile; return the store's URI."""
     with ThreadPoolExecutor(1) as aside:
         uri = aside.submit(_open_store, target, missing)
-        cpus = connect() if missing else 0
-        return cpus, uri.result()
+        if missing:
+            connect()
+        return uri.result()
 
 
 def _open_store(target: Folder, missing: list[ShardPlan]) -> str:
