@@ -18,9 +18,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
-from mgc.core.storage import Folder
 from mgc.features import preprocess, shard_tasks
 from mgc.features.plan import Plan
 
@@ -94,7 +94,6 @@ def driver(folder: str) -> None:
         watch.wrap(preprocess, name, name)
     watch.wrap(preprocess.shards, "is_written", "is_written")
     watch.wrap(Plan, "begin", "plan.begin")
-    watch.wrap(Folder, "write", "Folder.write")
     constant.__module__ = "__main__"  # pickled by value: in a worker nothing is replaced but its decoding
     shard_tasks.write_shard = constant
     begin = time.monotonic()
@@ -142,7 +141,7 @@ def planned(sizes: list[int]) -> None:
             share = f"{1e3 * each['seconds'] / clips:9.3f} ms a clip"
             print(f"  {stage:<14}{each['seconds']:9.2f} s{share}, at most {each['peak']:6.0f} MB", flush=True)
     for what, results in (("whole", wholes), ("again", agains)):
-        for few, many in zip(sizes, sizes[1:], strict=False):
+        for few, many in pairwise(sizes):
             growth = 1e6 * (results[many]["peak"] - results[few]["peak"]) / (many - few)
             seconds = 1e3 * (results[many]["seconds"] - results[few]["seconds"]) / (many - few)
             print(f"{what}, from {few} to {many}: {growth:.0f} bytes and {seconds:.3f} ms for each clip more")

@@ -10,10 +10,14 @@ import unicodedata
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import pyarrow as pa
+    from numpy.typing import NDArray
 
 SPLITS = ("training", "validation", "test")
 _TENTHS = {"training": 8, "validation": 1, "test": 1}
@@ -97,7 +101,9 @@ def artist_leaks(table: pa.Table) -> list[Leak]:
     """
     by_id: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     by_name: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in table.select(["split", "artist_id", "artist_name"]).to_pylist():
+    table = table.select(["split", "artist_id", "artist_name"])
+    table = table.filter(pa.array(_scattered(table, "artist_id") | _scattered(table, "artist_name")))
+    for row in table.to_pylist():
         if (row["artist_id"] or "").strip():
             by_id[row["artist_id"]].append(row)
         if name := same_name(row["artist_name"] or ""):
@@ -110,6 +116,21 @@ def artist_leaks(table: pa.Table) -> list[Leak]:
         if len(leak["splits"]) > 1 and not any(leak["splits"].keys() <= splits.keys() for splits in known):
             leaks.append(leak)
     return sorted(leaks, key=lambda leak: (leak["by"], same_name(leak["artist_name"] or ""), leak["artist_id"] or ""))
+
+
+def _scattered(table: pa.Table, name: str) -> NDArray[np.bool_]:
+    """Whether a row's artist, by this column, is in more than one split, for each row [shape=(rows,)]."""
+    artists = pc.dictionary_encode(table[name].combine_chunks())
+    groups: dict[str, int] = {}
+    names = map(same_name, artists.dictionary.to_pylist())
+    group_of = np.array([groups.setdefault(artist, len(groups)) for artist in names], np.int64)
+    seen = np.zeros((len(groups), len(SPLITS)), bool)
+    known: NDArray[np.bool_] = artists.is_valid().to_numpy(zero_copy_only=False)
+    group = group_of[artists.indices.drop_null()]
+    split = pc.index_in(table["split"], value_set=pa.array(SPLITS)).to_numpy()
+    seen[group, split[known]] = True
+    known[known] = (seen.sum(1) > 1)[group]
+    return known
 
 
 def _where(by: str, rows: list[dict[str, Any]]) -> Leak:

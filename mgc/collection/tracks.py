@@ -21,9 +21,11 @@ import io
 import os
 import re
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -33,7 +35,7 @@ from mgc.core.errors import InputError, path_error
 from mgc.core.storage import Folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 _SPLIT_WORDS = {"train": "training", "valid": "validation", "val": "validation"} | {name: name for name in SPLITS}
 
@@ -51,6 +53,9 @@ SCHEMA = pa.schema(
     ]
 )
 _UNLABELLED = pa.schema([field for field in SCHEMA if field.name != "label"])
+_UNSPLIT = pa.schema([field for field in _UNLABELLED if field.name != "split"])
+ROWS_AT_ONCE = 1 << 12
+"""Rows of a source that are Python objects at a time."""
 
 AUDIO_SUFFIXES = frozenset({".mp3", ".wav", ".flac", ".ogg", ".au", ".m4a", ".aif", ".aiff"})
 MAX_GENRES = 127  # an int8 label
@@ -86,7 +91,7 @@ class Tracks:
 
 
 def read_tracks(
-    root: str | Path, *, subset: str = "small", seed: int = 0, known_splits: Mapping[str, str] | None = None
+    root: str | Path, *, subset: str = "small", seed: int = 0, known_splits: Callable[[], Mapping[str, str]] = dict
 ) -> Tracks:
     """Read the tracks table of a collection.
 
@@ -99,8 +104,8 @@ def read_tracks(
     seed
         Draws the split where the collection has none.
     known_splits
-        Split by path, of clips that have one already: where a split is drawn, these clips and all others of their
-        artists keep it.
+        Gives the split by path of clips that have one already: where a split is drawn, these clips and all others of
+        their artists keep it. It is called only there.
 
     Returns
     -------
@@ -124,16 +129,16 @@ def read_tracks(
     folder = Folder.at(root)
     kind = folder.kind()
     if kind == "file":
-        return _from_csv(*folder.parent, seed, known_splits or {})
+        return _from_csv(*folder.parent, seed, known_splits)
     if kind is None:
         raise InputError(f"{folder}: no such file or folder; {_KINDS}")
     if fma.is_fma(folder):
         rows, left_out = fma.read_fma(folder, subset)
-        return _finish(rows, folder, left_out)
-    return _from_folders(folder, seed, known_splits or {})
+        return _finish(_columns(rows), folder, left_out)
+    return _from_folders(folder, seed, known_splits)
 
 
-def _from_folders(root: Folder, seed: int, known_splits: Mapping[str, str]) -> Tracks:
+def _from_folders(root: Folder, seed: int, known_splits: Callable[[], Mapping[str, str]]) -> Tracks:
     clips: list[tuple[str, str]] = []  # path, genre
     left_out = {"no_genre": 0, "not_audio": 0}
     for path in root.walk():
@@ -152,29 +157,51 @@ def _from_folders(root: Folder, seed: int, known_splits: Mapping[str, str]) -> T
     if len(genres := {genre for _, genre in clips}) < 2:
         found = f"audio in one folder only ({genres.pop()})" if genres else "no folder with audio in it"
         raise InputError(f"{root}: no fma_metadata/tracks.csv, and {found}; {_KINDS}")
-    rows = [{"track_id": path_id(path), "path": path, "genre": genre} for path, genre in clips]
-    return _finish(_with_drawn_split(rows, seed, known_splits), root, left_out)
+    rows = ({"track_id": path_id(path), "path": path, "genre": genre} for path, genre in clips)
+    return _finish(_columns(_with_drawn_split(_table(rows, _UNSPLIT), seed, known_splits)), root, left_out)
 
 
-def _from_csv(folder: Folder, name: str, seed: int, known_splits: Mapping[str, str]) -> Tracks:
+def _from_csv(folder: Folder, name: str, seed: int, known_splits: Callable[[], Mapping[str, str]]) -> Tracks:
     file = f"{folder}/{name}"
-    rows: list[dict[str, Any]] = []
+    header: set[str] = set()
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for line, cells in _csv_rows(folder, name):
+            header.update(cells)
+            yield _csv_row(cells, folder, f"{file}, line {line}")
+
+    table = _table(rows(), _UNLABELLED)
+    if not len(table):
+        raise InputError(f"{file}: no rows below the header; add a line per clip")
+    if len(np.unique(table["track_id"])) < len(table):
+        _refuse_doubles(folder, name)
+    if "split" not in header:
+        table = _with_drawn_split(table.drop_columns(["split"]), seed, known_splits)
+    columns = _columns(table)
+    del table
+    return _finish(columns, folder, {})
+
+
+def _table(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    """The rows as a table; some at a time, because as dictionaries they take ten times the memory."""
+    rows, parts = iter(rows), []
+    while part := list(islice(rows, ROWS_AT_ONCE)):
+        parts.append(pa.RecordBatch.from_pylist(part, schema))
+    return pa.Table.from_batches(parts, schema)
+
+
+def _columns(table: pa.Table) -> dict[str, pa.ChunkedArray]:
+    return dict(zip(table.column_names, table.columns, strict=True))
+
+
+def _refuse_doubles(folder: Folder, name: str) -> None:
+    """Name the first path that is on two lines of a CSV file."""
+    file = f"{folder}/{name}"
     line_of: dict[str, int] = {}
     for line, cells in _csv_rows(folder, name):
-        row = _csv_row(cells, folder, f"{file}, line {line}")
-        if row["path"] in line_of:
-            raise InputError(
-                f"{file}, line {line}: path={cells['path']!r} is on line {line_of[row['path']]} already; keep one"
-            )
-        line_of[row["path"]] = line
-        rows.append(row)
-    if not rows:
-        raise InputError(f"{file}: no rows below the header; add a line per clip")
-    if "split" in rows[0]:
-        table = pa.Table.from_pylist(rows, schema=_UNLABELLED)
-    else:
-        table = _with_drawn_split(rows, seed, known_splits)
-    return _finish(table, folder, {})
+        before = line_of.setdefault(_relative(cells["path"], folder), line)
+        if before != line:
+            raise InputError(f"{file}, line {line}: path={cells['path']!r} is on line {before} already; keep one")
 
 
 def _csv_rows(folder: Folder, name: str) -> Iterator[tuple[int, dict[str, str]]]:
@@ -269,24 +296,25 @@ def _sha1(text: str) -> bytes:
     return hashlib.sha1(text.encode(), usedforsecurity=False).digest()
 
 
-def _with_drawn_split(rows: list[dict[str, Any]], seed: int, known_splits: Mapping[str, str]) -> pa.Table:
-    groups = [f"artist:{row['artist_id']}" if row.get("artist_id") else f"clip:{row['path']}" for row in rows]
-    known = {g: known_splits[row["path"]] for g, row in zip(groups, rows, strict=True) if row["path"] in known_splits}
-    splits = draw_splits(groups, [row["genre"] for row in rows], seed, known)
-    split_rows = [row | {"split": split} for row, split in zip(rows, splits, strict=True)]
-    return pa.Table.from_pylist(split_rows, schema=_UNLABELLED)
+def _with_drawn_split(rows: pa.Table, seed: int, known_splits: Callable[[], Mapping[str, str]]) -> pa.Table:
+    paths, before = rows["path"].to_pylist(), known_splits()
+    artists = rows["artist_id"].to_pylist() if "artist_id" in rows.column_names else [None] * len(paths)
+    groups = [f"artist:{artist}" if artist else f"clip:{path}" for path, artist in zip(paths, artists, strict=True)]
+    known = {group: before[path] for group, path in zip(groups, paths, strict=True) if path in before}
+    splits = draw_splits(groups, rows["genre"].to_pylist(), seed, known)
+    return rows.append_column("split", pa.array(splits, pa.string()))
 
 
-def _finish(rows: pa.Table, audio_root: Folder, left_out: dict[str, int]) -> Tracks:
-    """Sort, check that ids are unique, and label."""
-    rows = rows.sort_by("track_id")
-    ids, paths = rows["track_id"].to_pylist(), rows["path"].to_pylist()
-    for before in range(len(ids) - 1):
-        if ids[before] == ids[before + 1]:
-            raise InputError(
-                f"{audio_root}: track_id {ids[before]} stands for two clips, {paths[before]} and {paths[before + 1]}; "
-                "remove or rename one"
-            )
+def _finish(columns: dict[str, pa.ChunkedArray], audio_root: Folder, left_out: dict[str, int]) -> Tracks:
+    """Sort, check that ids are unique, and label; takes the columns away, so that they are not in memory twice."""
+    order = np.argsort(columns["track_id"].to_numpy(), kind="stable")
+    rows = pa.table({name: columns.pop(name).combine_chunks().take(order) for name in list(columns)})
+    ids = rows["track_id"].to_numpy()
+    if len(same := np.flatnonzero(ids[1:] == ids[:-1])):
+        first, second = rows["path"].slice(same[0], 2).to_pylist()
+        raise InputError(
+            f"{audio_root}: track_id {ids[same[0]]} stands for two clips, {first} and {second}; remove or rename one"
+        )
     genres = pa.array(sorted(pc.unique(rows["genre"]).to_pylist()), pa.string())
     if len(genres) > MAX_GENRES:
         raise InputError(f"{audio_root}: {len(genres)} genres, at most {MAX_GENRES} are possible; is genre a title?")

@@ -179,8 +179,14 @@ def read_manifest(folder: Folder) -> Manifest | None:
 def parquet_bytes(table: pa.Table) -> pa.Buffer:
     """Encode a table as a Parquet file; the same table gives the same bytes."""
     stream = pa.BufferOutputStream()
-    pq.write_table(table, stream, compression="zstd", use_dictionary=["split", "genre"])
+    with parquet_writer(stream, table.schema) as writer:
+        writer.write_table(table)
     return stream.getvalue()
+
+
+def parquet_writer(stream: pa.NativeFile, schema: pa.Schema) -> pq.ParquetWriter:
+    """Begin a Parquet file, to be written part by part; each part is a row group."""
+    return pq.ParquetWriter(stream, schema, compression="zstd", use_dictionary=["split", "genre"])
 
 
 _ABOUT_THE_PATH = {

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from mgc.collection.splits import artist_leaks, leak_message
-from mgc.collection.tracks import Tracks, read_tracks
+from mgc.collection.tracks import read_tracks
 from mgc.core.errors import InputError, RunError, StoreError
 from mgc.core.progress import say
 from mgc.core.ray_session import connect, output_folder
@@ -31,7 +31,7 @@ from mgc.features import shards
 from mgc.features.card import dataset_card
 from mgc.features.feature_set import FeatureSet
 from mgc.features.layout import CARD, FORMAT, MANIFEST, QUARANTINE, SHARDS, Manifest, parquet_bytes, read_manifest
-from mgc.features.plan import Plan, Recipe, ShardPlan, settle, with_sizes
+from mgc.features.plan import Plan, Recipe, settle, with_sizes
 from mgc.features.quarantine import as_csv, check_share, report
 from mgc.features.shard_tasks import KEPT, Job, Written, cause, write_shards
 
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
     from mgc.features.shards import ShardRecord
 
+release = pa.default_memory_pool().release_unused
+"""Gives back to the machine what Arrow has freed, which of a large plan is as much again as the plan."""
 METRICS = ("written", "skipped", "quarantined", "shards", "seconds", "clips_per_second")
 
 
@@ -140,42 +142,49 @@ def preprocess(
         raise InputError(f"`max_quarantined={max_quarantined}`: must be a share, from 0 to 1")
     recipe = Recipe(min_seconds=min_seconds, keep_damaged=keep_damaged, clips_per_shard=clips_per_shard)
     with _storage_failures(), _claimed(target):
-        before = None if overwrite else Plan.read(target)
-        tracks = read_tracks(root, subset=subset, known_splits=_splits_of(before))
-        clips = with_sizes(tracks.table if limit is None else _draw(tracks.table, limit), tracks.audio_root)
-        plan = settle(target, before, clips, recipe, overwrite=overwrite)
-        missing = [shard for shard in plan.shards if not shards.is_written(target, shard)]
+        tracks = read_tracks(root, subset=subset, known_splits=lambda: _splits_of(target, overwrite=overwrite))
+        genres, audio_root = tracks.genres, tracks.audio_root
+        clips = with_sizes(tracks.table if limit is None else _draw(tracks.table, limit), audio_root)
+        del tracks
+        plan, given = Plan.of(clips, recipe), len(clips)
+        del clips
         present = None if overwrite else read_manifest(target)
+        if present is None or present.fingerprint != plan.fingerprint or not plan.stands_in(target):
+            plan = settle(target, plan, overwrite=overwrite)
+        missing = {shard.file for shard in plan.shards if not shards.is_written(target, shard)}
         derived = all(target.kind(name) == "file" for name in (QUARANTINE, CARD))
         if present is not None and present.fingerprint == plan.fingerprint and derived and not missing:
-            check_share(present.quarantined, len(plan.clips), max_quarantined, target)
+            check_share(present.quarantined, len(plan.table), max_quarantined, target)
             say(f"{target}: finished, nothing to do")
             return _result(present, target, start, written=0)
 
-        leaks = artist_leaks(plan.clips)
+        leaks = artist_leaks(plan.table)
         if leaks:
             say(f"warning: {leak_message(leaks)}; training refuses this set unless it allows leaks")
+        release()
         planned = time.monotonic()
-        uri = _start(target, missing)
+        uri = _start(target, plan, missing)
         started = time.monotonic()
 
         from mgc.tracking import runs as tracking  # here, because a run with nothing to do must not wait for MLflow
 
-        config = {"root": str(Folder.at(root)), "subset": subset, "limit": limit, "clips": len(clips), **asdict(recipe)}
+        config = {"root": str(Folder.at(root)), "subset": subset, "limit": limit, "clips": given, **asdict(recipe)}
         run = tracking.Run.start(uri, tracking.FEATURES_EXPERIMENT, name=target.name, step="preprocess", config=config)
         with run.closing():
             plan.begin(target, overwrite=overwrite)
-            job = Job(tracks.audio_root, target, recipe, clip_timeout)
-            done = write_shards(missing, job, workers) if missing else Written({}, 0.0, 0, "")
+            plan = plan.slim()
+            release()
+            job, todo = Job(audio_root, target, recipe, clip_timeout), [s for s in plan.shards if s.file in missing]
+            done = write_shards(todo, job, workers) if todo else Written({}, 0.0, 0, "")
             written = done.records
             records = [written.get(shard.file) or shards.read_record(target, shard.file) for shard in plan.shards]
-            manifest = _manifest(plan, tracks, records, leaks)
+            manifest = _manifest(plan, genres, records, leaks)
             rejected = shards.quarantine(records)
             target.remove_temporary_files(SHARDS)
             target.write(QUARANTINE, parquet_bytes(rejected))
             report(rejected, target)
             run.text(as_csv(rejected), "quarantine.csv")
-            check_share(manifest.quarantined, len(plan.clips), max_quarantined, target)
+            check_share(manifest.quarantined, len(plan.table), max_quarantined, target)
             target.write(CARD, dataset_card(manifest).encode())
             target.write(MANIFEST, manifest.to_json().encode())
 
@@ -256,28 +265,28 @@ def _storage_failures() -> Iterator[None]:
         raise RunError(f"preprocess: {cause(error)}; {KEPT}") from error
 
 
-def _splits_of(plan: Plan | None) -> dict[str, str]:
+def _splits_of(target: Folder, *, overwrite: bool) -> dict[str, str]:
     """Splits by path of the clips that a set holds already."""
-    return {} if plan is None else dict(zip(*(plan.clips[name].to_pylist() for name in ("path", "split")), strict=True))
+    plan = None if overwrite else Plan.read(target)
+    return {} if plan is None else dict(zip(*(plan.table[name].to_pylist() for name in ("path", "split")), strict=True))
 
 
-def _start(target: Folder, missing: list[ShardPlan]) -> str:
+def _start(target: Folder, plan: Plan, missing: set[str]) -> str:
     """Start Ray if shards are missing, and import MLflow meanwhile; return the store's URI."""
+    if missing:
+        clips = sum(len(plan.deal[file]) for file in missing)
+        say(f"preprocess: {clips} clips in {len(missing)} shards; starting Ray …")
     with ThreadPoolExecutor(1) as aside:
-        uri = aside.submit(_open_store, target, missing)
+        uri = aside.submit(_open_store, target)
         if missing:
             connect()
         return uri.result()
 
 
-def _open_store(target: Folder, missing: list[ShardPlan]) -> str:
+def _open_store(target: Folder) -> str:
     from mgc.tracking import store
 
-    uri = store.open_store(target)
-    if missing:
-        clips = sum(len(shard.clips) for shard in missing)
-        say(f"preprocess: {clips} clips in {len(missing)} shards; starting Ray …")
-    return uri
+    return store.open_store(target)
 
 
 def _draw(table: pa.Table, limit: int) -> pa.Table:
@@ -294,13 +303,13 @@ def _check_numbers(**values: int | None) -> None:
 # Afterwards
 
 
-def _manifest(plan: Plan, tracks: Tracks, records: list[ShardRecord], leaks: list[dict[str, Any]]) -> Manifest:
+def _manifest(plan: Plan, genres: tuple[str, ...], records: list[ShardRecord], leaks: list[dict[str, Any]]) -> Manifest:
     clips, quarantined = shards.totals(records)
     return Manifest(
         FORMAT,
         plan.fingerprint,
         asdict(plan.recipe),
-        tracks.genres,
+        genres,
         clips,
         quarantined,
         tuple(leaks),

@@ -9,9 +9,10 @@ import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from mgc.core.errors import RunError
@@ -29,9 +30,10 @@ if TYPE_CHECKING:
     from mgc.features.plan import Recipe
 
 KEPT = "finished shards are kept, run it again"
-GROUP = 512
-"""Shards given to Ray Data at a time, of which one that waits in Ray's queue takes 55 kB of the driver; a cluster of
-more CPUs would not have enough to do."""
+GROUP = 128
+"""Shards given to Ray Data at a time, at least; of each that waits in Ray's queue the driver holds 55 kB."""
+POLICIES = "backpressure_policies.enabled"
+"""Key of Ray Data's configuration: what keeps it from handing out tasks."""
 
 
 @dataclass(frozen=True)
@@ -95,63 +97,69 @@ def write_shards(planned: Sequence[ShardPlan], job: Job, workers: int | None) ->
     context.raise_original_map_exception = True  # the full disk, not Ray's advice on retries
     context.print_on_execution_start = False
     begin = time.monotonic()
-    progress = Progress("preprocess", sum(len(shard.clips) for shard in planned), "clips")
+    progress = Progress("preprocess", sum(shard.count for shard in planned), "clips")
     records: dict[str, ShardRecord] = {}
     nodes: set[str] = set()
-    datasets: list[Dataset] = []
+    stats: list[str] = []
     try:
-        for row in _rows(planned, job, workers, datasets):
+        for row in _rows(planned, job, workers, stats):
             record = ShardRecord.from_json(row["record"])
             records[record.entry.file] = record
             nodes.add(row["node"])
             progress.advance(record.entry.rows + len(record.quarantined))
     except RayError as error:
         raise RunError(f"preprocess: a task failed ({cause(error)}); {KEPT}") from error
-    stats = "\n".join(dataset.stats() for dataset in datasets)
-    return Written(records, time.monotonic() - begin, len(nodes), stats)
+    return Written(records, time.monotonic() - begin, len(nodes), "\n".join(stats))
 
 
-def _rows(
-    planned: Sequence[ShardPlan], job: Job, workers: int | None, datasets: list[Dataset]
-) -> Iterator[dict[str, Any]]:
-    """What the tasks return, some shards at a time, or the driver's memory would grow with them.
+def _rows(planned: Sequence[ShardPlan], job: Job, workers: int | None, stats: list[str]) -> Iterator[dict[str, Any]]:
+    """What the tasks return; some shards at a time, or the driver's memory would grow with them. Adds to ``stats``.
 
     The next group is begun when half of one is done, so that no CPU waits for it, or at its end if ``workers`` says how
     many tasks may run.
     """
-    groups = [planned[start : start + GROUP] for start in range(0, len(planned), GROUP)]
     with ThreadPoolExecutor(1) as pool:
-        begun = pool.submit(_begin, groups[0], job, workers)
-        for group, following in pairwise([*groups, None]):
-            dataset, rows = begun.result()
-            datasets.append(dataset)
+        begun = pool.submit(_begin, planned, job, workers)
+        while planned:
+            count, dataset, rows = begun.result()
+            planned = planned[count:]
             for done, row in enumerate(rows, 1):
-                if following and done == (len(group) if workers else -(-len(group) // 2)):
-                    begun = pool.submit(_begin, following, job, workers)
+                if planned and done == (count if workers else -(-count // 2)):
+                    begun = pool.submit(_begin, planned, job, workers)
                 yield row
+            stats.append(dataset.stats())
 
 
-def _begin(planned: Sequence[ShardPlan], job: Job, workers: int | None) -> tuple[Dataset, Iterator[dict[str, Any]]]:
-    """Begin to write shards; the data set and its rows, one a shard."""
+def _begin(
+    planned: Sequence[ShardPlan], job: Job, workers: int | None
+) -> tuple[int, Dataset, Iterator[dict[str, Any]]]:
+    """Begin to write the first of these shards: how many, the data set and its rows, one a shard."""
+    import ray
     import ray.data
 
+    planned = planned[: max(GROUP, 2 * int(ray.cluster_resources().get("CPU", 0)))]
     blocks = [
-        shard.clips.append_column("fingerprint", pa.array([shard.fingerprint] * len(shard.clips))) for shard in planned
+        shard.clips.append_column("fingerprint", pa.array([shard.fingerprint] * shard.count)) for shard in planned
     ]
-    # Of tasks that take a CPU, Ray Data hands out as many as it believes that there are CPUs: it hears of a new node up
-    # to 20 s late, and a CPU has nothing to do from a task's end until the driver has sent the next. So Ray Data is told
-    # that they take none; and Ray, which queues them where they run, that they take one.
+    # By default Ray Data hands out as many tasks as it believes that there are CPUs: it hears of a new node up to 20 s
+    # late, and a CPU has nothing to do from a task's end until the driver has sent the next. Without its policies it
+    # hands out all, and Ray, which queues them near where they run, gives each a CPU.
+    context = ray.data.DataContext.get_current()
+    if workers is None:
+        context.set_config(POLICIES, [])
+    else:
+        context.remove_config(POLICIES)
     dataset = ray.data.from_blocks(blocks).map_batches(  # from_arrow would run a task for each block's metadata
         write_shard,
         batch_size=None,  # a batch is a block is a shard
         batch_format="pyarrow",
         fn_kwargs={"job": job},
-        num_cpus=0,
-        ray_remote_args_fn=lambda: {"num_cpus": 1},
-        compute=ray.data.TaskPoolStrategy(size=min(workers or GROUP, len(blocks))),
+        num_cpus=1,
+        compute=ray.data.TaskPoolStrategy(size=workers and min(workers, len(blocks))),
     )
+    context.remove_config(POLICIES)  # the data set has its own copy
     rows = iter(dataset.iter_rows())
-    return dataset, chain([next(rows)], rows)  # it begins with the first
+    return len(blocks), dataset, chain([next(rows)], rows)  # it begins with the first
 
 
 def write_shard(block: pa.Table, *, job: Job) -> pa.Table:
@@ -172,7 +180,7 @@ def write_shard(block: pa.Table, *, job: Job) -> pa.Table:
     import ray
 
     file, split, fingerprint = (block[name][0].as_py() for name in ("shard", "split", "fingerprint"))
-    shard = ShardPlan(file, split, block.drop_columns(["fingerprint"]), fingerprint)
+    shard = ShardPlan(file, split, fingerprint, block.drop_columns(["fingerprint", "shard"]), np.arange(len(block)))
     record = shards.write(shard, job.root, job.out, recipe=job.recipe, clip_timeout=job.clip_timeout)
     return pa.table({"record": [record.to_json()], "node": [ray.get_runtime_context().get_node_id()]})
 
