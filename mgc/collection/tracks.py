@@ -173,21 +173,20 @@ def _from_csv(folder: Folder, name: str, seed: int, known_splits: Callable[[], M
     table = _table(rows(), _UNLABELLED)
     if not len(table):
         raise InputError(f"{file}: no rows below the header; add a line per clip")
-    if len(np.unique(table["track_id"])) < len(table):
-        _refuse_doubles(folder, name)
     if "split" not in header:
         table = _with_drawn_split(table.drop_columns(["split"]), seed, known_splits)
     columns = _columns(table)
     del table
-    return _finish(columns, folder, {})
+    return _finish(columns, folder, {}, name)
 
 
 def _table(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> pa.Table:
     """The rows as a table; some at a time, because as dictionaries they take ten times the memory."""
-    rows, parts = iter(rows), []
-    while part := list(islice(rows, ROWS_AT_ONCE)):
-        parts.append(pa.RecordBatch.from_pylist(part, schema))
-    return pa.Table.from_batches(parts, schema)
+    rows, parts = iter(rows), [schema.empty_table()]
+    few = iter(lambda: list(islice(rows, ROWS_AT_ONCE)), [])
+    while batches := [pa.RecordBatch.from_pylist(each, schema) for each in islice(few, 32)]:
+        parts.append(pa.Table.from_batches(batches).combine_chunks())  # large ones are given back column by column
+    return pa.concat_tables(parts)
 
 
 def _columns(table: pa.Table) -> dict[str, pa.ChunkedArray]:
@@ -305,12 +304,20 @@ def _with_drawn_split(rows: pa.Table, seed: int, known_splits: Callable[[], Mapp
     return rows.append_column("split", pa.array(splits, pa.string()))
 
 
-def _finish(columns: dict[str, pa.ChunkedArray], audio_root: Folder, left_out: dict[str, int]) -> Tracks:
+def _finish(
+    columns: dict[str, pa.ChunkedArray], audio_root: Folder, left_out: dict[str, int], csv_file: str | None = None
+) -> Tracks:
     """Sort, check that ids are unique, and label; takes the columns away, so that they are not in memory twice."""
     order = np.argsort(columns["track_id"].to_numpy(), kind="stable")
-    rows = pa.table({name: columns.pop(name).combine_chunks().take(order) for name in list(columns)})
+    ordered = {}
+    for name in list(columns):
+        ordered[name] = columns.pop(name).combine_chunks().take(order)
+        pa.default_memory_pool().release_unused()  # it would keep what it is given back
+    rows = pa.table(ordered)
     ids = rows["track_id"].to_numpy()
     if len(same := np.flatnonzero(ids[1:] == ids[:-1])):
+        if csv_file:
+            _refuse_doubles(audio_root, csv_file)
         first, second = rows["path"].slice(same[0], 2).to_pylist()
         raise InputError(
             f"{audio_root}: track_id {ids[same[0]]} stands for two clips, {first} and {second}; remove or rename one"
