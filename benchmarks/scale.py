@@ -1,11 +1,15 @@
-"""What grows with the collection: `mgc preprocess` on 8,000, 106,574 and 1,000,000 planned clips, decoding left out.
+"""What grows with the collection, and with the cluster.
 
-    python benchmarks/scale.py [--planned 8000 106574 1000000]
+    python benchmarks/scale.py [--planned 8000 106574 1000000] [--nodes ROOT --clips 384 --rounds 2]
 
-Each size is a process of its own, on a CSV file whose clips are not there; a task gives a constant for each of its
-clips in place of decoding it. All else is as always: plan, schedule, commit, manifest; then the same command again,
-which finds nothing to do. For each stage: seconds, and the most memory that the driver had (RSS, sampled 50 times a
-second). Targets: linear time, at most 1 ms and 200 bytes a clip. FMA-large has 106,574 clips.
+**Planned clips**: `mgc preprocess` on so many clips, decoding left out. Each size is a process of its own, on a CSV
+file whose clips are not there; a task gives a constant for each of its clips in place of decoding it. All else is as
+always: plan, schedule, commit, manifest; then the same command again, which finds nothing to do. For each stage:
+seconds, and the most memory that the driver had (RSS, sampled 50 times a second). Targets: linear time, at most 1 ms
+and 200 bytes a clip. FMA-large has 106,574 clips.
+
+**Nodes**: real clips (ROOT is whatever `mgc preprocess` takes) on a head of one CPU, then on two nodes of one CPU each,
+a raylet each, then on one again, so that a drift of the machine shows. Target: 1.9 times as fast.
 """
 
 import argparse
@@ -147,14 +151,48 @@ def planned(sizes: list[int]) -> None:
             print(f"{what}, from {few} to {many}: {growth:.0f} bytes and {seconds:.3f} ms for each clip more")
 
 
+def nodes(root: str, clips: int, rounds: int, scratch: str) -> None:
+    """Clips per second on one node, on two, and on one again, and their ratios."""
+    sys.path.append(str(Path(__file__).parents[1] / "tests"))
+    from helpers.raylets import Raylets
+
+    from mgc.core import ray_session
+
+    with Raylets() as cluster:
+        cluster.add(1)
+        os.environ |= cluster.environment
+
+        def rate(name: str, limit: int = clips) -> float:
+            return preprocess.preprocess(root, f"{scratch}/{name}", limit=limit, max_quarantined=1).clips_per_second
+
+        ray_session.connect()
+        rate("warm", 16)
+        for number in range(rounds):
+            rates = [rate(f"{number} before")]
+            second = cluster.add(1)
+            rate(f"{number} warm", 32)
+            rates.append(rate(f"{number} two"))
+            cluster.kill(second)
+            time.sleep(5)  # until Ray has noticed
+            rates.append(rate(f"{number} after"))
+            ratio = 2 * rates[1] / (rates[0] + rates[2])
+            print(f"clips/s on one node, two, one: {rates}: {ratio:.2f} (target ≥ 1.9)", flush=True)
+        ray_session.disconnect()
+
+
 def main() -> None:
     """Measure what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--planned", type=int, nargs="*", default=[8000, 106_574, 1_000_000])
+    parser.add_argument("--nodes", metavar="ROOT")
+    parser.add_argument("--clips", type=int, default=384)
+    parser.add_argument("--rounds", type=int, default=2)
     flags = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{scratch}/mlflow.db"
         planned(flags.planned)
+        if flags.nodes:
+            nodes(flags.nodes, flags.clips, flags.rounds, scratch)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,7 @@ The same input gives the same ids, labels and splits on any machine.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import os
 import re
 from dataclasses import dataclass
@@ -30,8 +28,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mgc.collection import fma
+from mgc.collection.csv_file import KINDS, csv_rows, seconds
 from mgc.collection.splits import SPLITS, draw_splits, same_name
-from mgc.core.errors import InputError, path_error
+from mgc.core.errors import InputError
 from mgc.core.storage import Folder
 
 if TYPE_CHECKING:
@@ -59,11 +58,6 @@ ROWS_AT_ONCE = 1 << 12
 
 AUDIO_SUFFIXES = frozenset({".mp3", ".wav", ".flac", ".ogg", ".au", ".m4a", ".aif", ".aiff"})
 MAX_GENRES = 127  # an int8 label
-
-_KINDS = (
-    "`root` is an FMA folder (fma_metadata/tracks.csv beside fma_small), a folder with a folder per genre, "
-    "or a CSV file with the columns path,genre"
-)
 
 
 @dataclass(frozen=True)
@@ -131,7 +125,7 @@ def read_tracks(
     if kind == "file":
         return _from_csv(*folder.parent, seed, known_splits)
     if kind is None:
-        raise InputError(f"{folder}: no such file or folder; {_KINDS}")
+        raise InputError(f"{folder}: no such file or folder; {KINDS}")
     if fma.is_fma(folder):
         rows, left_out = fma.read_fma(folder, subset)
         return _finish(_columns(rows), folder, left_out)
@@ -156,7 +150,7 @@ def _from_folders(root: Folder, seed: int, known_splits: Callable[[], Mapping[st
         )
     if len(genres := {genre for _, genre in clips}) < 2:
         found = f"audio in one folder only ({genres.pop()})" if genres else "no folder with audio in it"
-        raise InputError(f"{root}: no fma_metadata/tracks.csv, and {found}; {_KINDS}")
+        raise InputError(f"{root}: no fma_metadata/tracks.csv, and {found}; {KINDS}")
     rows = ({"track_id": path_id(path), "path": path, "genre": genre} for path, genre in clips)
     return _finish(_columns(_with_drawn_split(_table(rows, _UNSPLIT), seed, known_splits)), root, left_out)
 
@@ -166,7 +160,7 @@ def _from_csv(folder: Folder, name: str, seed: int, known_splits: Callable[[], M
     header: set[str] = set()
 
     def rows() -> Iterator[dict[str, Any]]:
-        for line, cells in _csv_rows(folder, name):
+        for line, cells in csv_rows(folder, name):
             header.update(cells)
             yield _csv_row(cells, folder, f"{file}, line {line}")
 
@@ -184,7 +178,7 @@ def _table(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> pa.Table:
     """The rows as a table; some at a time, because as dictionaries they take ten times the memory."""
     rows, parts = iter(rows), [schema.empty_table()]
     few = iter(lambda: list(islice(rows, ROWS_AT_ONCE)), [])
-    while batches := [pa.RecordBatch.from_pylist(each, schema) for each in islice(few, 32)]:
+    while batches := [pa.RecordBatch.from_pylist(each, schema) for each in islice(few, 8)]:
         parts.append(pa.Table.from_batches(batches).combine_chunks())  # large ones are given back column by column
     return pa.concat_tables(parts)
 
@@ -197,40 +191,10 @@ def _refuse_doubles(folder: Folder, name: str) -> None:
     """Name the first path that is on two lines of a CSV file."""
     file = f"{folder}/{name}"
     line_of: dict[str, int] = {}
-    for line, cells in _csv_rows(folder, name):
+    for line, cells in csv_rows(folder, name):
         before = line_of.setdefault(_relative(cells["path"], folder), line)
         if before != line:
             raise InputError(f"{file}, line {line}: path={cells['path']!r} is on line {before} already; keep one")
-
-
-def _csv_rows(folder: Folder, name: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """Each row and the number of its first line; cells are stripped, blank rows skipped."""
-    file = f"{folder}/{name}"
-    try:
-        with io.TextIOWrapper(io.BufferedReader(folder.open(name)), newline="", encoding="utf-8-sig") as handle:
-            reader = csv.reader(handle)
-            header = [cell.strip().lower() for cell in next(reader, [])]
-            missing = [name for name in ("path", "genre") if name not in header]
-            if missing:
-                raise InputError(
-                    f"{file}: needed columns are missing: {', '.join(missing)}; its header needs "
-                    "path,genre[,split,artist], commas between (of FMA give the folder that holds fma_metadata)"
-                )
-            line = reader.line_num + 1
-            for row in reader:
-                cells = [cell.strip() for cell in row]
-                if len(cells) > len(header):
-                    raise InputError(
-                        f"{file}, line {line}: {len(cells)} cells under {len(header)} columns; "
-                        "put cells with a comma in double quotes"
-                    )
-                if any(cells):
-                    yield line, dict.fromkeys(header, "") | dict(zip(header, cells, strict=False))
-                line = reader.line_num + 1
-    except OSError as error:
-        raise path_error(f"{file}: cannot be read ({error.strerror or error})", error) from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{file}: not readable as CSV: {error}; {_KINDS}") from error
 
 
 def _csv_row(cells: dict[str, str], folder: Folder, where: str) -> dict[str, Any]:
@@ -246,7 +210,7 @@ def _csv_row(cells: dict[str, str], folder: Folder, where: str) -> dict[str, Any
         "artist_id": same_name(artist) if artist else None,
         "artist_name": artist,
         "title": cells.get("title") or None,
-        "duration": _seconds(cells.get("duration", ""), where),
+        "duration": seconds(cells.get("duration", ""), where),
     }
     if "split" in cells:
         split = _SPLIT_WORDS.get(cells["split"].lower())
@@ -266,15 +230,6 @@ def _relative(cell: str, root: Folder) -> str:
     if os.path.isabs(cell) and not path.is_relative_to(folder):
         return path.as_posix()
     return Path(os.path.relpath(path, folder)).as_posix()
-
-
-def _seconds(cell: str, where: str) -> float | None:
-    if not cell:
-        return None
-    try:
-        return float(cell)
-    except ValueError:
-        raise InputError(f"{where}: duration={cell!r} is no number; give seconds or leave it empty") from None
 
 
 def path_id(path: str) -> int:

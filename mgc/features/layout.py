@@ -113,7 +113,7 @@ class Manifest:
     fingerprint: str
     """Hash of recipe, decoder, plan and source files: sets of the same fingerprint have the same shards."""
     recipe: dict[str, Any]
-    """Fields of the ``mgc.features.plan.Recipe`` that the set was made by."""
+    """Fields of the ``mgc.features.recipe.Recipe`` that the set was made by."""
     genres: tuple[str, ...]
     """Label i is ``genres[i]``."""
     clips: dict[str, dict[str, int]]

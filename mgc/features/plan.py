@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -19,12 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mgc.audio import decode as audio
 from mgc.audio.logmel import LogMelSpec
 from mgc.collection.splits import SPLITS
 from mgc.collection.tracks import SCHEMA as TRACKS
 from mgc.core.errors import InputError, StoreError, first_line
-from mgc.core.progress import say
 from mgc.features.layout import (
     FORMAT,
     MANIFEST,
@@ -32,9 +30,9 @@ from mgc.features.layout import (
     SHARDS,
     ShardName,
     parquet_writer,
-    read_manifest,
     storage_failure,
 )
+from mgc.features.recipe import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,26 +54,6 @@ RECIPE_KEY = b"mgc.recipe"
 DECIDES = ("path", "bytes", "genre", "label", "split", "artist_id", "artist_name")
 """Columns whose values the fingerprint covers: those of a shard's rows, and those that leaks are found by."""
 _WORDS = {"bytes": "file sizes", "path": "paths", "label": "labels", "artist_id": "artists", "artist_name": "artists"}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """All settings that the bytes of a feature set depend on."""
-
-    spec: LogMelSpec = field(default_factory=LogMelSpec)
-    min_seconds: float = 5.0
-    """Seconds; clips with less audio are quarantined as ``too_short``."""
-    keep_damaged: bool = False
-    """Keep clips that decode to clearly less audio than their file's headers announce."""
-    clips_per_shard: int = 64
-    seed: int = 0
-    """Seed of the shuffle that deals clips to shards."""
-    decoder: str = audio.DECODER
-    """Libraries that decode and resample, with their versions."""
-
-    def to_json(self) -> str:
-        """Encode the recipe as one line of JSON; the same recipe gives the same line."""
-        return json.dumps(asdict(self), sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -297,40 +275,6 @@ class Plan:
         return cls(recipe, clips.drop_columns(["shard"]).combine_chunks(), deal)
 
 
-def settle(target: Folder, plan: Plan, *, overwrite: bool) -> Plan:
-    """Make the plan of a run: the new one, or the one in the folder with the clips that are new.
-
-    Parameters
-    ----------
-    target
-        Folder of the feature set, which is there.
-    plan
-        A new plan of all clips.
-    overwrite
-        Whether a set that is there is replaced.
-
-    Raises
-    ------
-    InputError
-        The folder holds a set of other clips or another recipe, or files that are no feature set.
-    RunError
-        The disk or the object store cannot be read.
-    """
-    before = None if overwrite else Plan.read(target)
-    if before is None:
-        _refuse_foreign(target, overwrite=overwrite)
-        return plan
-    if differences := before.differences(plan.table, plan.recipe):
-        raise InputError(
-            f"`out={target}`: holds another feature set: {'; '.join(differences)}; "
-            "choose another folder, or `overwrite=True` to replace what differs"
-        )
-    new = before.without(plan.table)
-    if len(new):
-        say(f"{target}: {len(new)} new clips go to new shards, {len(before.table)} stay")
-    return before.extended(new) if len(new) else before
-
-
 def with_sizes(clips: pa.Table, root: Folder) -> pa.Table:
     """Add the column ``bytes``, the size of each clip's file.
 
@@ -352,17 +296,6 @@ def with_sizes(clips: pa.Table, root: Folder) -> pa.Table:
         for start in range(0, len(clips), at_once)
     ]
     return clips.append_column("bytes", pa.chunked_array(parts, pa.int64())).combine_chunks()
-
-
-def _refuse_foreign(target: Folder, *, overwrite: bool) -> None:
-    """Refuse a folder that has no plan and is not empty."""
-    files = [name for name in target.files() if not name.startswith(".")]
-    if MANIFEST in files:
-        if not overwrite:
-            read_manifest(target)  # of another format: says so
-            raise InputError(f"`out={target}`: {PLAN} is lost; choose another folder, or `overwrite=True`")
-    elif PLAN not in files and (files or (target.path and any(target.path.glob("[!.]*")))):
-        raise InputError(f"`out={target}`: is not empty and holds no feature set; choose another folder")
 
 
 def _fingerprint(recipe: Recipe, table: pa.Table, rows: NDArray[Any]) -> str:

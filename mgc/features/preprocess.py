@@ -9,11 +9,9 @@ MLflow.
 
 from __future__ import annotations
 
-import errno
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +27,14 @@ from mgc.core.results import Result
 from mgc.core.storage import Folder
 from mgc.features import shards
 from mgc.features.card import dataset_card
+from mgc.features.claim import claimed
 from mgc.features.feature_set import FeatureSet
 from mgc.features.layout import CARD, FORMAT, MANIFEST, QUARANTINE, SHARDS, Manifest, parquet_bytes, read_manifest
-from mgc.features.plan import Plan, Recipe, settle, with_sizes
+from mgc.features.plan import Plan, with_sizes
 from mgc.features.quarantine import as_csv, check_share, report
-from mgc.features.shard_tasks import KEPT, Job, Written, cause, write_shards
+from mgc.features.recipe import Recipe
+from mgc.features.settle import settle
+from mgc.features.shard_tasks import KEPT, Job, Written, cause, warm_up, write_shards
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -141,7 +142,7 @@ def preprocess(
     if not 0 <= max_quarantined <= 1:
         raise InputError(f"`max_quarantined={max_quarantined}`: must be a share, from 0 to 1")
     recipe = Recipe(min_seconds=min_seconds, keep_damaged=keep_damaged, clips_per_shard=clips_per_shard)
-    with _storage_failures(), _claimed(target):
+    with _storage_failures(), claimed(target):
         tracks = read_tracks(root, subset=subset, known_splits=lambda: _splits_of(target, overwrite=overwrite))
         genres, audio_root = tracks.genres, tracks.audio_root
         clips = with_sizes(tracks.table if limit is None else _draw(tracks.table, limit), audio_root)
@@ -236,27 +237,6 @@ def extract_features(root: str | Path, out: str | Path, **options: Any) -> Featu
 
 
 @contextmanager
-def _claimed(target: Folder) -> Iterator[None]:
-    """Make the set's folder and lock it; folders made here that are empty in the end are removed."""
-    made = [path for path in (target.path, *target.path.parents) if not os.path.exists(path)] if target.path else []
-    try:
-        try:
-            target.make()
-            if target.path and not os.access(target.path, os.W_OK):
-                raise PermissionError(errno.EACCES, "no permission")
-        except OSError as error:
-            raise InputError(f"`out={target}`: cannot be written ({error.strerror or error})") from None
-        with target.claim("`out`"):
-            for name in ("", SHARDS):
-                target.remove_temporary_files(name)
-            yield
-    finally:
-        for path in made:
-            with suppress(OSError):  # not empty
-                path.rmdir()
-
-
-@contextmanager
 def _storage_failures() -> Iterator[None]:
     """Say of an error of the disk or the object store that finished shards are kept."""
     try:
@@ -280,6 +260,7 @@ def _start(target: Folder, plan: Plan, missing: set[str]) -> str:
         uri = aside.submit(_open_store, target)
         if missing:
             connect()
+            warm_up()
         return uri.result()
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
     from mgc.core.storage import Folder
-    from mgc.features.plan import Recipe
+    from mgc.features.recipe import Recipe
 
 KEPT = "finished shards are kept, run it again"
 GROUP = 128
@@ -61,6 +61,19 @@ class Written:
     """Nodes that wrote shards."""
     stats: str
     """Ray Data's own statistics, for a person."""
+
+
+def warm_up() -> None:
+    """Let the workers of the CPUs that are there import what a task needs, which takes a second; Ray is up."""
+    import ray
+
+    task = ray.remote(num_cpus=1)(_import)
+    for _ in range(int(ray.cluster_resources().get("CPU", 0))):
+        task.remote()
+
+
+def _import() -> None:
+    import ray.data  # noqa: F401
 
 
 def write_shards(planned: Sequence[ShardPlan], job: Job, workers: int | None) -> Written:
@@ -97,6 +110,7 @@ def write_shards(planned: Sequence[ShardPlan], job: Job, workers: int | None) ->
     context.raise_original_map_exception = True  # the full disk, not Ray's advice on retries
     context.print_on_execution_start = False
     begin = time.monotonic()
+    planned = sorted(planned, key=lambda shard: -shard.count)  # the smallest last, so that all CPUs end together
     progress = Progress("preprocess", sum(shard.count for shard in planned), "clips")
     records: dict[str, ShardRecord] = {}
     nodes: set[str] = set()

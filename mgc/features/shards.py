@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from io import FileIO
 
     from mgc.core.storage import Folder
-    from mgc.features.plan import Recipe, ShardPlan
+    from mgc.features.plan import ShardPlan
+    from mgc.features.recipe import Recipe
 
 FINGERPRINT_KEY = b"mgc.fingerprint"
 QUARANTINE_KEY = b"mgc.quarantine"
