@@ -15,7 +15,7 @@ import errno
 import json
 import re
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -93,7 +93,7 @@ class ShardName:
         return cls(found[1], int(found[2]), int(found[3])) if found else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ShardEntry:
     """One shard in the manifest."""
 
@@ -184,7 +184,7 @@ def parquet_bytes(table: pa.Table) -> pa.Buffer:
     return stream.getvalue()
 
 
-def parquet_writer(stream: pa.NativeFile, schema: pa.Schema) -> pq.ParquetWriter:
+def parquet_writer(stream: pa.NativeFile | IO[bytes], schema: pa.Schema) -> pq.ParquetWriter:
     """Begin a Parquet file, to be written part by part; each part is a row group."""
     return pq.ParquetWriter(stream, schema, compression="zstd", use_dictionary=["split", "genre"])
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -55,7 +56,7 @@ FETCHES = 8
 """Threads that open clips."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ShardRecord:
     """The clips of one shard: how many became features, and which are in quarantine."""
 
@@ -74,6 +75,7 @@ class ShardRecord:
     def from_json(cls, text: str) -> ShardRecord:
         """Decode the JSON of ``to_json``."""
         fields = json.loads(text)
+        fields["genres"] = {sys.intern(genre): rows for genre, rows in fields["genres"].items()}  # of many shards
         return cls(ShardEntry(**fields.pop("entry")), **fields)
 
 
