@@ -75,8 +75,10 @@ def measure_workers(root: str, clips: int, scratch: str) -> None:
     """Print the memory of Ray's own workers, and of ours while the job runs."""
     import pyarrow as pa
 
-    cpus = ray_session.connect()
+    ray_session.connect()
     import ray.data
+
+    cpus = int(ray.cluster_resources()["CPU"])
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -132,9 +134,9 @@ def driver(clips: int, folder: str) -> None:
     marks = {"clips": clips, "start": memory(os.getpid())["Rss"]}
     connect = preprocess.connect
 
-    def watched_connect() -> int:
+    def watched_connect() -> None:
         marks["planned"] = memory(os.getpid())["Rss"]
-        return connect()
+        connect()
 
     preprocess.connect = watched_connect
     result = preprocess.preprocess(f"{folder}/tracks.csv", f"{folder}/features", max_quarantined=1)

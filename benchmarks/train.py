@@ -38,7 +38,7 @@ from mgc.dataset.protocols import learning_set
 from mgc.features import shards
 from mgc.features.feature_set import FeatureSet
 from mgc.features.layout import FORMAT, MANIFEST, SCHEMA, SHARDS, Manifest, parquet_bytes
-from mgc.features.plan import Recipe
+from mgc.features.recipe import Recipe
 from mgc.model import device
 from mgc.model.cnn import Dropout, GenreCNN
 from mgc.training import loop

@@ -108,7 +108,7 @@ class Audit(Command):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preprocess(Command):
+class Preprocess(OnRay):
     """Turn a collection into a feature set: log-Mel spectrograms in Parquet shards."""
 
     step = "features.preprocess:preprocess"
@@ -120,7 +120,7 @@ class Preprocess(Command):
     subset: str = "small"
     """Of an FMA folder: small, medium or large."""
     workers: int | None = None
-    """Tasks at a time; all CPUs by default."""
+    """Tasks at a time; as many as there are CPUs, at any moment, by default."""
     limit: int | None = None
     """Take only so many clips, with splits and genres in proportion."""
     min_seconds: float = 5.0

@@ -48,15 +48,18 @@ def test_every_command_and_flag_is_the_contracts():
         "audit": {"root", "subset"},
         "preprocess": {
             "root", "out", "subset", "workers", "limit", "min_seconds", "max_quarantined", "clips_per_shard",
-            "keep_damaged", "clip_timeout", "overwrite",
+            "keep_damaged", "clip_timeout", "overwrite", "wait", "verbose",
         },
         "verify": {"features"},
         "inspect": {"features", "out"},
         "train": {
             "features", "preset", "config_file", "allow_leaks", "seeds", "gpus", "workers", "feed", "run_name",
-            "graphs", "deterministic",
+            "graphs", "deterministic", "min_workers", "storage", "wait", "verbose",
         },
-        "tune": {"features", "preset", "config_file", "allow_leaks", "sweep_config", "space", "name", "resume"},
+        "tune": {
+            "features", "preset", "config_file", "allow_leaks", "sweep_config", "space", "name", "resume", "storage",
+            "wait", "verbose",
+        },
         "evaluate": {"run", "features", "split"},
         "compare": {"run_a", "run_b", "split"},
         "promote": {"run"},

@@ -162,7 +162,7 @@ def audit(root: str | Path, *, subset: str = "small") -> AuditReport:
         left_out=tracks.left_out,
         notes=tracks.notes,
         gaps=tuple(gaps(tracks.table, tracks.genres)),
-        nothing_there=nothing_there(tracks.audio_root, paths, list(sizes.values())),
+        nothing_there=nothing_there(tracks.audio_root, paths) if max(sizes.values(), default=0) < 0 else None,
     )
 
 

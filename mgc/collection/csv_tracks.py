@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from mgc.core.storage import Folder
 
 
-def read_csv(folder: Folder, name: str, kinds: str) -> list[dict[str, Any]]:
-    """Read the clips of a CSV file.
+def read_csv(folder: Folder, name: str, kinds: str) -> Iterator[dict[str, Any]]:
+    """Read the clips of a CSV file, line by line.
 
     Parameters
     ----------
@@ -31,9 +31,9 @@ def read_csv(folder: Folder, name: str, kinds: str) -> list[dict[str, Any]]:
     kinds
         Ends a message: what a root may be.
 
-    Returns
-    -------
-    list of dict
+    Yields
+    ------
+    dict
         ``path``, ``genre``, ``artist_id``, ``artist_name``, ``title``, ``duration``, and ``split`` (one of ``SPLITS``)
         where the file has that column.
 
@@ -44,20 +44,26 @@ def read_csv(folder: Folder, name: str, kinds: str) -> list[dict[str, Any]]:
     StoreError, RunError
         The object store, or the disk, does not answer.
     """
-    file = f"{folder}/{name}"
-    rows: list[dict[str, Any]] = []
-    line_of: dict[str, int] = {}
+    file, line = f"{folder}/{name}", 0
     for line, cells in _lines(folder, name, kinds):
-        row = _row(cells, folder, f"{file}, line {line}")
-        if row["path"] in line_of:
-            raise InputError(
-                f"{file}, line {line}: path={cells['path']!r} is on line {line_of[row['path']]} already; keep one"
-            )
-        line_of[row["path"]] = line
-        rows.append(row)
-    if not rows:
+        yield _row(cells, folder, f"{file}, line {line}")
+    if not line:
         raise InputError(f"{file}: no rows below the header; add a line per clip")
-    return rows
+
+
+def refuse_doubles(folder: Folder, name: str, kinds: str) -> None:
+    """Name the first path that is on two lines of a CSV file, as an ``InputError``.
+
+    Parameters
+    ----------
+    folder, name, kinds
+        As ``read_csv`` takes them.
+    """
+    file, line_of = f"{folder}/{name}", dict[str, int]()
+    for line, cells in _lines(folder, name, kinds):
+        before = line_of.setdefault(_relative(cells["path"], folder), line)
+        if before != line:
+            raise InputError(f"{file}, line {line}: path={cells['path']!r} is on line {before} already; keep one")
 
 
 def _lines(folder: Folder, name: str, kinds: str) -> Iterator[tuple[int, dict[str, str]]]:

@@ -14,7 +14,7 @@ LOOKED_AT = 100
 """The most missing files whose names are looked for elsewhere."""
 
 
-def nothing_there(root: Folder, paths: Sequence[str], sizes: Sequence[int]) -> str | None:
+def nothing_there(root: Folder, paths: Sequence[str]) -> str:
     """Say why none of a collection's files is there.
 
     Parameters
@@ -22,22 +22,18 @@ def nothing_there(root: Folder, paths: Sequence[str], sizes: Sequence[int]) -> s
     root
         The folder that the paths are relative to.
     paths
-        Of the tracks table.
-    sizes
-        Bytes of each file; -1 where there is none.
+        Of the tracks table, at least one; there is no file at any of them.
 
     Returns
     -------
-    str or None
-        A line for a person: what was tried, and the likely cause; None where at least one file is there.
+    str
+        A line for a person: what was tried, and the likely cause.
 
     Raises
     ------
     StoreError, RunError
         The object store, or the disk, does not answer.
     """
-    if not paths or max(sizes) >= 0:
-        return None
     path, cause = _cause(root, paths)
     tried = path if path.startswith("/") else f"{root}/{path}"
     return f"{root}: none of the {len(paths)} files is there; tried {tried}; {cause}"

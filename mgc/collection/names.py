@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from mgc.core.storage import Folder
 
@@ -25,23 +25,23 @@ def composed(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def one_spelling(names: Sequence[str]) -> tuple[list[str], list[str]]:
+def one_spelling(counts: Mapping[str, int]) -> tuple[dict[str, str], list[str]]:
     """Give names that are the same one spelling.
 
     Parameters
     ----------
-    names : sequence of str [length=n]
-        The genre of each clip.
+    counts
+        How many clips there are of each genre.
 
     Returns
     -------
-    spelt : list of str [length=n]
-        The most frequent spelling of each name, the first of them in alphabetical order; composed, with single spaces.
+    spelt : dict of str
+        By name its most frequent spelling, the first of them in alphabetical order; composed, with single spaces.
     merged : list of str
         A line, for a person, for each name that was spelt in several ways.
     """
     spellings: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for name, count in sorted(Counter(names).items()):
+    for name, count in sorted(counts.items()):
         spellings[same_name(name)][name] += count
     chosen = {key: " ".join(composed(found.most_common(1)[0][0]).split()) for key, found in spellings.items()}
     merged = [
@@ -49,7 +49,7 @@ def one_spelling(names: Sequence[str]) -> tuple[list[str], list[str]]:
         for key, found in sorted(spellings.items(), key=lambda item: chosen[item[0]])
         if len(found) > 1
     ]
-    return [chosen[same_name(name)] for name in names], merged
+    return {name: chosen[same_name(name)] for name in counts}, merged
 
 
 def as_on_disk(folder: Folder, paths: Sequence[str]) -> list[str]:

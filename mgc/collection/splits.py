@@ -9,12 +9,16 @@ import hashlib
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from mgc.collection.names import same_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import pyarrow as pa
+    from numpy.typing import NDArray
 
 SPLITS = ("training", "validation", "test")
 SPLIT_WORDS = {name: name for name in SPLITS} | {
@@ -155,7 +159,9 @@ def artist_leaks(table: pa.Table) -> list[Leak]:
     """
     by_id: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     by_name: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in table.select(["split", "artist_id", "artist_name"]).to_pylist():
+    table = table.select(["split", "artist_id", "artist_name"])
+    table = table.filter(pa.array(_scattered(table, "artist_id") | _scattered(table, "artist_name")))
+    for row in table.to_pylist():
         if (row["artist_id"] or "").strip():
             by_id[row["artist_id"]].append(row)
         if name := same_name(row["artist_name"] or ""):
@@ -168,6 +174,21 @@ def artist_leaks(table: pa.Table) -> list[Leak]:
         if len(leak["splits"]) > 1 and not any(leak["splits"].keys() <= splits.keys() for splits in known):
             leaks.append(leak)
     return sorted(leaks, key=lambda leak: (leak["by"], same_name(leak["artist_name"] or ""), leak["artist_id"] or ""))
+
+
+def _scattered(table: pa.Table, name: str) -> NDArray[np.bool_]:
+    """Whether a row's artist, by this column, is in more than one split, for each row [shape=(rows,)]."""
+    artists = pc.dictionary_encode(table[name].combine_chunks())
+    groups: dict[str, int] = {}
+    names = map(same_name, artists.dictionary.to_pylist())
+    group_of = np.array([groups.setdefault(artist, len(groups)) for artist in names], np.int64)
+    seen = np.zeros((len(groups), len(SPLITS)), bool)
+    known: NDArray[np.bool_] = artists.is_valid().to_numpy(zero_copy_only=False)
+    group = group_of[artists.indices.drop_null()]
+    split = pc.index_in(table["split"], value_set=pa.array(SPLITS)).to_numpy()
+    seen[group, split[known]] = True
+    known[known] = (seen.sum(1) > 1)[group]
+    return known
 
 
 def _where(by: str, rows: list[dict[str, Any]]) -> Leak:
@@ -196,7 +217,8 @@ def gaps(table: pa.Table, genres: Sequence[str]) -> list[str]:
     list of str
         A line, for a person, for each split that lacks some or all genres.
     """
-    there = set(zip(table["split"].to_pylist(), table["genre"].to_pylist(), strict=True))
+    found = table.group_by(["split", "genre"]).aggregate([])
+    there = set(zip(found["split"].to_pylist(), found["genre"].to_pylist(), strict=True))
     lines = []
     for split in SPLITS:
         lacking = [genre for genre in genres if (split, genre) not in there]

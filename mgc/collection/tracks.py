@@ -18,13 +18,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mgc.collection import fma
-from mgc.collection.csv_tracks import read_csv
+from mgc.collection.csv_tracks import read_csv, refuse_doubles
 from mgc.collection.genre_folders import read_genre_folders, without_decoder
 from mgc.collection.names import as_on_disk, composed, one_spelling
 from mgc.collection.splits import draw_splits
@@ -32,7 +34,7 @@ from mgc.core.errors import InputError
 from mgc.core.storage import Folder
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
 SCHEMA = pa.schema(
@@ -49,13 +51,14 @@ SCHEMA = pa.schema(
     ]
 )
 _UNLABELLED = pa.schema([field for field in SCHEMA if field.name != "label"])
-
-MAX_GENRES = 127  # an int8 label
+ROWS_AT_ONCE = 1 << 12
+"""Rows of a source that are Python objects at a time."""
 
 _KINDS = (
     "`root` is an FMA folder (fma_metadata/tracks.csv beside fma_small), a folder with a folder per genre, "
     "or a CSV file with the columns path,genre"
 )
+MAX_GENRES = 127  # an int8 label
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ class Tracks:
 
 
 def read_tracks(
-    root: str | Path, *, subset: str = "small", seed: int = 0, known_splits: Mapping[str, str] | None = None
+    root: str | Path, *, subset: str = "small", seed: int = 0, known_splits: Callable[[], Mapping[str, str]] = dict
 ) -> Tracks:
     """Read the tracks table of a collection.
 
@@ -99,8 +102,8 @@ def read_tracks(
     seed
         Draws the split where the collection has none.
     known_splits
-        Split by path, of clips that have one already: where a split is drawn, these clips and all others of their
-        artists keep it.
+        Gives the split by path of clips that have one already: where a split is drawn, these clips and all others of
+        their artists keep it. It is called only there.
 
     Returns
     -------
@@ -123,26 +126,27 @@ def read_tracks(
     fma.check_subset(subset)
     folder = Folder.at(root)
     kind = folder.kind()
+    csv_file = ""
+    notes: list[str] = []
     if kind is None:
         raise InputError(f"{folder}: no such file or folder; {_KINDS}")
     if kind == "folder" and fma.is_fma(folder):
         table, left_out = fma.read_fma(folder, subset)
-        genres, notes = one_spelling(table["genre"].to_pylist())
-        table = table.set_column(table.schema.get_field_index("genre"), "genre", pa.array(genres, pa.string()))
-        return _finish(table, folder, left_out, notes)
-    if kind == "file":
-        folder, name = folder.parent
-        rows, left_out = read_csv(folder, name, _KINDS), {}
-        notes = without_decoder(row["path"] for row in rows)
-    else:
+    elif kind == "folder":
         rows, left_out, notes = read_genre_folders(folder, _KINDS)
-    genres, merged = one_spelling([row["genre"] for row in rows])
-    rows = [row | {"genre": genre} for row, genre in zip(rows, genres, strict=True)]
-    table = _with_split(rows, seed, known_splits or {})
-    if kind == "file":  # ids and splits are those of the file's spelling, on whatever disk
-        paths = pa.array(as_on_disk(folder, table["path"].to_pylist()), pa.string())
-        table = table.set_column(table.schema.get_field_index("path"), "path", paths)
-    return _finish(table, folder, left_out, [*notes, *merged])
+        table = _table(rows)
+    else:
+        folder, csv_file = folder.parent
+        table, left_out = _table(read_csv(folder, csv_file, _KINDS)), {}
+        notes = without_decoder(path.as_py() for path in table["path"])
+    table, merged = _with_one_spelling(table)
+    if table["split"].null_count:
+        table = _with_drawn_split(table, seed, known_splits())
+    if csv_file:  # ids and splits are those of the file's spelling, on whatever disk
+        table = _with(table, "path", as_on_disk(folder, table["path"].to_pylist()))
+    columns = dict(zip(table.column_names, table.columns, strict=True))
+    del table
+    return _finish(columns, folder, left_out, [*notes, *merged], csv_file)
 
 
 def path_id(path: str) -> int:
@@ -163,29 +167,57 @@ def _sha1(text: str) -> bytes:
     return hashlib.sha1(text.encode(), usedforsecurity=False).digest()
 
 
-def _with_split(rows: list[dict[str, Any]], seed: int, known_splits: Mapping[str, str]) -> pa.Table:
-    """A table of the rows with their ids, and with a split, which is drawn where they have none."""
-    rows = [{"track_id": path_id(row["path"])} | row for row in rows]
-    if "split" not in rows[0]:
-        groups = [f"artist:{row['artist_id']}" if row.get("artist_id") else f"clip:{row['path']}" for row in rows]
-        composed_splits = {composed(path): split for path, split in known_splits.items()}
-        known = [known_splits.get(row["path"]) or composed_splits.get(composed(row["path"])) for row in rows]
-        has = {group: split for group, split in zip(groups, known, strict=True) if split}
-        splits = draw_splits(groups, [row["genre"] for row in rows], seed, has)
-        rows = [row | {"split": split} for row, split in zip(rows, splits, strict=True)]
-    return pa.Table.from_pylist(rows, schema=_UNLABELLED)
+def _table(rows: Iterable[dict[str, Any]]) -> pa.Table:
+    """The rows as a table, with their ids; some at a time, because as dictionaries they take ten times the memory."""
+    rows, parts = iter(rows), [_UNLABELLED.empty_table()]
+    few = iter(lambda: [{"track_id": path_id(row["path"])} | row for row in islice(rows, ROWS_AT_ONCE)], [])
+    while batches := [pa.RecordBatch.from_pylist(each, _UNLABELLED) for each in islice(few, 8)]:
+        parts.append(pa.Table.from_batches(batches).combine_chunks())  # large ones are given back column by column
+    return pa.concat_tables(parts)
 
 
-def _finish(rows: pa.Table, audio_root: Folder, left_out: dict[str, int], notes: Sequence[str] = ()) -> Tracks:
-    """Sort, check that ids are unique, and label."""
-    rows = rows.sort_by("track_id")
-    ids, paths = rows["track_id"].to_pylist(), rows["path"].to_pylist()
-    for before in range(len(ids) - 1):
-        if ids[before] == ids[before + 1]:
-            raise InputError(
-                f"{audio_root}: track_id {ids[before]} stands for two clips, {paths[before]} and {paths[before + 1]}; "
-                "remove or rename one"
-            )
+def _with(table: pa.Table, name: str, values: Any) -> pa.Table:
+    """The table with other values in a column of texts."""
+    return table.set_column(table.schema.get_field_index(name), name, pa.array(values, pa.string()))
+
+
+def _with_one_spelling(table: pa.Table) -> tuple[pa.Table, list[str]]:
+    """Give genres that are the same one name; and say which were merged."""
+    counts = {each["values"]: each["counts"] for each in pc.value_counts(table["genre"]).to_pylist()}
+    spelt, merged = one_spelling(counts)
+    if all(name == its for name, its in spelt.items()):
+        return table, merged
+    return _with(table, "genre", [spelt[name] for name in table["genre"].to_pylist()]), merged
+
+
+def _with_drawn_split(table: pa.Table, seed: int, before: Mapping[str, str]) -> pa.Table:
+    """Draw a split; clips that had one keep it, as do all others of their artists."""
+    paths, artists = table["path"].to_pylist(), table["artist_id"].to_pylist()
+    groups = [f"artist:{artist}" if artist else f"clip:{path}" for path, artist in zip(paths, artists, strict=True)]
+    its = {composed(path): split for path, split in before.items()}
+    known = ((group, before.get(path) or its.get(composed(path))) for group, path in zip(groups, paths, strict=True))
+    has = {group: split for group, split in known if split} if before else {}
+    return _with(table, "split", draw_splits(groups, table["genre"].to_pylist(), seed, has))
+
+
+def _finish(
+    columns: dict[str, pa.ChunkedArray], audio_root: Folder, left_out: dict[str, int], notes: list[str], csv_file: str
+) -> Tracks:
+    """Sort, check that ids are unique, and label; takes the columns away, so that they are not in memory twice."""
+    order = np.argsort(columns["track_id"].to_numpy(), kind="stable")
+    ordered = {}
+    for name in list(columns):
+        ordered[name] = columns.pop(name).combine_chunks().take(order)
+        pa.default_memory_pool().release_unused()  # it would keep what it is given back
+    rows = pa.table(ordered)
+    ids = rows["track_id"].to_numpy()
+    if len(same := np.flatnonzero(ids[1:] == ids[:-1])):
+        if csv_file:
+            refuse_doubles(audio_root, csv_file, _KINDS)
+        first, second = rows["path"].slice(same[0], 2).to_pylist()
+        raise InputError(
+            f"{audio_root}: track_id {ids[same[0]]} stands for two clips, {first} and {second}; remove or rename one"
+        )
     genres = pa.array(sorted(pc.unique(rows["genre"]).to_pylist()), pa.string())
     if len(genres) < 2:
         raise InputError(f"{audio_root}: all clips are of one genre, {genres[0]}; a model needs two to tell apart")

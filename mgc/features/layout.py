@@ -15,7 +15,7 @@ import errno
 import json
 import re
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -93,7 +93,7 @@ class ShardName:
         return cls(found[1], int(found[2]), int(found[3])) if found else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ShardEntry:
     """One shard in the manifest."""
 
@@ -113,7 +113,7 @@ class Manifest:
     fingerprint: str
     """Hash of recipe, decoder, plan and source files: sets of the same fingerprint have the same shards."""
     recipe: dict[str, Any]
-    """Fields of the ``mgc.features.plan.Recipe`` that the set was made by."""
+    """Fields of the ``mgc.features.recipe.Recipe`` that the set was made by."""
     genres: tuple[str, ...]
     """Label i is ``genres[i]``."""
     clips: dict[str, dict[str, int]]
@@ -179,8 +179,14 @@ def read_manifest(folder: Folder) -> Manifest | None:
 def parquet_bytes(table: pa.Table) -> pa.Buffer:
     """Encode a table as a Parquet file; the same table gives the same bytes."""
     stream = pa.BufferOutputStream()
-    pq.write_table(table, stream, compression="zstd", use_dictionary=["split", "genre"])
+    with parquet_writer(stream, table.schema) as writer:
+        writer.write_table(table)
     return stream.getvalue()
+
+
+def parquet_writer(stream: pa.NativeFile | IO[bytes], schema: pa.Schema) -> pq.ParquetWriter:
+    """Begin a Parquet file, to be written part by part; each part is a row group."""
+    return pq.ParquetWriter(stream, schema, compression="zstd", use_dictionary=["split", "genre"])
 
 
 _ABOUT_THE_PATH = {

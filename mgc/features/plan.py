@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, replace
+import mmap
+import tempfile
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -19,52 +21,41 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mgc.audio import decode as audio
 from mgc.audio.logmel import LogMelSpec
 from mgc.collection.splits import SPLITS
 from mgc.collection.tracks import SCHEMA as TRACKS
 from mgc.core.errors import InputError, StoreError, first_line
-from mgc.core.progress import say
 from mgc.features.layout import (
     FORMAT,
     MANIFEST,
     PLAN,
     SHARDS,
     ShardName,
-    parquet_bytes,
-    read_manifest,
+    parquet_writer,
     storage_failure,
 )
+from mgc.features.recipe import Recipe
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
     from mgc.core.storage import Folder
 
 SCHEMA = pa.schema([*TRACKS, pa.field("bytes", pa.int64()), pa.field("shard", pa.string())])
 """A row of the plan: a clip of the tracks table, its file's size (-1 where there is none) and its shard; in order."""
+_CLIPS = SCHEMA.remove(SCHEMA.get_field_index("shard"))
+TASK = ["track_id", "path", "genre", "label", "split", "artist_id"]
+"""Columns that a shard's task needs."""
+ROW_GROUP = 1 << 14
+"""Rows of a row group of ``plan.parquet``."""
+SIZES_AT_ONCE = 1 << 14
+"""Files whose sizes are Python objects at a time."""
 RECIPE_KEY = b"mgc.recipe"
 DECIDES = ("path", "bytes", "genre", "label", "split", "artist_id", "artist_name")
 """Columns whose values the fingerprint covers: those of a shard's rows, and those that leaks are found by."""
 _WORDS = {"bytes": "file sizes", "path": "paths", "label": "labels", "artist_id": "artists", "artist_name": "artists"}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """All settings that the bytes of a feature set depend on."""
-
-    spec: LogMelSpec = field(default_factory=LogMelSpec)
-    min_seconds: float = 5.0
-    """Seconds; clips with less audio are quarantined as ``too_short``."""
-    keep_damaged: bool = False
-    """Keep clips that decode to clearly less audio than their file's headers announce."""
-    clips_per_shard: int = 64
-    seed: int = 0
-    """Seed of the shuffle that deals clips to shards."""
-    decoder: str = audio.DECODER
-    """Libraries that decode and resample, with their versions."""
-
-    def to_json(self) -> str:
-        """Encode the recipe as one line of JSON; the same recipe gives the same line."""
-        return json.dumps(asdict(self), sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -74,19 +65,33 @@ class ShardPlan:
     file: str
     """Path relative to the set: ``shards/training-00003-of-00016.parquet``."""
     split: str
-    clips: pa.Table
-    """Rows of the plan, in order."""
     fingerprint: str
     """Hash of the recipe and of the columns ``DECIDES`` of its clips: 64 hexadecimal digits."""
+    table: pa.Table
+    """The plan's table, whose rows are in any order."""
+    rows: NDArray[Any]
+    """The shard's clips in it, in order."""
+
+    @property
+    def count(self) -> int:
+        """How many clips it has."""
+        return len(self.rows)
+
+    @property
+    def clips(self) -> pa.Table:
+        """Its clips in order: rows of the table, with the column ``shard``."""
+        return self.table.take(self.rows).append_column("shard", pa.array([self.file] * self.count))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All clips of a feature set in the order of its shards."""
+    """All clips of a feature set, dealt to shards; a million clips are not copied for it."""
 
     recipe: Recipe
-    clips: pa.Table
-    """Rows of ``SCHEMA``, ordered by split, shard and row of the shard."""
+    table: pa.Table
+    """The clips: columns of ``SCHEMA``, but for ``shard``, in any order."""
+    deal: dict[str, NDArray[Any]]
+    """The clips of each shard, by its file: rows of the table. Shards are in order, and so are their clips."""
 
     @classmethod
     def of(cls, clips: pa.Table, recipe: Recipe) -> Plan:
@@ -99,7 +104,7 @@ class Plan:
         recipe
             The settings of the set.
         """
-        return cls(recipe, pa.table({name: [] for name in SCHEMA.names}, schema=SCHEMA)).extended(clips)
+        return cls(recipe, _CLIPS.empty_table(), {}).extended(clips)
 
     def extended(self, clips: pa.Table) -> Plan:
         """Plan more clips, in new shards after those that are there; these stay as they are.
@@ -114,41 +119,61 @@ class Plan:
         Plan
             New shards are numbered on within their split; ``-of-`` is the number of shards when they were planned.
         """
-        parts = []
+        before = len(self.table)
+        clips = clips.select(_CLIPS.names).cast(_CLIPS)
+        table = pa.concat_tables([self.table, clips]) if before else clips
+        deal: dict[str, NDArray[Any]] = {}
         for code, split in enumerate(SPLITS):
-            old = self.clips.filter(pc.equal(self.clips["split"], split))
-            new = clips.filter(pc.equal(clips["split"], split)).sort_by("track_id")
-            first, count = pc.count_distinct(old["shard"]).as_py(), -(-len(new) // self.recipe.clips_per_shard)
+            old = {file: rows for file, rows in self.deal.items() if _split(file) == split}
+            new = np.flatnonzero(pc.equal(clips["split"], split))
+            new = new[np.argsort(clips["track_id"].to_numpy()[new], kind="stable")].astype(np.int32)
+            first, count = len(old), -(-len(new) // self.recipe.clips_per_shard)
             order = np.random.default_rng([self.recipe.seed, code, *([first] if first else [])]).permutation(len(new))
-            parts.append(old)
+            deal |= old
             for index in range(count):
-                file = str(ShardName(split, first + index, first + count))
-                members = new.take(order[index::count])
-                parts.append(members.append_column("shard", pa.array([file] * len(members))).cast(SCHEMA))
-        return replace(self, clips=pa.concat_tables(parts).combine_chunks())
+                deal[str(ShardName(split, first + index, first + count))] = before + new[order[index::count]]
+        return Plan(self.recipe, table.combine_chunks(), deal)
+
+    @property
+    def clips(self) -> pa.Table:
+        """All clips, ordered by split, shard and row of the shard: rows of ``SCHEMA``."""
+        return pa.concat_tables([SCHEMA.empty_table(), *self._parts(1 << 20)])
+
+    def _parts(self, most: int) -> Iterator[pa.Table]:
+        """The rows of ``clips``, some of them at a time."""
+        ends = np.cumsum([len(rows) for rows in self.deal.values()])
+        if not len(ends):
+            return
+        rows, files = np.concatenate(list(self.deal.values())), pa.array(self.deal)
+        for start in range(0, len(rows), most):
+            part = np.arange(start, min(start + most, len(rows)))
+            shard = files.take(np.searchsorted(ends, part, side="right"))
+            yield self.table.take(rows[part]).append_column("shard", shard).select(SCHEMA.names).cast(SCHEMA)
 
     @cached_property
     def shards(self) -> tuple[ShardPlan, ...]:
         """The shards in order."""
-        runs = pc.run_end_encode(self.clips["shard"].combine_chunks())
-        ends = [0, *runs.run_ends.to_pylist()]
+        table, recipe = self.table, self.recipe
         return tuple(
-            ShardPlan(file, members["split"][0].as_py(), members, _fingerprint(self.recipe, members))
-            for file, members in zip(
-                runs.values.to_pylist(),
-                (self.clips.slice(start, stop - start) for start, stop in pairwise(ends)),
-                strict=True,
-            )
+            ShardPlan(file, _split(file), _fingerprint(recipe, table, rows), table, rows)
+            for file, rows in self.deal.items()
         )
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of names and fingerprints of all shards: 64 hexadecimal digits."""
         return hashlib.sha256("".join(f"{s.file} {s.fingerprint}\n" for s in self.shards).encode()).hexdigest()
 
+    def slim(self) -> Plan:
+        """Give the plan without the columns that only plans need, which are the larger part of its memory."""
+        slim = replace(self, table=self.table.select(TASK))
+        shards = tuple(replace(shard, table=slim.table) for shard in self.shards)
+        vars(slim).update(shards=shards, fingerprint=self.fingerprint)  # they cover the columns that are gone
+        return slim
+
     def without(self, clips: pa.Table) -> pa.Table:
         """Select the rows of ``clips`` that are not in the plan, by track id."""
-        return clips.filter(pc.invert(pc.is_in(clips["track_id"], value_set=self.clips["track_id"].combine_chunks())))
+        return clips.filter(pc.invert(pc.is_in(clips["track_id"], value_set=self.table["track_id"].combine_chunks())))
 
     def differences(self, clips: pa.Table, recipe: Recipe) -> list[str]:
         """Say how a plan of ``clips`` by ``recipe`` differs from this one; new clips are no difference.
@@ -167,10 +192,10 @@ class Plan:
         """
         before, now = asdict(self.recipe), asdict(recipe)
         found = [f"{key} was {before[key]}, now {now[key]}" for key in now if before[key] != now[key]]
-        known = pc.is_in(self.clips["track_id"], value_set=clips["track_id"].combine_chunks())
-        if gone := self.clips.filter(pc.invert(known)).num_rows:
-            found.append(f"{gone} of its {len(self.clips)} clips are not among the {len(clips)} clips now")
-        old = self.clips.filter(known).sort_by("track_id")
+        known = pc.is_in(self.table["track_id"], value_set=clips["track_id"].combine_chunks())
+        if gone := len(self.table) - pc.sum(known, min_count=0).as_py():
+            found.append(f"{gone} of its {len(self.table)} clips are not among the {len(clips)} clips now")
+        old = self.table.filter(known).sort_by("track_id")
         new = clips.filter(pc.is_in(clips["track_id"], value_set=old["track_id"].combine_chunks())).sort_by("track_id")
         found += [_change(name, old, new) for name in DECIDES if not old[name].equals(new[name])]
         return list(dict.fromkeys(found))
@@ -191,16 +216,28 @@ class Plan:
             folder.remove(MANIFEST)  # first, so that nobody reads a mixture
         self.write(folder)
         folder.make(SHARDS)
-        planned = {shard.file for shard in self.shards}
         for name in folder.files(SHARDS):
             file = f"{SHARDS}/{name}"
-            if ShardName.parse(file) and file not in planned:
+            if ShardName.parse(file) and file not in self.deal:
                 folder.remove(file)
 
     def write(self, folder: Folder) -> None:
         """Write ``plan.parquet``."""
         metadata = {RECIPE_KEY: self.recipe.to_json().encode(), b"mgc.format": str(FORMAT).encode()}
-        folder.write(PLAN, parquet_bytes(self.clips.replace_schema_metadata(metadata)))
+        with tempfile.TemporaryFile() as file:  # a buffer that grows takes three times what is in it
+            with parquet_writer(file, SCHEMA.with_metadata(metadata)) as writer:
+                for part in self._parts(ROW_GROUP):
+                    writer.write_table(part)
+            file.flush()
+            folder.write(PLAN, pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+
+    def stands_in(self, folder: Folder) -> bool:
+        """Whether a plan of the same recipe is in the folder; its clips are not read."""
+        try:
+            with folder.random_access(PLAN) as file:
+                return bool((pq.read_schema(file).metadata or {}).get(RECIPE_KEY) == self.recipe.to_json().encode())
+        except (OSError, StoreError, pa.ArrowException):
+            return False
 
     @classmethod
     def read(cls, folder: Folder) -> Plan | None:
@@ -221,7 +258,7 @@ class Plan:
                 raise ValueError(f"format {metadata[b'mgc.format'].decode()}, this version reads {FORMAT}")
             fields = json.loads(metadata[RECIPE_KEY])
             recipe = Recipe(**fields | {"spec": LogMelSpec(**fields["spec"])})
-            return cls(recipe, table.cast(SCHEMA))
+            return cls._from(recipe, table.cast(SCHEMA))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, StoreError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
@@ -229,40 +266,16 @@ class Plan:
                 f"{folder}/{PLAN}: not a plan ({first_line(error)}); choose another folder, or `overwrite=True`"
             ) from None
 
-
-def settle(target: Folder, before: Plan | None, clips: pa.Table, recipe: Recipe, *, overwrite: bool) -> Plan:
-    """Make the plan of a run: a new one, or the one in the folder with the clips that are new.
-
-    Parameters
-    ----------
-    target
-        Folder of the feature set, which is there.
-    before
-        The plan in it; None to make a new one.
-    clips
-        Rows of the tracks table with ``bytes``.
-    recipe
-        The settings of the set.
-    overwrite
-        Whether a set that is there is replaced.
-
-    Raises
-    ------
-    InputError
-        The folder holds a set of other clips or another recipe, or files that are no feature set.
-    """
-    if before is None:
-        _refuse_foreign(target, overwrite=overwrite)
-        return Plan.of(clips, recipe)
-    if differences := before.differences(clips, recipe):
-        raise InputError(
-            f"`out={target}`: holds another feature set: {'; '.join(differences)}; "
-            "choose another folder, or `overwrite=True` to replace what differs"
-        )
-    new = before.without(clips)
-    if len(new):
-        say(f"{target}: {len(new)} new clips go to new shards, {len(before.clips)} stay")
-    return before.extended(new) if len(new) else before
+    @classmethod
+    def _from(cls, recipe: Recipe, clips: pa.Table) -> Plan:
+        """The plan whose ``clips`` are these."""
+        runs = pc.run_end_encode(clips["shard"].combine_chunks())
+        ends = [0, *runs.run_ends.to_pylist()]
+        deal = {
+            file: np.arange(start, stop, dtype=np.int32)
+            for file, (start, stop) in zip(runs.values.to_pylist(), pairwise(ends), strict=True)
+        }
+        return cls(recipe, clips.drop_columns(["shard"]).combine_chunks(), deal)
 
 
 def with_sizes(clips: pa.Table, root: Folder) -> pa.Table:
@@ -280,26 +293,25 @@ def with_sizes(clips: pa.Table, root: Folder) -> pa.Table:
     pa.Table
         The same rows; ``bytes`` is -1 where there is no file.
     """
-    return clips.append_column("bytes", pa.array(root.sizes(clips["path"].to_pylist()), pa.int64()))
+    at_once = SIZES_AT_ONCE if root.path else len(clips) or 1  # an object store is asked for all of a folder's files
+    parts = [
+        pa.array(root.sizes(clips["path"].slice(start, at_once).to_pylist()), pa.int64())
+        for start in range(0, len(clips), at_once)
+    ]
+    return clips.append_column("bytes", pa.chunked_array(parts, pa.int64())).combine_chunks()
 
 
-def _refuse_foreign(target: Folder, *, overwrite: bool) -> None:
-    """Refuse a folder that has no plan and is not empty."""
-    files = [name for name in target.files() if not name.startswith(".")]
-    if MANIFEST in files:
-        if not overwrite:
-            read_manifest(target)  # of another format: says so
-            raise InputError(f"`out={target}`: {PLAN} is lost; choose another folder, or `overwrite=True`")
-    elif PLAN not in files and (files or (target.path and any(target.path.glob("[!.]*")))):
-        raise InputError(f"`out={target}`: is not empty and holds no feature set; choose another folder")
-
-
-def _fingerprint(recipe: Recipe, clips: pa.Table) -> str:
+def _fingerprint(recipe: Recipe, table: pa.Table, rows: NDArray[Any]) -> str:
     digest = hashlib.sha256(recipe.to_json().encode())
-    columns = clips.select(["track_id", *DECIDES]).to_pydict()
+    columns = table.select(["track_id", *DECIDES]).take(rows).to_pydict()
     for row in zip(*columns.values(), strict=True):
         digest.update(repr(row).encode())
     return digest.hexdigest()
+
+
+def _split(file: str) -> str:
+    """The split of a shard, by its file's name."""
+    return file.removeprefix(f"{SHARDS}/").partition("-")[0]
 
 
 def _change(name: str, old: pa.Table, new: pa.Table) -> str:

@@ -9,20 +9,19 @@ MLflow.
 
 from __future__ import annotations
 
-import errno
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mgc.collection.missing import nothing_there
 from mgc.collection.splits import artist_leaks, draw_clips, gaps, leak_message
-from mgc.collection.tracks import Tracks, read_tracks
-from mgc.core.cluster import total
+from mgc.collection.tracks import read_tracks
+from mgc.core.cluster import Demand
 from mgc.core.errors import InputError, RunError, StoreError
 from mgc.core.progress import say
 from mgc.core.ray_session import connect, output_folder
@@ -30,11 +29,14 @@ from mgc.core.results import Result
 from mgc.core.storage import Folder
 from mgc.features import shards
 from mgc.features.card import dataset_card
+from mgc.features.claim import claimed
 from mgc.features.feature_set import FeatureSet
 from mgc.features.layout import CARD, FORMAT, MANIFEST, QUARANTINE, SHARDS, Manifest, parquet_bytes, read_manifest
-from mgc.features.plan import Plan, Recipe, ShardPlan, settle, with_sizes
+from mgc.features.plan import Plan, with_sizes
 from mgc.features.quarantine import as_csv, check_share, report
-from mgc.features.shard_tasks import KEPT, Job, cause, write_shards
+from mgc.features.recipe import Recipe
+from mgc.features.settle import settle
+from mgc.features.shard_tasks import KEPT, Job, Written, cause, warm_up, write_shards
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
 
     from mgc.features.shards import ShardRecord
 
+release = pa.default_memory_pool().release_unused
+"""Gives back to the machine what Arrow has freed, which of a large plan is as much again as the plan."""
 METRICS = ("written", "skipped", "quarantined", "shards", "seconds", "clips_per_second")
 
 
@@ -84,6 +88,7 @@ def preprocess(
     max_quarantined: float = 0.05,
     clips_per_shard: int = 64,
     overwrite: bool = False,
+    wait: float = 15.0,
 ) -> Preprocessed:
     """Turn the clips of a collection into a feature set.
 
@@ -97,7 +102,7 @@ def preprocess(
     subset
         Subset of an FMA folder: ``"small"``, ``"medium"`` or ``"large"``.
     workers
-        Tasks at a time; all of the cluster's CPUs by default.
+        Tasks at a time; as many as the cluster has CPUs, at any moment, by default.
     limit
         Take only so many clips, drawn with splits and genres in proportion, at least one clip each where it can.
     min_seconds
@@ -112,6 +117,8 @@ def preprocess(
         Clips in a Parquet file.
     overwrite
         Replace a set of another recipe or other clips; shards that would be the same are kept.
+    wait
+        Minutes to wait for a CPU of a cluster.
 
     Returns
     -------
@@ -140,52 +147,69 @@ def preprocess(
     if not 0 <= max_quarantined <= 1:
         raise InputError(f"`max_quarantined={max_quarantined}`: must be a share, from 0 to 1")
     recipe = Recipe(min_seconds=min_seconds, keep_damaged=keep_damaged, clips_per_shard=clips_per_shard)
-    with _storage_failures(), _claimed(target):
-        before = None if overwrite else Plan.read(target)
-        tracks = read_tracks(root, subset=subset, known_splits=_splits_of(before))
+    demand = Demand("tasks", 1, {"CPU": 1}, wait)
+    with _storage_failures(), claimed(target):
+        tracks = read_tracks(root, subset=subset, known_splits=lambda: _splits_of(target, overwrite=overwrite))
         for note in tracks.notes:
             say(note)
-        clips = with_sizes(tracks.table if limit is None else _draw(tracks.table, limit), tracks.audio_root)
-        if nothing := nothing_there(tracks.audio_root, clips["path"].to_pylist(), clips["bytes"].to_pylist()):
-            raise InputError(nothing)
-        plan = settle(target, before, clips, recipe, overwrite=overwrite)
-        missing = [shard for shard in plan.shards if not shards.is_written(target, shard)]
+        genres, audio_root = tracks.genres, tracks.audio_root
+        clips = with_sizes(tracks.table if limit is None else _draw(tracks.table, limit), audio_root)
+        del tracks
+        if not pc.any(pc.greater_equal(clips["bytes"], 0)).as_py():
+            raise InputError(nothing_there(audio_root, clips["path"].to_pylist()))
+        plan, given = Plan.of(clips, recipe), len(clips)
+        del clips
         present = None if overwrite else read_manifest(target)
+        if present is None or present.fingerprint != plan.fingerprint or not plan.stands_in(target):
+            plan = settle(target, plan, overwrite=overwrite)
+        missing = {shard.file for shard in plan.shards if not shards.is_written(target, shard)}
         derived = all(target.kind(name) == "file" for name in (QUARANTINE, CARD))
         if present is not None and present.fingerprint == plan.fingerprint and derived and not missing:
-            check_share(present.quarantined, len(plan.clips), max_quarantined, target)
+            check_share(present.quarantined, len(plan.table), max_quarantined, target)
             say(f"{target}: finished, nothing to do")
             return _result(present, target, start, written=0)
 
-        leaks = artist_leaks(plan.clips)
+        leaks = artist_leaks(plan.table)
         if leaks:
             say(f"warning: {leak_message(leaks)}; training refuses this set unless it allows leaks")
-        for gap in gaps(plan.clips, tracks.genres):
+        for gap in gaps(plan.table, genres):
             say(f"warning: {gap}")
-        cpus, uri = _start(target, missing)
+        release()
+        planned = time.monotonic()
+        uri = _start(target, plan, missing, demand)
+        started = time.monotonic()
 
         from mgc.tracking import runs as tracking  # here, because a run with nothing to do must not wait for MLflow
 
-        config = {"root": str(Folder.at(root)), "subset": subset, "limit": limit, "clips": len(clips), **asdict(recipe)}
+        config = {"root": str(Folder.at(root)), "subset": subset, "limit": limit, "clips": given, **asdict(recipe)}
         run = tracking.Run.start(uri, tracking.FEATURES_EXPERIMENT, name=target.name, step="preprocess", config=config)
         with run.closing():
             plan.begin(target, overwrite=overwrite)
-            job = Job(tracks.audio_root, target, recipe, clip_timeout)
-            written, rate = write_shards(missing, job, min(workers or cpus, len(missing))) if missing else ({}, 0.0)
+            plan = plan.slim()
+            release()
+            job, todo = Job(audio_root, target, recipe, clip_timeout), [s for s in plan.shards if s.file in missing]
+            with demand.watched():
+                done = write_shards(todo, job, workers) if todo else Written({}, 0.0, 0, "")
+            written = done.records
             records = [written.get(shard.file) or shards.read_record(target, shard.file) for shard in plan.shards]
-            manifest = _manifest(plan, tracks, records, leaks)
+            manifest = _manifest(plan, genres, records, leaks)
             rejected = shards.quarantine(records)
             target.remove_temporary_files(SHARDS)
             target.write(QUARANTINE, parquet_bytes(rejected))
             report(rejected, target)
             run.text(as_csv(rejected), "quarantine.csv")
-            check_share(manifest.quarantined, len(plan.clips), max_quarantined, target)
+            check_share(manifest.quarantined, len(plan.table), max_quarantined, target)
             target.write(CARD, dataset_card(manifest).encode())
             target.write(MANIFEST, manifest.to_json().encode())
 
             made = sum(record.entry.rows for record in written.values())
-            result = _result(manifest, target, start, written=made, rate=rate)
-            run.metrics({key: getattr(result, key) for key in METRICS})
+            clips = made + sum(len(record.quarantined) for record in written.values())
+            result = _result(manifest, target, start, written=made, rate=clips / done.seconds if missing else 0.0)
+            stages = {"plan": planned - start, "start": started - planned, "write": done.seconds}
+            stages["finish"] = result.seconds - sum(stages.values())
+            run.metrics({key: getattr(result, key) for key in METRICS} | {"nodes": done.nodes})
+            run.metrics({f"{stage}_seconds": seconds for stage, seconds in stages.items()})
+            run.text(done.stats, "ray_data_stats.txt")
             run.text(dataset_card(manifest), CARD)
             run.features(target, manifest.fingerprint, "preprocess")
     return replace(result, run_id=run.id)
@@ -226,27 +250,6 @@ def extract_features(root: str | Path, out: str | Path, **options: Any) -> Featu
 
 
 @contextmanager
-def _claimed(target: Folder) -> Iterator[None]:
-    """Make the set's folder and lock it; folders made here that are empty in the end are removed."""
-    made = [path for path in (target.path, *target.path.parents) if not os.path.exists(path)] if target.path else []
-    try:
-        try:
-            target.make()
-            if target.path and not os.access(target.path, os.W_OK):
-                raise PermissionError(errno.EACCES, "no permission")
-        except OSError as error:
-            raise InputError(f"`out={target}`: cannot be written ({error.strerror or error})") from None
-        with target.claim("`out`"):
-            for name in ("", SHARDS):
-                target.remove_temporary_files(name)
-            yield
-    finally:
-        for path in made:
-            with suppress(OSError):  # not empty
-                path.rmdir()
-
-
-@contextmanager
 def _storage_failures() -> Iterator[None]:
     """Say of an error of the disk or the object store that finished shards are kept."""
     try:
@@ -255,28 +258,30 @@ def _storage_failures() -> Iterator[None]:
         raise RunError(f"preprocess: {cause(error)}; {KEPT}") from error
 
 
-def _splits_of(plan: Plan | None) -> dict[str, str]:
+def _splits_of(target: Folder, *, overwrite: bool) -> dict[str, str]:
     """Splits by path of the clips that a set holds already."""
-    return {} if plan is None else dict(zip(*(plan.clips[name].to_pylist() for name in ("path", "split")), strict=True))
+    plan = None if overwrite else Plan.read(target)
+    return {} if plan is None else dict(zip(*(plan.table[name].to_pylist() for name in ("path", "split")), strict=True))
 
 
-def _start(target: Folder, missing: list[ShardPlan]) -> tuple[int, str]:
-    """Start Ray if shards are missing, and import MLflow meanwhile; return the CPUs and the store's URI."""
+def _start(target: Folder, plan: Plan, missing: set[str], demand: Demand) -> str:
+    """Start Ray if shards are missing, and import MLflow meanwhile; return the store's URI."""
+    if missing:
+        clips = sum(len(plan.deal[file]) for file in missing)
+        say(f"preprocess: {clips} clips in {len(missing)} shards; starting Ray …")
     with ThreadPoolExecutor(1) as aside:
-        uri = aside.submit(_open_store, target, missing)
+        uri = aside.submit(_open_store, target)
         if missing:
             connect()
-        return (max(1, int(total("CPU"))) if missing else 0), uri.result()
+            demand.wait()
+            warm_up()
+        return uri.result()
 
 
-def _open_store(target: Folder, missing: list[ShardPlan]) -> str:
+def _open_store(target: Folder) -> str:
     from mgc.tracking import store
 
-    uri = store.open_store(target)
-    if missing:
-        clips = sum(len(shard.clips) for shard in missing)
-        say(f"preprocess: {clips} clips in {len(missing)} shards; starting Ray …")
-    return uri
+    return store.open_store(target)
 
 
 def _draw(table: pa.Table, limit: int) -> pa.Table:
@@ -293,13 +298,13 @@ def _check_numbers(**values: int | None) -> None:
 # Afterwards
 
 
-def _manifest(plan: Plan, tracks: Tracks, records: list[ShardRecord], leaks: list[dict[str, Any]]) -> Manifest:
+def _manifest(plan: Plan, genres: tuple[str, ...], records: list[ShardRecord], leaks: list[dict[str, Any]]) -> Manifest:
     clips, quarantined = shards.totals(records)
     return Manifest(
         FORMAT,
         plan.fingerprint,
         asdict(plan.recipe),
-        tracks.genres,
+        genres,
         clips,
         quarantined,
         tuple(leaks),

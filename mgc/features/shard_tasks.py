@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from mgc.core.errors import RunError
@@ -19,10 +22,18 @@ from mgc.features.plan import ShardPlan
 from mgc.features.shards import ShardRecord
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from ray.data import Dataset
+
     from mgc.core.storage import Folder
-    from mgc.features.plan import Recipe
+    from mgc.features.recipe import Recipe
 
 KEPT = "finished shards are kept, run it again"
+GROUP = 128
+"""Shards given to Ray Data at a time, at least; of each that waits in Ray's queue the driver holds 55 kB."""
+POLICIES = "backpressure_policies.enabled"
+"""Key of Ray Data's configuration: what keeps it from handing out tasks."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +49,38 @@ class Job:
     """Seconds that decoding one clip may take."""
 
 
-def write_shards(planned: list[ShardPlan], job: Job, workers: int) -> tuple[dict[str, ShardRecord], float]:
+@dataclass(frozen=True)
+class Written:
+    """What one run of Ray Data has written."""
+
+    records: dict[str, ShardRecord]
+    """Records by file."""
+    seconds: float
+    """Duration, from the first block handed to Ray to the last record."""
+    nodes: int
+    """Nodes that wrote shards."""
+    stats: str
+    """Ray Data's own statistics, for a person."""
+
+
+def warm_up() -> None:
+    """Let the workers of the CPUs that are there import what a task needs, which takes a second; Ray is up."""
+    import ray
+
+    task = ray.remote(num_cpus=1)(_import)
+    for _ in range(int(ray.cluster_resources().get("CPU", 0))):
+        task.remote()
+
+
+def _import() -> None:
+    import ray.data  # noqa: F401
+
+
+def write_shards(planned: Sequence[ShardPlan], job: Job, workers: int | None) -> Written:
     """Write shards, one Ray Data task each; Ray is up.
+
+    Nobody counts the cluster's CPUs: tasks wait in Ray's own queue, so a node that arrives takes some at once, one
+    that leaves gives its own back, and a cluster without CPUs is waited for.
 
     Parameters
     ----------
@@ -48,12 +89,12 @@ def write_shards(planned: list[ShardPlan], job: Job, workers: int) -> tuple[dict
     job
         What the tasks share.
     workers
-        Tasks at a time, one CPU each.
+        Tasks at a time, one CPU each; as many as the cluster has CPUs, at any moment, if None.
 
     Returns
     -------
-    (dict[str, ShardRecord], float)
-        The records by file, and clips per second.
+    Written
+        The records, and how it went.
 
     Raises
     ------
@@ -68,29 +109,71 @@ def write_shards(planned: list[ShardPlan], job: Job, workers: int) -> tuple[dict
     context.enable_progress_bars = False
     context.raise_original_map_exception = True  # the full disk, not Ray's advice on retries
     context.print_on_execution_start = False
+    begin = time.monotonic()
+    planned = sorted(planned, key=lambda shard: -shard.count)  # the smallest last, so that all CPUs end together
+    progress = Progress("preprocess", sum(shard.count for shard in planned), "clips")
+    records: dict[str, ShardRecord] = {}
+    nodes: set[str] = set()
+    stats: list[str] = []
+    try:
+        for row in _rows(planned, job, workers, stats):
+            record = ShardRecord.from_json(row["record"])
+            records[record.entry.file] = record
+            nodes.add(row["node"])
+            progress.advance(record.entry.rows + len(record.quarantined))
+    except RayError as error:
+        raise RunError(f"preprocess: a task failed ({cause(error)}); {KEPT}") from error
+    return Written(records, time.monotonic() - begin, len(nodes), "\n".join(stats))
+
+
+def _rows(planned: Sequence[ShardPlan], job: Job, workers: int | None, stats: list[str]) -> Iterator[dict[str, Any]]:
+    """What the tasks return; some shards at a time, or the driver's memory would grow with them. Adds to ``stats``.
+
+    The next group is begun when half of one is done, so that no CPU waits for it, or at its end if ``workers`` says how
+    many tasks may run.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        begun = pool.submit(_begin, planned, job, workers)
+        while planned:
+            count, dataset, rows = begun.result()
+            planned = planned[count:]
+            for done, row in enumerate(rows, 1):
+                if planned and done == (count if workers else -(-count // 2)):
+                    begun = pool.submit(_begin, planned, job, workers)
+                yield row
+            stats.append(dataset.stats())
+
+
+def _begin(
+    planned: Sequence[ShardPlan], job: Job, workers: int | None
+) -> tuple[int, Dataset, Iterator[dict[str, Any]]]:
+    """Begin to write the first of these shards: how many, the data set and its rows, one a shard."""
+    import ray
+    import ray.data
+
+    planned = planned[: max(GROUP, 2 * int(ray.cluster_resources().get("CPU", 0)))]
     blocks = [
-        shard.clips.append_column("fingerprint", pa.array([shard.fingerprint] * len(shard.clips))) for shard in planned
+        shard.clips.append_column("fingerprint", pa.array([shard.fingerprint] * shard.count)) for shard in planned
     ]
+    # By default Ray Data hands out as many tasks as it believes that there are CPUs: it hears of a new node up to 20 s
+    # late, and a CPU has nothing to do from a task's end until the driver has sent the next. Without its policies it
+    # hands out all, and Ray, which queues them near where they run, gives each a CPU.
+    context = ray.data.DataContext.get_current()
+    if workers is None:
+        context.set_config(POLICIES, [])
+    else:
+        context.remove_config(POLICIES)
     dataset = ray.data.from_blocks(blocks).map_batches(  # from_arrow would run a task for each block's metadata
         write_shard,
         batch_size=None,  # a batch is a block is a shard
         batch_format="pyarrow",
         fn_kwargs={"job": job},
         num_cpus=1,
-        compute=ray.data.TaskPoolStrategy(size=workers),
+        compute=ray.data.TaskPoolStrategy(size=workers and min(workers, len(blocks))),
     )
-    clips = sum(len(shard.clips) for shard in planned)
-    progress = Progress("preprocess", clips, "clips")
-    records = {}
-    begin = time.monotonic()
-    try:
-        for row in dataset.iter_rows():
-            record = ShardRecord.from_json(row["record"])
-            records[record.entry.file] = record
-            progress.advance(record.entry.rows + len(record.quarantined))
-    except RayError as error:
-        raise RunError(f"preprocess: a task failed ({cause(error)}); {KEPT}") from error
-    return records, clips / (time.monotonic() - begin)
+    context.remove_config(POLICIES)  # the data set has its own copy
+    rows = iter(dataset.iter_rows())
+    return len(blocks), dataset, chain([next(rows)], rows)  # it begins with the first
 
 
 def write_shard(block: pa.Table, *, job: Job) -> pa.Table:
@@ -106,12 +189,14 @@ def write_shard(block: pa.Table, *, job: Job) -> pa.Table:
     Returns
     -------
     pa.Table
-        One row: the shard's ``record`` as JSON.
+        One row: the shard's ``record`` as JSON, and the id of the ``node`` that wrote it.
     """
+    import ray
+
     file, split, fingerprint = (block[name][0].as_py() for name in ("shard", "split", "fingerprint"))
-    shard = ShardPlan(file, split, block.drop_columns(["fingerprint"]), fingerprint)
+    shard = ShardPlan(file, split, fingerprint, block.drop_columns(["fingerprint", "shard"]), np.arange(len(block)))
     record = shards.write(shard, job.root, job.out, recipe=job.recipe, clip_timeout=job.clip_timeout)
-    return pa.table({"record": [record.to_json()]})
+    return pa.table({"record": [record.to_json()], "node": [ray.get_runtime_context().get_node_id()]})
 
 
 def cause(error: BaseException) -> str:

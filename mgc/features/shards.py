@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
     from io import FileIO
 
     from mgc.core.storage import Folder
-    from mgc.features.plan import Recipe, ShardPlan
+    from mgc.features.plan import ShardPlan
+    from mgc.features.recipe import Recipe
 
 FINGERPRINT_KEY = b"mgc.fingerprint"
 QUARANTINE_KEY = b"mgc.quarantine"
@@ -54,7 +56,7 @@ FETCHES = 8
 """Threads that open clips."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ShardRecord:
     """The clips of one shard: how many became features, and which are in quarantine."""
 
@@ -73,6 +75,7 @@ class ShardRecord:
     def from_json(cls, text: str) -> ShardRecord:
         """Decode the JSON of ``to_json``."""
         fields = json.loads(text)
+        fields["genres"] = {sys.intern(genre): rows for genre, rows in fields["genres"].items()}  # of many shards
         return cls(ShardEntry(**fields.pop("entry")), **fields)
 
 

@@ -242,11 +242,11 @@ def _against_plan(manifest: Manifest, plan: Plan) -> list[str]:
     lines = [f"does not name {file}, which is in the plan" for file in lacking]
     if not lines and [(e.file, e.split) for e in manifest.shards] != [(s.file, s.split) for s in plan.shards]:
         lines.append("names the shards in another order, or under another split, than the plan")
-    genres = plan.clips.group_by(["label", "genre"]).aggregate([]).to_pylist()
+    genres = plan.table.group_by(["label", "genre"]).aggregate([]).to_pylist()
     right = {
         "recipe": manifest.recipe == asdict(plan.recipe),
         "genres": all(manifest.genres[row["label"] : row["label"] + 1] == (row["genre"],) for row in genres),
-        "artist_leaks": list(manifest.artist_leaks) == artist_leaks(plan.clips),
+        "artist_leaks": list(manifest.artist_leaks) == artist_leaks(plan.table),
     }
     return lines + [f"its {name} is not what the plan says" for name, equal in right.items() if not equal]
 

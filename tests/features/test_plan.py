@@ -15,8 +15,10 @@ from mgc.collection.splits import SPLITS
 from mgc.collection.tracks import SCHEMA as TRACKS
 from mgc.core.errors import InputError
 from mgc.core.storage import Folder
+from mgc.features import plan as plan_module
 from mgc.features.layout import PLAN, ShardName
-from mgc.features.plan import Plan, Recipe, with_sizes
+from mgc.features.plan import Plan, with_sizes
+from mgc.features.recipe import Recipe
 
 RECIPE = Recipe(spec=LogMelSpec(seconds=2.0), min_seconds=0.5, clips_per_shard=4)
 
@@ -249,6 +251,33 @@ def test_a_plan_reads_back_as_it_was_written_and_the_same_plan_is_the_same_bytes
     assert again.fingerprint == plan.fingerprint
     again.write(folder)
     assert (tmp_path / PLAN).read_bytes() == written
+
+
+def test_a_slim_plan_has_the_same_shards_and_a_large_one_is_written_in_parts(tmp_path, monkeypatch):
+    folder, plan = Folder.at(tmp_path), Plan.of(table(MANY), RECIPE)
+    slim = plan.slim()
+    assert slim.fingerprint == plan.fingerprint
+    assert [(s.file, s.fingerprint) for s in slim.shards] == [(s.file, s.fingerprint) for s in plan.shards]
+    assert all(
+        few.clips.equals(all_.clips.select(few.clips.column_names))
+        for few, all_ in zip(slim.shards, plan.shards, strict=True)
+    )
+    monkeypatch.setattr(plan_module, "ROW_GROUP", 100)
+    plan.write(folder)
+    assert pq.ParquetFile(tmp_path / PLAN).num_row_groups == 10
+    again = Plan.read(folder)
+    assert again.clips.equals(plan.clips)
+    assert again.fingerprint == plan.fingerprint
+
+
+def test_a_plan_stands_in_a_folder_that_has_one_of_its_recipe(tmp_path):
+    folder, plan = Folder.at(tmp_path), Plan.of(table(MANY), RECIPE)
+    assert not plan.stands_in(folder)
+    plan.write(folder)
+    assert plan.stands_in(folder)
+    assert not Plan.of(table(MANY), replace(RECIPE, seed=1)).stands_in(folder)
+    (tmp_path / PLAN).write_bytes(b"PAR1")
+    assert not plan.stands_in(folder)
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"no parquet at all"])

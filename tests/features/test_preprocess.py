@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -151,6 +152,12 @@ def test_the_run_is_tracked_with_its_settings_its_figures_and_its_features(made)
     assert run.data.params["spec.n_mels"] == "128"
     assert run.data.metrics["written"] == 18
     assert run.data.metrics["quarantined"] == 2
+    assert run.data.metrics["nodes"] == 1
+    stages = [run.data.metrics[f"{stage}_seconds"] for stage in ("plan", "start", "write", "finish")]
+    assert all(seconds > 0 for seconds in stages)
+    assert sum(stages) == pytest.approx(run.data.metrics["seconds"])
+    stats = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/ray_data_stats.txt")
+    assert "7 tasks executed" in stats  # a task a shard
     (dataset,) = run.inputs.dataset_inputs
     assert made[1].fingerprint.startswith(dataset.dataset.digest)
 
@@ -473,6 +480,15 @@ def test_features_are_extracted_and_opened(made, copy, collection, no_ray):
     assert len(features.to_pandas()) == 18
     with pytest.raises(InputError, match="min_seconds was"):
         extract_features(collection, copy, **OPTIONS, min_seconds=2.0)
+
+
+@pytest.mark.parametrize("workers", [None, 1])
+def test_shards_that_are_given_to_ray_some_at_a_time_make_the_same_set(
+    ray_session, made, collection, tmp_path, monkeypatch, workers
+):
+    monkeypatch.setattr(shard_tasks, "GROUP", 3)
+    preprocess(collection, tmp_path / "set", workers=workers, **OPTIONS)
+    assert contents(tmp_path / "set") == contents(made[0])
 
 
 # What goes wrong in a task
