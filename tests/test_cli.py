@@ -85,6 +85,7 @@ def test_every_command_and_flag_is_the_contracts():
         "search": "tpe",
         "asha": True,
         "concurrent": None,
+        "cpus_per_trial": None,
         "gpus_per_trial": None,
         "workers_per_trial": 1,
         "time_budget": 0.0,
