@@ -23,7 +23,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 from mgc.config import DEFAULT_PRESET, OLD_PRESETS, PRESETS, SweepConfig, TrainConfig, read_config
 from mgc.core.errors import MgcError
 from mgc.core.progress import drop_output, flush, say, show
-from mgc.core.ray_session import disconnect
+from mgc.core.ray_session import disconnect, show_logs
 from mgc.core.results import Result
 
 Preset: TypeAlias = Literal["plain_cnn", "regularized", "short_chunk"]
@@ -50,7 +50,21 @@ class Command:
 
     def arguments(self) -> dict[str, Any]:
         """The step's arguments: the command's own fields, by name."""
-        return {each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("json", "debug")}
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name not in _ANSWERS}
+
+
+_ANSWERS = ("json", "debug", "verbose")
+"""Flags that say how a command answers; all others are its step's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnRay(Command):
+    """What commands share that may use a cluster."""
+
+    wait: float = 15.0
+    """Minutes to wait for the CPUs and GPUs of a cluster."""
+    verbose: bool = False
+    """Show the logs of Ray and of its workers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +122,7 @@ class Preprocess(Command):
     workers: int | None = None
     """Tasks at a time; all CPUs by default."""
     limit: int | None = None
-    """Take only so many clips, drawn over all splits."""
+    """Take only so many clips, with splits and genres in proportion."""
     min_seconds: float = 5.0
     """Quarantine clips with less audio."""
     keep_damaged: bool = False
@@ -146,15 +160,17 @@ class Inspect(Command):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Learning(Command):
+class Learning(OnRay):
     """What training and tuning share; the configuration starts from the preset, then --config, then single flags."""
 
     features: str
     """A finished feature set."""
     preset: Preset = DEFAULT_PRESET
     """plain_cnn is the field's plain CNN, regularized what helps it on whole clips; short_chunk (best) hears 3 s."""
-    config_file: Annotated[Path | None, arg(name="config")] = None
+    config_file: Annotated[str | None, arg(name="config")] = None
     """JSON file of (some) configuration fields, as mgc tune writes it."""
+    storage: str | None = None
+    """Where states of fits, checkpoints and sweeps live: path or URI (s3://…); MGC_STORAGE, or mlflow_runs/ here."""
     allow_leaks: bool = False
     """Go on although artists are in more than one split; the run is tagged."""
     config: Annotated[OmitArgPrefixes[TrainConfig], arg(name="")] = field(default_factory=TrainConfig)
@@ -176,6 +192,8 @@ class Train(Learning):
     """GPUs; one if there is one by default, 2 or more train through Ray Train."""
     workers: int = 1
     """CPU workers; 2 or more train through Ray Train."""
+    min_workers: int | None = None
+    """With how many workers or GPUs to go on where nodes were lost; all by default."""
     feed: Literal["device", "memory", "stream"] | None = None
     """Keep the clips on the GPU, in memory, or read them from their shards as they are wanted; else as they fit."""
     graphs: bool = False
@@ -196,7 +214,7 @@ class Tune(Learning):
     space: Path | None = None
     """YAML file of the dimensions to search; without it the regularisers of mgc/sweep/spaces/regularizers.yaml."""
     name: str | None = None
-    """Name of the sweep; the time by default."""
+    """Name of the sweep; the time by default. Given again with the same settings, it goes on."""
     resume: str | None = None
     """Go on with the interrupted sweep of this name, by its own settings."""
 
@@ -275,8 +293,8 @@ class Predict(Command):
 
     model: str
     """Checkpoint folder; MLflow run, of a parent run its models together; or «champion», the one of the registry."""
-    clips: Positional[tuple[Path, ...]]
-    """Audio files."""
+    clips: Positional[tuple[str, ...]]
+    """Audio files, by path or URI (s3://…)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -353,6 +371,8 @@ def run(arguments: list[str], job: Job | None = None) -> int:
     command = Command(json="--json" in arguments, debug="--debug" in arguments)  # until it is parsed
     try:
         command = parse(arguments)
+        if getattr(command, "verbose", False):
+            show_logs()
         result = job(command) if job else command.call()
     except MgcError as error:
         return _fail(error, command)
@@ -423,7 +443,7 @@ def _base_config(arguments: list[str]) -> TrainConfig:
         return PRESETS[DEFAULT_PRESET]
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--preset", choices=PRESETS, default=DEFAULT_PRESET)
-    parser.add_argument("--config", type=Path)
+    parser.add_argument("--config")
     try:
         known, _ = parser.parse_known_args(arguments, namespace=argparse.Namespace())
     except SystemExit:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from mgc.core.errors import InputError
+from mgc.core.storage import Folder
 
 Node = TypeVar("Node", bound="ModelConfig | AugmentConfig | OptimConfig | TrainConfig")
 
@@ -156,8 +157,10 @@ class SweepConfig:
     """Stop trials that lag behind at a quarter of their epochs: asynchronous successive halving."""
     concurrent: int | None = None
     """Trials at a time; as the machine or the cluster has room for by default."""
+    cpus_per_trial: int | None = None
+    """CPUs that a trial takes; by default a machine's are divided among the trials, and on a cluster it is 1."""
     gpus_per_trial: float | None = None
-    """Share of a GPU that a trial takes; 0.25 puts four trials on one."""
+    """Share of a GPU that a trial takes; 0.25 puts four trials on one. By default a GPU if there is one now."""
     workers_per_trial: int = 1
     """2 or more train each trial through Ray Train, on a CPU or a GPU a worker."""
     time_budget: float = 0.0
@@ -171,20 +174,26 @@ class SweepConfig:
     winner is set to the base configuration's value instead."""
 
     def __post_init__(self) -> None:
-        for name in ("trials", "workers_per_trial"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        _require(self.concurrent is None or self.concurrent >= 1, "concurrent", self.concurrent, "at least 1")
+        for name in ("trials", "workers_per_trial", "concurrent", "cpus_per_trial"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, name, value, "at least 1")
         _require(
-            self.gpus_per_trial is None or 0 < self.gpus_per_trial <= 1,
+            self.gpus_per_trial is None or self.workers_per_trial > 1 or 0 < self.gpus_per_trial <= 1,
             "gpus_per_trial",
             self.gpus_per_trial,
             "above 0 and at most 1; for several GPUs a trial use `workers_per_trial`",
         )
         _require(
-            self.gpus_per_trial is None or self.workers_per_trial == 1,
+            self.workers_per_trial == 1 or self.gpus_per_trial in (None, self.workers_per_trial),
             "gpus_per_trial",
             self.gpus_per_trial,
-            "left out with `workers_per_trial`, whose workers have a GPU each",
+            "left out with `workers_per_trial`, or equal to it: a GPU a worker",
+        )
+        _require(
+            self.workers_per_trial == 1 or self.cpus_per_trial is None,
+            "cpus_per_trial",
+            self.cpus_per_trial,
+            "left out with `workers_per_trial`, whose workers have a CPU each",
         )
         _require(self.time_budget >= 0, "time_budget", self.time_budget, "at least 0")
         _require(self.top >= 0, "top", self.top, "at least 0")
@@ -294,13 +303,13 @@ def overlay(base: Node, tree: dict[str, Any], where: str = "") -> Node:
     return replace(base, **changes)
 
 
-def read_config(file: Path, base: TrainConfig) -> TrainConfig:
+def read_config(file: str | Path, base: TrainConfig) -> TrainConfig:
     """Read a configuration file, whole or partial, over ``base``.
 
     Parameters
     ----------
     file
-        JSON, as ``mgc tune`` writes it.
+        JSON, as ``mgc tune`` writes it, by its path or URI.
     base
         What the file's values replace.
 
@@ -308,9 +317,14 @@ def read_config(file: Path, base: TrainConfig) -> TrainConfig:
     ------
     InputError
         The file cannot be read, is not JSON, or does not fit the configuration.
+    StoreError
+        The object store does not answer.
     """
+    folder, name = Folder.at(file).parent
     try:
-        tree = json.loads(file.read_text())
+        tree = json.loads(folder.read(name))
+    except FileNotFoundError:
+        raise InputError(f"`config={file}`: no such file") from None
     except OSError as error:
         raise InputError(f"`config={file}`: {error.strerror}") from None
     except ValueError as error:

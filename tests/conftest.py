@@ -90,3 +90,9 @@ def fma_clip() -> Path:
 def features(tmp_path_factory) -> FeatureSet:
     """A finished feature set of four genres: noise with stripes; 44/12/13 clips (13 is prime)."""
     return make_features(tmp_path_factory.mktemp("features") / "set")
+
+
+@pytest.fixture(scope="session")
+def kuberay() -> Path:
+    """KubeRay's own schemas."""
+    return shared("kuberay")

@@ -148,7 +148,7 @@ def test_a_commands_fields_are_its_steps_parameters(name):
     kind = cli.COMMANDS[name]
     module, _, function = kind.step.partition(":")
     parameters = inspect.signature(getattr(import_module(f"mgc.{module}"), function)).parameters
-    own = {each.name for each in fields(kind)} - {"json", "debug", "preset", "config_file"}
+    own = {each.name for each in fields(kind)} - {"json", "debug", "verbose", "preset", "config_file"}
     assert own | ({"as_json"} if name == "ui" else set()) <= parameters.keys()
 
 
@@ -269,6 +269,7 @@ def test_asking_for_a_run_makes_no_store(capsys, features, tmp_path, monkeypatch
 def test_a_reader_that_goes_ends_nothing(line, unbuffered, tmp_path):
     """``mgc … | head`` ends quietly, with the code that it would have had."""
     (tmp_path / "set.csv").write_text("path,genre,split,artist\na.mp3,Rock,train,A\nb.mp3,Folk,test,B\n")
+    (tmp_path / "a.mp3").write_bytes(b"a")
     command = [sys.executable, "-m", "mgc.cli", *line.split()]
     reader, writer = os.pipe()
     os.close(reader)  # before anything is written

@@ -8,6 +8,10 @@ alone is a third of it). A file that gives no samples raises ``ClipError`` with 
 from __future__ import annotations
 
 import errno
+import math
+import os
+import tempfile
+from contextlib import suppress
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
@@ -15,6 +19,7 @@ import soundfile
 import soxr
 
 from mgc.audio import mpeg_duration as mpeg
+from mgc.audio.announced import announced_share
 from mgc.core.errors import ClipError, Reason
 
 if TYPE_CHECKING:
@@ -31,6 +36,9 @@ OURS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """Errors of opening a file that are the process's own: too many open files, no memory."""
 LOUDEST = 1e6
 """Samples beyond this (120 dB above full scale) are no sound; unscaled 16-bit values, ±32,768, still are."""
+
+UNKNOWN = (1 << 63) - 1
+"""Frames of a file that does not say how many it has, by libsndfile: a FLAC that was written into a pipe."""
 
 
 class Audio(NamedTuple):
@@ -50,7 +58,8 @@ class DecodedClip(NamedTuple):
     seconds: float
     """Length that was decoded, before resampling."""
     promised: float
-    """Length that the file's headers and size promise, at most the length that was asked for."""
+    """Length that the file's headers and size promise, at most the length that was asked for. An Ogg file cut off
+    does not say how long it was, and promises all that was asked for."""
 
 
 def open_clip(folder: Folder, path: str) -> FileIO:
@@ -100,7 +109,7 @@ def load(file: BinaryIO, *, sample_rate: int, seconds: float) -> DecodedClip:
     Parameters
     ----------
     file
-        Open for reading, with a file descriptor, of any format that libsndfile reads: MP3, WAV, FLAC, Ogg.
+        Open for reading, with a file descriptor, of any format that libsndfile reads: MP3, WAV, FLAC, Ogg …
     sample_rate
         Hz of the result.
     seconds
@@ -128,10 +137,60 @@ def load(file: BinaryIO, *, sample_rate: int, seconds: float) -> DecodedClip:
     sound = _sound(file)
     with sound:
         first = next(_pieces(sound, sample_rate, seconds))
-        promised = sound.frames / sound.samplerate
-        if first.seconds < seconds and sound.format == "MP3":  # of which libsndfile may guess
-            promised = mpeg.promised_seconds(file, seconds) or promised
-    return DecodedClip(*first, max(first.seconds, min(promised, seconds)))
+        return DecodedClip(*first, _promised(sound, file, first.seconds, seconds))
+
+
+def promised_seconds(file: BinaryIO, decoded: float) -> float:
+    """Length that a whole file promises by its headers and size.
+
+    Parameters
+    ----------
+    file
+        As for ``load``.
+    decoded
+        Seconds that came out of it.
+
+    Returns
+    -------
+    float
+        Seconds, at least ``decoded``; infinity for an Ogg file that breaks off, which does not say how long it was.
+
+    Raises
+    ------
+    ClipError
+        ``not_audio``.
+    """
+    with _sound(file) as sound:
+        return _promised(sound, file, decoded, math.inf)
+
+
+def _promised(sound: _Sound, file: BinaryIO, decoded: float, most: float) -> float:
+    promised = sound.frames / sound.samplerate if sound.frames < UNKNOWN else decoded
+    if decoded < most and sound.format == "MP3":  # of which libsndfile may guess
+        promised = mpeg.promised_seconds(file, most) or promised
+    elif decoded < most:  # of which it may count what is there
+        promised *= announced_share(file)
+    return max(decoded, min(promised, most))
+
+
+def why_short(file: BinaryIO, seconds: float) -> str:
+    """Why decoding ended before the audio did, as far as the file shows.
+
+    Parameters
+    ----------
+    file
+        As for ``load``.
+    seconds
+        The most that was asked for.
+
+    Returns
+    -------
+    str
+        Empty where nothing is known. The decoder ends where an MP3 goes on at another sample rate or with other
+        channels, as one that was joined of several does.
+    """
+    change = mpeg.change_of_format(file, seconds)
+    return f"the MP3 is joined of parts that differ, {change}" if change else ""
 
 
 def native_rate(file: BinaryIO) -> int:
@@ -170,15 +229,34 @@ def windows(file: BinaryIO, *, sample_rate: int, seconds: float) -> Iterator[Aud
         yield from _pieces(sound, sample_rate, seconds)
 
 
-def _sound(file: BinaryIO) -> soundfile.SoundFile:
+class _Sound(soundfile.SoundFile):  # type: ignore[misc]
+    """A file that is read in order."""
+
+    def seekable(self) -> bool:
+        """As soundfile says, which seeks after each read; where the length is unknown, that fails at the end."""
+        return super().seekable() and self.frames < UNKNOWN  # type: ignore[no-any-return]
+
+
+def _sound(file: BinaryIO) -> _Sound:
     file.seek(0)
-    try:
-        return soundfile.SoundFile(file.fileno(), closefd=False)
-    except soundfile.LibsndfileError:  # its message is «File does not exist»
-        raise ClipError(Reason.NOT_AUDIO, "no decoder recognises these bytes") from None
+    with suppress(soundfile.LibsndfileError):  # its message is «File does not exist»
+        return _Sound(file.fileno(), closefd=False)
+    if mpeg.begins(file):
+        with suppress(soundfile.LibsndfileError):
+            return _named_mp3(file)
+    raise ClipError(Reason.NOT_AUDIO, "no decoder recognises these bytes")
 
 
-def _pieces(sound: soundfile.SoundFile, sample_rate: int, seconds: float) -> Iterator[Audio]:
+def _named_mp3(file: BinaryIO) -> _Sound:
+    """Open by a name: only behind ``.mp3`` libsndfile looks for MPEG frames that do not begin the file."""
+    file.seek(0)  # on macOS the named file and this one have one position
+    with tempfile.TemporaryDirectory() as folder:
+        name = os.path.join(folder, "clip.mp3")
+        os.symlink(f"/dev/fd/{file.fileno()}", name)
+        return _Sound(name)
+
+
+def _pieces(sound: _Sound, sample_rate: int, seconds: float) -> Iterator[Audio]:
     frames = int(seconds * sound.samplerate)
     first = True
     while True:

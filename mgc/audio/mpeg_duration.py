@@ -22,6 +22,8 @@ CHAIN = 4
 10¹⁹ a chain of four."""
 SEARCH = 1 << 20
 """Bytes in which the next chain is searched for, at most: 26 s of 320 kb/s."""
+RESYNC = 1 << 16
+"""Bytes after the leading tags in which libmpg123 looks for the first frame; beyond them it gives up."""
 TRIES = 10_000
 """False headers in a file after which the search ends; 1 MiB of random bytes has some 250."""
 BLOCK, AHEAD = 1 << 15, 1 << 14
@@ -48,6 +50,8 @@ class _Frame(NamedTuple):
     size: int
     """Bytes, header included."""
     seconds: float
+    rate: int
+    """Samples per second."""
 
 
 def promised_seconds(file: BinaryIO, enough: float) -> float | None:
@@ -113,6 +117,52 @@ def promised_seconds(file: BinaryIO, enough: float) -> float | None:
         frame_bytes += frame.size
         walked = frames * first.seconds * (1 + lost_bytes / frame_bytes)
     return max(promise, walked)
+
+
+def begins(file: BinaryIO) -> bool:
+    """Whether a chain of MPEG frames begins near the start of a file, behind its tags and up to ``RESYNC`` other bytes.
+
+    Parameters
+    ----------
+    file
+        As ``promised_seconds`` takes it.
+    """
+    stream = _Stream(file)
+    start = stream.after_tags(0)
+    found = stream.find(start)
+    return found is not None and found[0] - start < RESYNC
+
+
+def change_of_format(file: BinaryIO, enough: float) -> str | None:
+    """Where a stream goes on at another sample rate or with other channels: ``44100 Hz stereo, then 48000 Hz mono``.
+
+    Parameters
+    ----------
+    file, enough
+        As ``promised_seconds`` takes them.
+
+    Returns
+    -------
+    str or None
+        Both formats, for a person; None where the first one goes on.
+    """
+    stream = _Stream(file)
+    found = stream.find(stream.after_tags(0))
+    first = other = None
+    seconds, row = 0.0, 0  # of frames of the other format; a single one is damage
+    while found is not None and seconds < enough:
+        position, frame = found
+        this = (frame.rate, "mono" if stream.read(position, 4)[3:] >= b"\xc0" else "stereo")
+        first = first or this
+        row = 0 if this == first else row + 1 if this == other else 1
+        other = this
+        if row == CHAIN:
+            return f"{first[0]} Hz {first[1]}, then {this[0]} Hz {this[1]}"
+        seconds += frame.seconds
+        position += frame.size
+        following = stream.frame(position)
+        found = stream.find(stream.after_tags(position)) if following is None else (position, following)
+    return None
 
 
 class _Stream:
@@ -187,7 +237,7 @@ def _parse(second: int, third: int) -> _Frame | None:
     samples = 384 if layer == 1 else 576 if layer == 3 and version != 3 else 1152
     slot = 4 if layer == 1 else 1
     size = slot * (samples * 1000 * _KBPS[version == 3, layer][kbps_index - 1] // (8 * slot * rate) + padding)
-    return _Frame((second & 0x1E, rate_index), size, samples / rate)
+    return _Frame((second & 0x1E, rate_index), size, samples / rate, rate)
 
 
 def _frame_count(first: bytes) -> int | None:

@@ -7,7 +7,8 @@ from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from mgc.collection.splits import SPLITS, Leak, artist_leaks, leak_message
+from mgc.collection.missing import nothing_there
+from mgc.collection.splits import SPLITS, Leak, artist_leaks, gaps, leak_message
 from mgc.collection.tracks import read_tracks
 from mgc.core.errors import InputError, MgcError
 from mgc.core.results import Result
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
     from pathlib import Path
 
-    from mgc.collection.tracks import Tracks
     from mgc.core.storage import Folder
 
 _MIDDLE_BYTES = 64 << 10
@@ -52,23 +52,30 @@ class AuditReport(Result):
     """Groups of identical files."""
     left_out: dict[str, int]
     """Rows or files of the source that are not in the tracks table, by reason."""
+    notes: tuple[str, ...] = ()
+    """How the source was read, where that is not plain."""
+    gaps: tuple[str, ...] = ()
+    """A line for each split that lacks genres."""
+    nothing_there: str | None = None
+    """Where all files are missing, what was tried and the likely cause."""
 
     @property
     def ok(self) -> bool:
-        """Whether no artist is in two splits."""
-        return not self.artist_leaks
+        """Whether files are there, and no artist is in two splits."""
+        return not self.artist_leaks and not self.nothing_there
 
     def to_dict(self) -> dict[str, Any]:
         """The fields and ``ok``."""
         return asdict(self) | {"ok": self.ok}
 
     def problem(self) -> MgcError | None:
-        """An InputError that names the artists in more than one split, if there are any."""
-        return None if self.ok else InputError(leak_message(self.artist_leaks))
+        """An InputError where no file is there, or that names the artists in more than one split."""
+        leaks = leak_message(self.artist_leaks) if self.artist_leaks else None
+        return None if self.ok else InputError("; ".join(filter(None, (self.nothing_there, leaks))))
 
     def __str__(self) -> str:
         """A table of the clips by genre and split, and a line for each finding."""
-        lines = [*self._counts(), *self._left_out(), *self._missing(), *self._duplicates(), *self._leaks()]
+        lines = [*self.notes, *self._counts(), *self._left_out(), *self._missing(), *self._duplicates(), *self._leaks()]
         return "\n".join(lines)
 
     def _counts(self) -> list[str]:
@@ -81,7 +88,8 @@ class AuditReport(Result):
         def line(name: str, cells: Iterable[object]) -> str:
             return f"{name:<{wide}}" + "".join(f"  {cell:>10}" for cell in cells)
 
-        return [line("genre", (*SPLITS, "all")), *(line(row[0], (*row[1:], sum(row[1:]))) for row in rows)]
+        lines = [line("genre", (*SPLITS, "all")), *(line(row[0], (*row[1:], sum(row[1:]))) for row in rows)]
+        return [*lines, *(f"WARNING: {gap}" for gap in self.gaps)]
 
     def _left_out(self) -> list[str]:
         counts = [f"{count} {reason.replace('_', ' ')}" for reason, count in self.left_out.items() if count]
@@ -101,7 +109,8 @@ class AuditReport(Result):
         return lines
 
     def _leaks(self) -> list[str]:
-        return ["artists: none is in more than one split" if self.ok else f"LEAK: {leak_message(self.artist_leaks)}"]
+        leaks = self.artist_leaks
+        return [f"LEAK: {leak_message(leaks)}" if leaks else "artists: none is in more than one split"]
 
 
 def audit(root: str | Path, *, subset: str = "small") -> AuditReport:
@@ -117,7 +126,7 @@ def audit(root: str | Path, *, subset: str = "small") -> AuditReport:
     Returns
     -------
     AuditReport
-        Counts and findings; ``ok`` is false where an artist is in two splits.
+        Counts and findings; ``ok`` is false where no file is there or an artist is in two splits.
 
     Raises
     ------
@@ -135,28 +144,26 @@ def audit(root: str | Path, *, subset: str = "small") -> AuditReport:
     tracks = read_tracks(root, subset=subset)
     splits, genres = tracks.table["split"].to_pylist(), tracks.table["genre"].to_pylist()
     cells = Counter(zip(genres, splits, strict=True))
-    sizes, missing = _file_sizes(tracks)
-    split_of = dict(zip(tracks.table["path"].to_pylist(), splits, strict=True))
+    paths = tracks.table["path"].to_pylist()
+    sizes = dict(zip(paths, tracks.audio_root.sizes(paths), strict=True))
+    there = {path: size for path, size in sizes.items() if size >= 0}
+    split_of = dict(zip(paths, splits, strict=True))
     return AuditReport(
         clips=tracks.table.num_rows,
         by_split={split: splits.count(split) for split in SPLITS},
         by_genre={genre: genres.count(genre) for genre in tracks.genres},
         by_genre_and_split={genre: {split: cells[genre, split] for split in SPLITS} for genre in tracks.genres},
-        missing=missing,
+        missing=[path for path in paths if path not in there],
         artist_leaks=artist_leaks(tracks.table),
         duplicate_clips=[
             {"paths": paths, "splits": [split for split in SPLITS if split in {split_of[path] for path in paths}]}
-            for paths in _duplicates(tracks.audio_root, sizes)
+            for paths in _duplicates(tracks.audio_root, there)
         ],
         left_out=tracks.left_out,
+        notes=tracks.notes,
+        gaps=tuple(gaps(tracks.table, tracks.genres)),
+        nothing_there=nothing_there(tracks.audio_root, paths, list(sizes.values())),
     )
-
-
-def _file_sizes(tracks: Tracks) -> tuple[dict[str, int], list[str]]:
-    """Sizes in bytes by path; and the paths where nothing is."""
-    paths = tracks.table["path"].to_pylist()
-    sizes = dict(zip(paths, tracks.audio_root.sizes(paths), strict=True))
-    return {path: size for path, size in sizes.items() if size >= 0}, [path for path in paths if sizes[path] < 0]
 
 
 def _duplicates(audio_root: Folder, sizes: dict[str, int]) -> list[list[str]]:

@@ -6,7 +6,6 @@ An artist in two splits lets a model recognise the artist instead of the genre; 
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -14,12 +13,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mgc.collection.names import same_name
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
 SPLITS = ("training", "validation", "test")
+SPLIT_WORDS = {name: name for name in SPLITS} | {
+    "train": "training",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "development": "validation",
+    "testing": "test",
+}
+"""What folders and tables call the splits, in lower case."""
+NAMED = 5
+"""The most artists or genres that a message names."""
 _TENTHS = {"training": 8, "validation": 1, "test": 1}
 
 Leak: TypeAlias = dict[str, Any]
@@ -70,7 +82,7 @@ def _deal(sizes: Counter[str], salt: str, drawn: dict[str, str]) -> None:
         filled[drawn[group]] += sizes[group]
 
     def shuffled(group: str) -> tuple[int, bytes]:
-        return -sizes[group], hashlib.sha1(f"{salt}/{group}".encode(), usedforsecurity=False).digest()
+        return -sizes[group], _shuffled(f"{salt}/{group}")
 
     def lacking(split: str) -> int:
         return _TENTHS[split] * sizes.total() - 10 * filled[split]
@@ -81,6 +93,52 @@ def _deal(sizes: Counter[str], salt: str, drawn: dict[str, str]) -> None:
         last_chance = len(sizes) >= len(SPLITS) and left <= len(empty)
         drawn[group] = max(empty if last_chance else SPLITS, key=lacking)
         filled[drawn[group]] += sizes[group]
+
+
+def draw_clips(splits: Sequence[str], genres: Sequence[str], ids: Sequence[int], limit: int) -> list[int]:
+    """Draw so many clips, splits and genres in proportion: at least one clip each, where the limit allows it.
+
+    The limit is dealt to the splits, each split's share to its genres: one clip each first, beginning with the largest,
+    then in proportion (Webster's method). Which clips of a genre are drawn is decided by a hash of their ids, so that
+    neither their order matters nor what else is there.
+
+    Parameters
+    ----------
+    splits, genres, ids : sequences [length=n]
+        Split, genre and id of each clip.
+    limit
+        How many clips to draw, at least 1.
+
+    Returns
+    -------
+    list of int [length=min(limit, n)]
+        Positions of the drawn clips, ascending.
+    """
+    cells: defaultdict[str, defaultdict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for position in sorted(range(len(ids)), key=lambda position: _shuffled(f"{ids[position]}")):
+        cells[splits[position]][genres[position]].append(position)
+    drawn: list[int] = []
+    shares = _deal_out(limit, {split: sum(map(len, cells[split].values())) for split in SPLITS if split in cells})
+    for split, share in shares.items():
+        clips = cells[split]
+        for genre, count in _deal_out(share, {genre: len(clips[genre]) for genre in sorted(clips)}).items():
+            drawn += clips[genre][:count]
+    return sorted(drawn)
+
+
+def _deal_out(limit: int, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Deal seats by size, at most that many each: one each, largest first, then each to the highest quotient."""
+    seats = dict.fromkeys(sizes, 0)
+    for _ in range(min(limit, sum(sizes.values()))):
+        open_to = [name for name in sizes if seats[name] < sizes[name]]
+        none = [name for name in open_to if not seats[name]]
+        chosen = max(none or open_to, key=lambda name: sizes[name] / (2 * seats[name] + 1))
+        seats[chosen] += 1
+    return seats
+
+
+def _shuffled(name: str) -> bytes:
+    return hashlib.sha1(name.encode(), usedforsecurity=False).digest()
 
 
 def artist_leaks(table: pa.Table) -> list[Leak]:
@@ -144,12 +202,36 @@ def _where(by: str, rows: list[dict[str, Any]]) -> Leak:
     }
 
 
-def same_name(name: str) -> str:
-    """A name in its normal form: NFC, lower case, single spaces."""
-    return " ".join(unicodedata.normalize("NFC", name).casefold().split())
+def gaps(table: pa.Table, genres: Sequence[str]) -> list[str]:
+    """Say which genres a split lacks: a model cannot learn or is not measured on them.
+
+    Parameters
+    ----------
+    table
+        A tracks table; its columns ``split`` and ``genre`` are read.
+    genres
+        All genres of the collection.
+
+    Returns
+    -------
+    list of str
+        A line, for a person, for each split that lacks some or all genres.
+    """
+    cells = table.group_by(["split", "genre"]).aggregate([]).to_pylist()
+    there = {(cell["split"], cell["genre"]) for cell in cells}
+    lines = []
+    for split in SPLITS:
+        lacking = [genre for genre in genres if (split, genre) not in there]
+        if len(lacking) == len(genres):
+            lines.append(f"{split} has no clips")
+        elif lacking:
+            more = f" and {len(lacking) - NAMED} more genres" if len(lacking) > NAMED else ""
+            consequence = ", which no model can learn then" if split == "training" else ""
+            lines.append(f"{split} has no clips of {', '.join(lacking[:NAMED])}{more}{consequence}")
+    return lines
 
 
-def leak_message(leaks: Sequence[Leak], *, most: int = 5) -> str:
+def leak_message(leaks: Sequence[Leak], *, most: int = NAMED) -> str:
     """One line that names the artists in more than one split.
 
     Parameters

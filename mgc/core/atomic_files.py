@@ -35,8 +35,9 @@ def is_temporary(name: str) -> bool:
 def replacing(target: Path) -> Iterator[Path]:
     """Give a temporary path beside ``target`` to write to; rename it to ``target`` when the block ends without error.
 
-    ``target`` is what it was before or what was written, never a part of it. Only a SIGKILL leaves a temporary file
-    behind (``is_temporary``), which no reader looks at.
+    ``target`` is what it was before or what was written, never a part of it, after a power cut too: the file is on
+    the disk before it gets its name, and the name before this returns (``fsync``). Only a SIGKILL leaves a temporary
+    file behind (``is_temporary``), which no reader looks at.
 
     Parameters
     ----------
@@ -56,10 +57,22 @@ def replacing(target: Path) -> Iterator[Path]:
     temporary = target.with_name(temporary_name(target.name))
     try:
         yield temporary
+        _sync(temporary)
         os.replace(temporary, target)
+        with suppress(OSError):  # some network file systems have no such call for folders
+            _sync(target.parent)
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def _sync(path: Path) -> None:
+    """Wait until the disk has a file, or a folder's names."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text(text: str, target: Path) -> None:

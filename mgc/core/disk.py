@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING
 from mgc.core.errors import path_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from mgc.core.errors import MgcError
 
@@ -43,8 +43,17 @@ def kind(path: Path) -> str | None:
 
 def files(path: Path) -> list[str]:
     """Names of the files directly in a folder, sorted; empty where there is no such folder."""
+    return _entries(path, os.DirEntry.is_file)
+
+
+def folders(path: Path) -> list[str]:
+    """Names of the folders directly in a folder, sorted; empty where there is no such folder."""
+    return _entries(path, os.DirEntry.is_dir)
+
+
+def _entries(path: Path, wanted: Callable[[os.DirEntry[str]], bool]) -> list[str]:
     try:
-        return sorted(entry.name for entry in os.scandir(path) if entry.is_file())
+        return sorted(entry.name for entry in os.scandir(path) if wanted(entry))
     except OSError as error:
         if error.errno in _ABSENT:
             return []

@@ -1,6 +1,7 @@
 """The errors that mgc raises on purpose; the message of each is one line for a person.
 
-``InputError`` (exit code 2): something the user gave cannot be used; nothing was written.
+``InputError`` (exit code 2): something the user gave cannot be used; nothing was written. ``WaitError``: a cluster did
+not have in time what was asked for.
 ``RunError`` (exit code 1): the work failed; ``StoreError``: because an object store did.
 ``ClipError``: one clip cannot become a feature; it is quarantined and the work goes on.
 """
@@ -36,6 +37,10 @@ class InputError(MgcError):
     """A file, flag or identifier the user gave cannot be used; the message names it and says what to do."""
 
     exit_code = 2
+
+
+class WaitError(InputError):
+    """A cluster did not have what was asked for in time; nothing is lost, and the same command goes on."""
 
 
 class RunError(MgcError):

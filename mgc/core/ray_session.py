@@ -1,6 +1,6 @@
-"""Joining or starting Ray: the only module that calls ``ray.init`` or asks whether this is a Ray job.
+"""Joining or starting Ray; no other module calls ``ray.init`` or asks whether this is a Ray job.
 
-Workers' output stays in Ray's logs; their errors are raised here as exceptions.
+Workers' output stays in Ray's logs, unless ``show_logs`` was called; their errors are raised here as exceptions.
 
 ``RAY_ADDRESS`` (set by ``ray job submit``, or by hand: ``RAY_ADDRESS=auto``) joins a cluster; without it Ray starts on
 this machine, on loopback, and ends with the process.
@@ -11,41 +11,63 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 from mgc.core.errors import InputError
 from mgc.core.storage import URI, Folder
 
-_connected_here = False
+_started_here = _verbose = False
 
 
-def connect() -> int:
-    """Join or start Ray, unless this process already has.
+def show_logs() -> None:
+    """Let Ray's own logs, and what workers print, through to this process's standard error."""
+    global _verbose
+    _verbose = True
 
-    Returns
-    -------
-    int
-        CPUs of the cluster, at least 1.
+
+def mute(logger: str, level: int = logging.ERROR) -> None:
+    """Keep a logger of Ray's from writing less than errors, unless ``show_logs`` was called.
+
+    Parameters
+    ----------
+    logger
+        Its name: ``"ray.data"``.
+    level
+        What it may still write.
     """
+    if not _verbose:
+        logging.getLogger(logger).setLevel(level)
+
+
+def connect() -> None:
+    """Join or start Ray, unless this process already has."""
     import ray  # here, because asking whether this is a job must not cost the second that importing Ray takes
 
-    global _connected_here
+    global _started_here
     if not ray.is_initialized():
-        _connected_here = True
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init(logging_level=logging.ERROR, log_to_driver=False)
-        else:
-            ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+        _started_here = True
+        here: dict[str, Any] = {} if on_cluster() else {"address": "local", "include_dashboard": False}
+        ray.init(**here, logging_level=logging.INFO if _verbose else logging.ERROR, log_to_driver=_verbose)
 
 
 def disconnect() -> None:
     """Leave or stop Ray, if ``connect`` joined or started it."""
-    global _connected_here
-    if _connected_here:
+    global _started_here
+    if _started_here:
         import ray
 
         ray.shutdown()
-        _connected_here = False
+        _started_here = False
+
+
+def on_cluster() -> bool:
+    """Whether ``connect`` joins a cluster, whose nodes may come and go, instead of starting Ray on this machine."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
+def grows() -> bool:
+    """Whether there may be more CPUs and GPUs later: not on this machine alone, where ``connect`` has started Ray."""
+    return on_cluster() or not _started_here
 
 
 def in_job() -> bool:

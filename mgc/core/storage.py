@@ -28,6 +28,8 @@ from urllib.parse import quote, unquote, urlsplit
 from mgc.core import disk
 from mgc.core.atomic_files import is_temporary, replacing
 from mgc.core.errors import InputError, StoreError, first_line
+from mgc.core.lease import leased
+from mgc.core.object_store import ObjectStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -73,7 +75,7 @@ class Folder:
             return cls(os.path.abspath(Path(place).expanduser()))
         folder = cls(text)
         try:
-            bucket = folder._key("").partition("/")[0]
+            bucket = folder._objects.key("").partition("/")[0]
         except (OSError, ValueError) as error:
             why = _PASSWORD.sub("", first_line(error))
             if isinstance(error, OSError):
@@ -93,10 +95,16 @@ class Folder:
         """As ``str``: tracebacks and logs show it."""
         return f"Folder({str(self)!r})"
 
+    def __fspath__(self) -> str:
+        """The path, on a disk, so that ``open``, ``Path`` and libraries take the folder; a TypeError elsewhere."""
+        if self.path:
+            return self.uri
+        raise TypeError(f"{self} is in an object store and has no path on this machine")
+
     @property
     def name(self) -> str:
         """The last part of the path."""
-        return self._key("").rpartition("/")[2]
+        return self.path.name if self.path else self._objects.key("").rpartition("/")[2]
 
     @property
     def path(self) -> Path | None:
@@ -136,11 +144,7 @@ class Folder:
         InputError
             The path may not be looked at.
         """
-        if self.path:
-            return disk.kind(self.path / name)
-        with self._asking():
-            found = self._store[0].get_file_info(self._key(name)).type.name
-        return {"File": "file", "Directory": "folder"}.get(found)
+        return disk.kind(self.path / name) if self.path else self._objects.kind(name)
 
     def files(self, name: str = "") -> list[str]:
         """Names of the files directly in the folder ``name``, sorted; empty where there is no such folder.
@@ -155,9 +159,17 @@ class Folder:
         StoreError, RunError, InputError
             As ``kind``.
         """
-        if self.path:
-            return disk.files(self.path / name)
-        return sorted(path for path in self._below(name) if "/" not in path)
+        return disk.files(self.path / name) if self.path else self._objects.files(name)
+
+    def folders(self) -> list[str]:
+        """Names of the folders directly in this one, sorted; empty where there is no such folder.
+
+        Raises
+        ------
+        StoreError, RunError, InputError
+            As ``kind``.
+        """
+        return disk.folders(self.path) if self.path else self._objects.folders()
 
     def walk(self) -> Iterator[str]:
         """Relative POSIX paths of all files below that are not hidden, nor in a hidden folder; sorted by folder.
@@ -169,10 +181,7 @@ class Folder:
         StoreError, RunError, InputError
             As ``kind``, of this folder or one below.
         """
-        if self.path:
-            yield from disk.walk(self.path)
-        else:
-            yield from (path for path in sorted(self._below("")) if not re.search(r"(^|/)\.", path))
+        yield from disk.walk(self.path) if self.path else self._objects.walk()
 
     def sizes(self, names: Iterable[str]) -> list[int]:
         """Size of each file in bytes, -1 where there is none or it may not be looked at.
@@ -187,14 +196,8 @@ class Folder:
         StoreError, RunError
             The object store, or the disk, does not answer.
         """
-        if self.path:
-            base = self.path
-            return [disk.size(os.path.join(base, name)) for name in names]
-        names = list(names)
-        sizes: dict[str, int] = {}
-        for top in sorted({name.partition("/")[0] if "/" in name else "" for name in names}):
-            sizes |= {f"{top}/{path}" if top else path: size for path, size in self._below(top).items()}
-        return [sizes.get(name, -1) for name in names]
+        base = self.path
+        return [disk.size(os.path.join(base, name)) for name in names] if base else self._objects.sizes(names)
 
     # Reading
 
@@ -215,31 +218,53 @@ class Folder:
         StoreError
             The object store does not answer or refuses.
         """
-        if self.path:
-            return disk.open_regular(self.path / name)
-        copy = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (the caller closes it)
-        try:
-            with self._asking(), self._store[0].open_input_stream(self._key(name)) as stream:
-                shutil.copyfileobj(stream, copy, 1 << 24)  # a request each
-            copy.seek(0)
-        except BaseException:
-            copy.close()
-            raise
-        return copy
+        return disk.open_regular(self.path / name) if self.path else self._objects.open(name)
 
     def read(self, name: str) -> bytes:
         """All bytes of a file; raises as ``open``."""
-        if self.path:
-            return (self.path / name).read_bytes()
-        # One request for all: a stream would ask for 256 kB at a time, and of a file that is replaced get a mixture.
-        with self._asking(), self._store[0].open_input_file(self._key(name)) as file:
-            data: bytes = file.read()
-            return data
+        return (self.path / name).read_bytes() if self.path else self._objects.read(name)
 
     def random_access(self, name: str) -> pa.NativeFile:
         """Open a file for pyarrow, which then reads only the parts that it needs; raises as ``open``."""
-        with self._asking():
-            return self._store[0].open_input_file(self._key(name))
+        if self.path:
+            return self.filesystem[0].open_input_file(str(self.path / name))
+        return self._objects.random_access(name)
+
+    @contextmanager
+    def on_this_machine(self, *names: str) -> Iterator[Path]:
+        """Give a folder of this machine that has some files of this one, for readers that want a path.
+
+        Parameters
+        ----------
+        *names
+            The files, directly in this folder.
+
+        Yields
+        ------
+        Path
+            The folder itself on a disk; of an object store a temporary copy, which ends with the block.
+
+        Raises
+        ------
+        OSError, StoreError
+            As ``read``.
+        """
+        if self.path:
+            yield self.path
+            return
+        with tempfile.TemporaryDirectory() as copy:
+            for name in names:
+                Path(copy, name).write_bytes(self.read(name))
+            yield Path(copy)
+
+    @property
+    def filesystem(self) -> tuple[pafs.FileSystem, str]:
+        """The filesystem of pyarrow and this folder's path in it, for libraries that write there themselves."""
+        if self.path is None:
+            return self._objects.filesystem
+        import pyarrow.fs as pafs  # here, because help must not wait for pyarrow
+
+        return pafs.LocalFileSystem(), self.uri
 
     # Writing
 
@@ -262,12 +287,8 @@ class Folder:
         """
         if self.path:
             (self.path / name).mkdir(parents=True, exist_ok=True)
-            return
-        bucket = self._key("").partition("/")[0]
-        with self._asking():
-            found = self._store[0].get_file_info(bucket).type.name
-        if found == "NotFound":
-            raise InputError(f"{self}: there is no bucket named {bucket}; make it or choose another")
+        else:
+            self._objects.make()
 
     def write(self, name: str, data: bytes | pa.Buffer) -> None:
         """Write a file whole or not at all; it replaces what is there.
@@ -289,10 +310,8 @@ class Folder:
         if self.path:
             with replacing(self.path / name) as temporary:
                 temporary.write_bytes(data)
-            return
-        # One write of all bytes: a stream that is closed early would leave a part of the file as the file.
-        with self._asking(), self._store[0].open_output_stream(self._key(name)) as stream:
-            stream.write(data)
+        else:
+            self._objects.write(name, data)
 
     def remove(self, name: str) -> None:
         """Remove a file if it is there.
@@ -307,12 +326,29 @@ class Folder:
         OSError, StoreError
             The disk, or the object store, refuses.
         """
-        with suppress(FileNotFoundError):
-            if self.path:
-                (self.path / name).unlink()
-            else:
-                with self._asking():
-                    self._store[0].delete_file(self._key(name))
+        if self.path:
+            (self.path / name).unlink(missing_ok=True)
+        else:
+            self._objects.remove(name)
+
+    def remove_folder(self, name: str) -> None:
+        """Remove a folder inside this one and all that is in it, if it is there.
+
+        Parameters
+        ----------
+        name
+            Relative path.
+
+        Raises
+        ------
+        OSError, StoreError
+            The disk, or the object store, refuses.
+        """
+        if self.path:
+            with suppress(FileNotFoundError):
+                shutil.rmtree(self.path / name)
+        else:
+            self._objects.remove_folder(name)
 
     def remove_temporary_files(self, name: str = "") -> None:
         """Remove the temporary files that killed processes have left directly in a folder.
@@ -331,8 +367,7 @@ class Folder:
     def claim(self, what: str, way_out: str = "or choose another folder") -> Iterator[None]:
         """Lock the folder, which must be there, against a second writer, for the ``with`` block.
 
-        The lock ends with its process, however that ends. Object stores have no locks: there two writers of one plan
-        write the same bytes twice.
+        On a disk the lock ends with its process, however that ends; in an object store some seconds later (``lease``).
 
         Parameters
         ----------
@@ -346,51 +381,17 @@ class Folder:
         InputError
             Another process holds the lock.
         """
-        if self.path is None:
-            yield
-            return
         with ExitStack() as held:
             try:
-                held.enter_context(disk.locked(self.path))
+                held.enter_context(disk.locked(self.path) if self.path else leased(self))
             except disk.LockedError as error:
                 raise InputError(f"{what} {self}: {error} is writing it; wait until it is done, {way_out}") from None
             yield
 
-    # The object store
-
-    @contextmanager
-    def _asking(self) -> Iterator[None]:
-        """Turn all errors of an object store into StoreError, but for FileNotFoundError; a disk's stay OSError."""
-        try:
-            yield
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            if self.path:
-                raise
-            raise StoreError(f"{self}: {first_line(error)}") from None
-
     @cached_property
-    def _store(self) -> tuple[pafs.FileSystem, str]:
-        import pyarrow.fs as pafs  # here, because help must not wait for pyarrow
-
-        if self.path:
-            return pafs.LocalFileSystem(), self.uri
-        return pafs.FileSystem.from_uri(self.uri)  # type: ignore[no-any-return]
+    def _objects(self) -> ObjectStore:
+        return ObjectStore(self.uri, str(self))
 
     def __getstate__(self) -> dict[str, str]:
         """Pickle the URI alone."""
         return {"uri": self.uri}
-
-    def _key(self, name: str) -> str:
-        base = self._store[1].rstrip("/")
-        return f"{base}/{name}" if name else base
-
-    def _below(self, name: str) -> dict[str, int]:
-        """Sizes by relative path of all objects below a folder."""
-        import pyarrow.fs as pafs
-
-        base = self._key(name)
-        with self._asking():
-            found = self._store[0].get_file_info(pafs.FileSelector(base, recursive=True, allow_not_found=True))
-        return {entry.path[len(base) + 1 :]: entry.size for entry in found if entry.type == pafs.FileType.File}

@@ -15,10 +15,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from mgc.collection.splits import artist_leaks, leak_message
+from mgc.collection.missing import nothing_there
+from mgc.collection.splits import artist_leaks, draw_clips, gaps, leak_message
 from mgc.collection.tracks import read_tracks
 from mgc.core.errors import InputError, RunError, StoreError
 from mgc.core.progress import say
@@ -101,7 +102,7 @@ def preprocess(
     workers
         Tasks at a time; as many as the cluster has CPUs, at any moment, by default.
     limit
-        Take only so many clips, drawn with a fixed seed over all splits.
+        Take only so many clips, drawn with splits and genres in proportion, at least one clip each where it can.
     min_seconds
         Quarantine clips with less audio.
     keep_damaged
@@ -144,9 +145,15 @@ def preprocess(
     recipe = Recipe(min_seconds=min_seconds, keep_damaged=keep_damaged, clips_per_shard=clips_per_shard)
     with _storage_failures(), claimed(target):
         tracks = read_tracks(root, subset=subset, known_splits=lambda: _splits_of(target, overwrite=overwrite))
+        for note in tracks.notes:
+            say(note)
         genres, audio_root = tracks.genres, tracks.audio_root
         clips = with_sizes(tracks.table if limit is None else _draw(tracks.table, limit), audio_root)
         del tracks
+        if pc.max(clips["bytes"]).as_py() < 0 and (
+            nothing := nothing_there(audio_root, clips["path"].to_pylist(), [-1])
+        ):
+            raise InputError(nothing)
         plan, given = Plan.of(clips, recipe), len(clips)
         del clips
         present = None if overwrite else read_manifest(target)
@@ -162,6 +169,8 @@ def preprocess(
         leaks = artist_leaks(plan.table)
         if leaks:
             say(f"warning: {leak_message(leaks)}; training refuses this set unless it allows leaks")
+        for gap in gaps(plan.table, genres):
+            say(f"warning: {gap}")
         release()
         planned = time.monotonic()
         uri = _start(target, plan, missing)
@@ -271,8 +280,8 @@ def _open_store(target: Folder) -> str:
 
 
 def _draw(table: pa.Table, limit: int) -> pa.Table:
-    order = np.random.default_rng(0).permutation(len(table))[:limit]
-    return table.take(np.sort(order))
+    splits, genres, ids = (table[name].to_pylist() for name in ("split", "genre", "track_id"))
+    return table.take(draw_clips(splits, genres, ids, limit))
 
 
 def _check_numbers(**values: int | None) -> None:

@@ -179,7 +179,9 @@ def extract(clip: dict[str, Any], file: FileIO, recipe: Recipe) -> dict[str, Any
         samples, seconds, promised = audio.load(file, sample_rate=spec.sample_rate, seconds=spec.seconds)
         damaged = seconds < (1 - TOLERATED_LOSS) * promised - PADDING_SECONDS
         if damaged and not recipe.keep_damaged:
-            raise ClipError(Reason.DAMAGED, f"{seconds:.2f} of {promised:.2f} s of audio came out", seconds)
+            detail = f"{seconds:.2f} of {promised:.2f} s of audio came out"
+            why = audio.why_short(file, spec.seconds)
+            raise ClipError(Reason.DAMAGED, f"{detail}; {why}" if why else detail, seconds)
         if seconds < recipe.min_seconds:
             # Written into shards since the first version: another wording would change their bytes.
             detail = f"{seconds:.2f} s of audio, --min-seconds is {recipe.min_seconds:g}"

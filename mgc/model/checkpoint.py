@@ -1,4 +1,4 @@
-"""A trained model on disk: weights as safetensors, everything else as readable JSON; no pickle, no code.
+"""A trained model in storage: weights as safetensors, everything else as readable JSON; no pickle, no code.
 
 model.safetensors    the weights
 model.json           the card: configuration, genres, log-Mel recipe, data fingerprint, figures, hash of the weights
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
@@ -17,11 +16,13 @@ from safetensors.torch import load, save
 
 from mgc.audio.logmel import LogMelSpec
 from mgc.config import TrainConfig, overlay
-from mgc.core.atomic_files import replacing, write_text
 from mgc.core.errors import InputError, first_line
+from mgc.core.storage import Folder
 from mgc.model.cnn import GenreCNN
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
 WEIGHTS = "model.safetensors"
@@ -45,7 +46,7 @@ class Card:
     """epochs, best_epoch (the kept one), train_accuracy, val_accuracy, val_loss, val_clips, seconds (in epochs)."""
 
 
-def write(folder: Path, weights: dict[str, Tensor], card: Card) -> None:
+def write(folder: str | Path | Folder, weights: dict[str, Tensor], card: Card) -> None:
     """Write a checkpoint: weights first, then the card, which names them by hash.
 
     A checkpoint that was interrupted in the middle is recognised by ``read``.
@@ -53,13 +54,14 @@ def write(folder: Path, weights: dict[str, Tensor], card: Card) -> None:
     Parameters
     ----------
     folder
-        Is made if it is not there.
+        Path or URI; is made if it is not there.
     weights
         State dict of the model, on any device.
     card
         All else that is known of the model.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = Folder.at(folder)
+    folder.make()
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()})
     tree = {
         "format": FORMAT,
@@ -70,18 +72,17 @@ def write(folder: Path, weights: dict[str, Tensor], card: Card) -> None:
         "fingerprint": card.fingerprint,
         "figures": card.figures,
     }
-    with replacing(folder / WEIGHTS) as temporary:
-        temporary.write_bytes(data)
-    write_text(json.dumps(tree, indent=1) + "\n", folder / CARD)
+    folder.write(WEIGHTS, data)
+    folder.write(CARD, (json.dumps(tree, indent=1) + "\n").encode())
 
 
-def read(folder: Path) -> tuple[GenreCNN, Card]:
+def read(folder: str | Path | Folder) -> tuple[GenreCNN, Card]:
     """Read a model and its card.
 
     Parameters
     ----------
     folder
-        Holds ``model.safetensors`` and ``model.json``.
+        Path or URI; holds ``model.safetensors`` and ``model.json``.
 
     Returns
     -------
@@ -92,14 +93,17 @@ def read(folder: Path) -> tuple[GenreCNN, Card]:
     ------
     InputError
         The folder holds no checkpoint, or one that is damaged or of another format.
+    StoreError
+        The object store does not answer.
     """
+    folder = Folder.at(folder)
     card, sha256 = _read_card(folder)
     try:
-        data = (folder / WEIGHTS).read_bytes()
+        data = folder.read(WEIGHTS)
     except OSError as error:
-        raise _unreadable(folder, error) from None
+        raise _unreadable(folder, WEIGHTS, error) from None
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise InputError(f"{folder / WEIGHTS}: damaged or half-written (not the weights that {CARD} names)")
+        raise InputError(f"{folder}/{WEIGHTS}: damaged or half-written (not the weights that {CARD} names)")
     try:
         model = GenreCNN(card.config.model, len(card.genres), card.spec.shape)
         model.load_state_dict(load(data))
@@ -108,32 +112,34 @@ def read(folder: Path) -> tuple[GenreCNN, Card]:
     return model.eval(), card
 
 
-def read_card(folder: Path) -> Card:
+def read_card(folder: str | Path | Folder) -> Card:
     """Read a checkpoint's card alone, without its weights.
 
     Parameters
     ----------
     folder
-        Holds ``model.json``.
+        Path or URI; holds ``model.json``.
 
     Raises
     ------
     InputError
         The folder holds no card, or one that is damaged or of another format.
+    StoreError
+        The object store does not answer.
     """
-    return _read_card(folder)[0]
+    return _read_card(Folder.at(folder))[0]
 
 
-def _read_card(folder: Path) -> tuple[Card, str]:
+def _read_card(folder: Folder) -> tuple[Card, str]:
     """The card, and the hash of the weights that belong to it."""
     try:
-        tree: dict[str, Any] = json.loads((folder / CARD).read_text())
+        tree: dict[str, Any] = json.loads(folder.read(CARD))
     except (OSError, ValueError) as error:
-        raise _unreadable(folder, error) from None
+        raise _unreadable(folder, CARD, error) from None
     if not isinstance(tree, dict):
-        raise InputError(f"{folder / CARD}: not a checkpoint's card")
+        raise InputError(f"{folder}/{CARD}: not a checkpoint's card")
     if tree.get("format") != FORMAT:
-        raise InputError(f"{folder / CARD}: format {tree.get('format')}, this version reads {FORMAT}")
+        raise InputError(f"{folder}/{CARD}: format {tree.get('format')}, this version reads {FORMAT}")
     try:
         card = Card(
             overlay(TrainConfig(), tree["config"]),
@@ -147,11 +153,11 @@ def _read_card(folder: Path) -> tuple[Card, str]:
         raise _misfit(folder, error) from None
 
 
-def _unreadable(folder: Path, error: OSError | ValueError) -> InputError:
+def _unreadable(folder: Folder, name: str, error: OSError | ValueError) -> InputError:
     if isinstance(error, FileNotFoundError):
-        return InputError(f"{error.filename}: no such file; a checkpoint folder holds {WEIGHTS} and {CARD}")
+        return InputError(f"{folder}/{name}: no such file; a checkpoint folder holds {WEIGHTS} and {CARD}")
     return InputError(f"{folder}: not a checkpoint ({error})")
 
 
-def _misfit(folder: Path, error: Exception) -> InputError:
+def _misfit(folder: Folder, error: Exception) -> InputError:
     return InputError(f"{folder}: card and weights do not fit ({first_line(error)})")

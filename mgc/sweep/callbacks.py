@@ -11,6 +11,7 @@ from ray import tune as ray_tune
 from mgc.core.errors import InputError
 from mgc.sweep.live_table import LiveTable
 from mgc.sweep.trial import METRIC
+from mgc.tracking.runs import REASON_TAG
 from mgc.training.fit_state import history
 
 if TYPE_CHECKING:
@@ -115,18 +116,22 @@ class TrialWatch(ray_tune.Callback):  # type: ignore[misc]
             self.table.update(name, epoch=result["epoch"], val_accuracy=result[METRIC], train_accuracy=train_accuracy)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
-        """Show and record an end without an error: kept, or stopped by ASHA."""
+        """Show and record an end: kept, stopped by ASHA, or failed by an error, which the trial has recorded."""
         mine = self._folder_of(trial)
         if mine.outcome is None:
             epoch = trial.last_result.get("epoch", 0)
             mine.end("pruned", f"ASHA stopped it after epoch {epoch}: it was not among the best there")
         if self.table:
-            self.table.update(mine.name, state=mine.outcome)
+            reason = mine.run.record().tags.get(REASON_TAG, "") if mine.outcome == "failed" and mine.run else ""
+            self.table.update(mine.name, state=mine.outcome, reason=reason)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
-        """Show a failure."""
+        """Record and show the end of a trial whose process died again and again."""
+        mine, reason = self._folder_of(trial), died(trial)
+        if mine.outcome is None:
+            mine.end("failed", reason)
         if self.table:
-            self.table.update(self._folder_of(trial).name, state="failed", reason=reason_of(trial))
+            self.table.update(mine.name, state=mine.outcome, reason=reason)
 
     def on_experiment_end(self, trials: list[Trial], **_: Any) -> None:
         """Leave the table as it is."""
@@ -141,6 +146,6 @@ class TrialWatch(ray_tune.Callback):  # type: ignore[misc]
         return self.__dict__ | {"table": None, "trials": []}
 
 
-def reason_of(trial: Trial) -> str:
-    """Why a trial failed, in one line."""
+def died(trial: Trial) -> str:
+    """Why a trial's process died, in one line."""
     return str(trial.get_error() or "its process died").strip().splitlines()[-1]

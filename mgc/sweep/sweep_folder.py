@@ -1,8 +1,8 @@
 """The folder of a sweep: its settings, its trials and how each ended, from which an interrupted sweep resumes. No Ray.
 
-sweeps/NAME/sweep.json           the settings
-sweeps/NAME/searched.json        names of the trials of the search, once it is over
-sweeps/NAME/trials/TRIAL/        one model: its task, the state of its fit or its checkpoint, its MLflow run, its end
+STORAGE/sweeps/NAME/sweep.json           the settings
+STORAGE/sweeps/NAME/searched.json        names of the trials of the search, once it is over
+STORAGE/sweeps/NAME/trials/TRIAL/        one model: its task, its fit's state or checkpoint, its MLflow run, its end
 """
 
 from __future__ import annotations
@@ -11,11 +11,9 @@ import hashlib
 import itertools
 import json
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from mgc.config import SweepConfig, TrainConfig, overlay
-from mgc.core.atomic_files import write_text
 from mgc.core.errors import InputError
 from mgc.core.storage import Folder
 from mgc.model import checkpoint
@@ -48,18 +46,18 @@ class Task:
     """Id of the MLflow run that its run is nested under."""
 
     @classmethod
-    def read(cls, file: Path) -> Task:
-        """Read ``task.json``, also one of a version with population based training, whose tasks had a ``course``."""
-        facts = json.loads(file.read_text())
+    def of(cls, text: bytes) -> Task:
+        """Read a ``task.json``, also of a version with population based training, whose tasks had a ``course``."""
+        facts = json.loads(text)
         differences = facts["differences"] if "differences" in facts else facts["course"][0][1]
         return cls(facts["name"], differences, facts["seed"], facts["parent"])
 
 
 @dataclass(frozen=True)
 class SweepFolder:
-    """A sweep on disk: what was asked for, and where its trials are."""
+    """A sweep in storage: what was asked for, and where its trials are."""
 
-    folder: Path
+    folder: Folder
     features: str
     """Path or URI of the feature set."""
     fingerprint: str
@@ -75,7 +73,7 @@ class SweepFolder:
     """MLflow run of the sweep."""
 
     @classmethod
-    def read(cls, folder: Path) -> SweepFolder:
+    def read(cls, folder: Folder) -> SweepFolder:
         """Read the sweep of a folder.
 
         Raises
@@ -84,14 +82,15 @@ class SweepFolder:
             There is none, it is damaged, or it is one of population based training, which is no longer there.
         """
         try:
-            facts = json.loads((folder / SWEEP).read_text())
+            facts = json.loads(folder.read(SWEEP))
             tree = facts.pop("config")
             sweep = cls(folder, **facts, config=SweepConfig(**tree | {"without": tuple(tree["without"])}))
         except OSError:
-            known = ", ".join(sorted(path.parent.name for path in folder.parent.glob(f"*/{SWEEP}"))) or "none"
+            sweeps, _ = folder.parent
+            known = ", ".join(name for name in sweeps.folders() if (sweeps / name).kind(SWEEP)) or "none"
             raise InputError(f"`resume={folder.name}`: no such sweep; there are: {known}") from None
         except (ValueError, TypeError, KeyError, AttributeError, InputError) as error:
-            raise InputError(f"{folder / SWEEP}: damaged ({error}); start a new sweep") from None
+            raise InputError(f"{folder}/{SWEEP}: damaged ({error}); start a new sweep") from None
         if tree.get("search") == "pbt":
             raise InputError(
                 f"`resume={folder.name}`: population based training is no longer part of mgc; start a new sweep "
@@ -101,9 +100,9 @@ class SweepFolder:
 
     def write(self) -> None:
         """Make the folder; from now on the sweep can be resumed."""
-        (self.folder / TRIALS).mkdir(parents=True)
+        self.folder.make(TRIALS)
         facts = {name: value for name, value in asdict(self).items() if name != "folder"}
-        write_text(json.dumps(facts, indent=1) + "\n", self.folder / SWEEP)
+        self.folder.write(SWEEP, (json.dumps(facts, indent=1) + "\n").encode())
 
     @property
     def name(self) -> str:
@@ -145,7 +144,7 @@ class SweepFolder:
     def searched(self) -> list[TrialFolder]:
         """The trials of the search that have begun, in their order."""
         begun = (self.trial(trial_name(number)) for number in itertools.count(1))
-        return list(itertools.takewhile(lambda trial: (trial.folder / TASK).exists(), begun))
+        return list(itertools.takewhile(lambda trial: trial.folder.kind(TASK), begun))
 
 
 def trial_name(number: int) -> str:
@@ -155,11 +154,11 @@ def trial_name(number: int) -> str:
 
 @dataclass(frozen=True)
 class TrialFolder:
-    """One model of a sweep on disk: its task, its MLflow run and how it ended."""
+    """One model of a sweep in storage: its task, its MLflow run and how it ended."""
 
     sweep: SweepFolder
     name: str
-    folder: Path = field(init=False)
+    folder: Folder = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", self.sweep.folder / TRIALS / self.name)
@@ -167,26 +166,25 @@ class TrialFolder:
     @property
     def run(self) -> Run | None:
         """Its MLflow run; None while it has none."""
-        note = self.folder / RUN_ID
-        return Run(self.sweep.uri, note.read_text()) if note.exists() else None
+        run_id = self._note(RUN_ID)
+        return Run(self.sweep.uri, run_id) if run_id else None
 
     @property
     def outcome(self) -> Outcome | None:
         """How it ended; None while it has not."""
         if is_kept(self.folder):
             return "kept"
-        note = self.folder / OUTCOME
-        return note.read_text() if note.exists() else None  # type: ignore[return-value]
+        return self._note(OUTCOME)  # type: ignore[return-value]
 
     @property
     def task(self) -> Task:
         """What it is to train."""
-        return Task.read(self.folder / TASK)
+        return Task.of(self.folder.read(TASK))
 
     def assign(self, task: Task) -> None:
         """Write its task down; from now on it has begun."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(json.dumps(asdict(task), indent=1) + "\n", self.folder / TASK)
+        self.folder.make()
+        self.folder.write(TASK, (json.dumps(asdict(task), indent=1) + "\n").encode())
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -219,7 +217,7 @@ class TrialFolder:
             tags={LEAKY_TAG: "true"} if leak else {},
         )
         run.features(Folder.at(self.sweep.features), self.sweep.fingerprint, "training")
-        write_text(run.id, self.folder / RUN_ID)
+        self.folder.write(RUN_ID, run.id.encode())
         return run
 
     def end(self, outcome: Outcome, reason: str = "") -> None:
@@ -233,10 +231,17 @@ class TrialFolder:
             Why it was not kept, as a sentence.
         """
         if outcome != "kept":
-            write_text(outcome, self.folder / OUTCOME)
+            self.folder.write(OUTCOME, outcome.encode())
         if run := self.run:
             record = run.record()
             if OUTCOME_TAG not in record.tags:
                 run.tag({OUTCOME_TAG: outcome} | ({REASON_TAG: reason[:5000]} if reason else {}))
             if record.status != STATUS[outcome]:
                 run.finish(STATUS[outcome])
+
+    def _note(self, name: str) -> str | None:
+        """A line that was written into the folder, if it was."""
+        try:
+            return self.folder.read(name).decode()
+        except FileNotFoundError:
+            return None

@@ -34,7 +34,8 @@ def run_trial(
     """Train a trial's model, resumed where an earlier process was interrupted.
 
     Tune hears of every epoch when it ends, but of the last one only when the model is kept: a trial that is stopped by
-    that report loses nothing.
+    that report loses nothing. An error is recorded here and not raised, so that Tune starts again only those trials
+    whose process or node has died.
 
     Parameters
     ----------
@@ -47,7 +48,15 @@ def run_trial(
     resources
         ``cpu`` and ``gpu``: the shares of this process.
     """
-    trial, best = sweep.trial(sample["trial"]), 0.0
+    trial = sweep.trial(sample["trial"])
+    try:
+        _run(trial, shared, resources)
+    except Exception as error:  # the same again would raise it again; a process or a node that dies is another matter
+        trial.end("failed", reason_of(error))
+
+
+def _run(trial: TrialFolder, shared: dict[str, ray.ObjectRef[LearningSet]], resources: dict[str, float]) -> None:
+    sweep, best = trial.sweep, 0.0
 
     def report(point: Epoch) -> None:
         nonlocal best
@@ -57,12 +66,18 @@ def run_trial(
 
     if trial.outcome != "kept":
         torch.set_num_threads(max(1, math.floor(resources["cpu"])))
-        place = Place(sweep.config.workers_per_trial, gpu=resources["gpu"] > 0)
+        workers = sweep.config.workers_per_trial
+        place = Place(workers, resources["gpu"] > 0, on_ray=workers > 1, min_workers=workers)
         train_trial(trial, ray.get(shared["data"]), place, report, shared["data"])
     figures = trial.figures
     ray_tune.report(
         {METRIC: figures["val_accuracy"], "epoch": sweep.epochs, "train_accuracy": figures["train_accuracy"]}
     )
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a trial failed, in one line: the last of the error's message."""
+    return f"{type(error).__name__}: {error}".strip().splitlines()[-1]
 
 
 def train_trial(

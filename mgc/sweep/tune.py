@@ -4,7 +4,7 @@
 
 A sweep has three stages: the search (a sampler proposes, ASHA stops what lags); retraining of the best few with seeds
 that the search has not seen, because the best of many trials is partly lucky; and the winner with one field off at a
-time. A sweep is a folder, ``mlflow_runs/sweeps/NAME``, from which a killed one resumes.
+time. A sweep is a folder in the storage, ``sweeps/NAME``, from which a killed one resumes.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ import json
 import math
 import time
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mgc.config import DEFAULT_PRESET, PRESETS, SweepConfig, TrainConfig
-from mgc.core.atomic_files import write_text
 from mgc.core.errors import InputError, RunError
 from mgc.core.progress import say
 from mgc.core.results import Result
 from mgc.dataset.protocols import learning_set
 from mgc.sweep import results, sweep_page
 from mgc.sweep.confirm import SeedScores, ablate, off_value, retrain
-from mgc.sweep.ray_tune import TuneSession
+from mgc.sweep.ray_tune import Room, TuneSession
 from mgc.sweep.samplers import SEARCHES
 from mgc.sweep.space import DEFAULT, Space
-from mgc.sweep.sweep_folder import SEARCHED, SweepFolder, TrialFolder
+from mgc.sweep.sweep_folder import SEARCHED, SWEEP, SweepFolder, TrialFolder
 from mgc.tracking import store
 from mgc.tracking.runs import BEST_TAG, EXPERIMENT, WINNER_TAG, Run
-from mgc.training.placement import choose_feed
+from mgc.training.hardware import choose_feed
 from mgc.training.run_logging import describe, open_for_learning
 
 if TYPE_CHECKING:
+    from mgc.core.storage import Folder
     from mgc.features.feature_set import FeatureSet
     from mgc.sweep.results import Effect
     from mgc.sweep.sweep_folder import Task
@@ -123,6 +123,8 @@ def tune(
     space: Path | None = None,
     name: str | None = None,
     resume: str | None = None,
+    storage: str | Path | None = None,
+    wait: float = 15.0,
     allow_leaks: bool = False,
 ) -> SweepResult:
     """Search a space of configurations for the best validation accuracy, and measure what of it is luck.
@@ -138,9 +140,14 @@ def tune(
     space
         YAML file of the search space, as ``mgc.sweep.space`` describes it; the regularisers by default.
     name
-        Of the sweep; date and time by default.
+        Of the sweep; date and time by default. A sweep of this name with the same settings is resumed.
     resume
         Name of an interrupted sweep to resume; it keeps its own configuration, settings and space.
+    storage
+        Path or URI of the folder for the sweep's folder, which all nodes must see; ``MGC_STORAGE`` by default, or the
+        folder of the default MLflow store.
+    wait
+        Minutes to wait for the CPUs and GPUs of a trial on a cluster.
     allow_leaks
         Learn from a set with artists in more than one split; the runs are tagged ``mgc.leaky``.
 
@@ -152,7 +159,8 @@ def tune(
     Raises
     ------
     InputError
-        The feature set, the space or the settings cannot be used, or there is no such sweep.
+        The feature set, the space or the settings cannot be used, there is no such sweep or it is running, or a node
+        does not see the storage.
     RunError
         No trial was trained to its end, or none of the best could be retrained.
 
@@ -162,45 +170,80 @@ def tune(
     >>> print(result)  # doctest: +SKIP
     """
     feature_set = open_for_learning(features, allow_leaks=allow_leaks)
-    sweeps = store.home(feature_set.folder) / "sweeps"
+    workers = _Workers(feature_set, store.storage(storage, feature_set.folder), wait)
+    sweeps = workers.storage / "sweeps"
     if resume:
-        sweep = _resume(sweeps / resume, feature_set)
+        folder = SweepFolder.read(sweeps / resume).folder
     else:
+        asked = _Asked.check(config, sweep_config or SweepConfig(), space)
         folder = sweeps / (name or time.strftime("sweep-%Y%m%d-%H%M%S"))
-        sweep = _begin(folder, feature_set, config, sweep_config or SweepConfig(), space)
-    say(f'tune: sweep {sweep.name} (if interrupted: --resume {sweep.name}, in Python resume="{sweep.name}")')
-    with sweep.parent.closing():
-        facts = _stages(sweep, feature_set)
+        folder.make()
+    with folder.claim("tune: this very sweep is running,", "then see «mgc ui»"):
+        sweep = _resume(folder, feature_set) if resume else _begin(folder, workers, asked)
+        say(f'tune: sweep {sweep.name} (if interrupted: --resume {sweep.name}, in Python resume="{sweep.name}")')
+        with sweep.parent.closing():
+            facts = _stages(sweep, workers)
     view = results.read(sweep.parent)  # now, because its page says whether it is finished
     sentences = tuple(sweep_page.sentence(each) for each in view.effects)
     return SweepResult(**facts, effects=view.effects, sentences=sentences, report=sweep_page.make(view).report)
 
 
-def _begin(
-    folder: Path, feature_set: FeatureSet, config: TrainConfig, sweep_config: SweepConfig, file: Path | None
-) -> SweepFolder:
-    if folder.exists():
-        raise InputError(f"`name={folder.name}`: is there already; choose another, or `resume={folder.name}`")
-    if sweep_config.search not in SEARCHES:
-        raise InputError(f"`search={sweep_config.search}`: must be one of {', '.join(SEARCHES)}")
-    space = Space.read(file or DEFAULT, config)
-    if sweep_config.search == "grid":
-        sweep_config = replace(sweep_config, trials=math.prod(map(len, space.grid().values())))
-    for field in sweep_config.without:
-        off_value(field, config)
+@dataclass(frozen=True)
+class _Asked:
+    """Settings of a sweep that can be."""
+
+    config: TrainConfig
+    sweep_config: SweepConfig
+    space: Space
+
+    @classmethod
+    def check(cls, config: TrainConfig, sweep_config: SweepConfig, file: Path | None) -> _Asked:
+        if sweep_config.search not in SEARCHES:
+            raise InputError(f"`search={sweep_config.search}`: must be one of {', '.join(SEARCHES)}")
+        space = Space.read(file or DEFAULT, config)
+        if sweep_config.search == "grid":
+            sweep_config = replace(sweep_config, trials=math.prod(map(len, space.grid().values())))
+        for field in sweep_config.without:
+            off_value(field, config)
+        return cls(config, sweep_config, space)
+
+    def is_of(self, sweep: SweepFolder) -> bool:
+        """Whether a sweep was begun with these settings."""
+        own, its = (
+            json.loads(json.dumps(settings))
+            for settings in (
+                [self.config.to_dict(), self.space.tree(), asdict(self.sweep_config)],
+                [sweep.base, sweep.space, asdict(sweep.config)],
+            )
+        )
+        return bool(own == its)
+
+
+def _begin(folder: Folder, workers: _Workers, asked: _Asked) -> SweepFolder:
+    """A new sweep, or the one of this name that was begun with the same settings."""
+    feature_set, config = workers.feature_set, asked.config
+    if folder.kind(SWEEP):
+        sweep = _resume(folder, feature_set)
+        if not asked.is_of(sweep):
+            raise InputError(
+                f"`name={sweep.name}`: is there already, with other settings; choose another, or `resume={sweep.name}`"
+            )
+        return sweep
     uri = store.open_store(feature_set.folder)
-    settings = {**vars(sweep_config), "space": {each.field: str(each) for each in space.dimensions}, **config.to_dict()}
+    workers.make_room(asked.sweep_config, uri)
+    dimensions = {each.field: str(each) for each in asked.space.dimensions}
+    settings = {**vars(asked.sweep_config), "space": dimensions, **config.to_dict()}
     parent = Run.start(uri, EXPERIMENT, name=folder.name, step="tune", config=settings)
     describe(parent, feature_set, config)
-    for artifact, tree in ((results.SPACE, space.tree()), (results.BASE, config.to_dict())):
+    for artifact, tree in ((results.SPACE, asked.space.tree()), (results.BASE, config.to_dict())):
         parent.text(json.dumps(tree, indent=1) + "\n", artifact)
-    place, fingerprint = str(feature_set.folder), feature_set.manifest.fingerprint
-    sweep = SweepFolder(folder, place, fingerprint, config.to_dict(), space.tree(), sweep_config, uri, parent.id)
+    place, fingerprint, base = str(feature_set.folder), feature_set.manifest.fingerprint, config.to_dict()
+    sweep = SweepFolder(folder, place, fingerprint, base, asked.space.tree(), asked.sweep_config, uri, parent.id)
     sweep.write()
     return sweep
 
 
-def _resume(folder: Path, feature_set: FeatureSet) -> SweepFolder:
+def _resume(folder: Folder, feature_set: FeatureSet) -> SweepFolder:
     sweep = SweepFolder.read(folder)
     if sweep.fingerprint != feature_set.manifest.fingerprint:
         raise InputError(f"`resume={folder.name}`: was started on another feature set, {sweep.features}")
@@ -208,9 +251,10 @@ def _resume(folder: Path, feature_set: FeatureSet) -> SweepFolder:
     return sweep
 
 
-def _stages(sweep: SweepFolder, feature_set: FeatureSet) -> dict[str, Any]:
+def _stages(sweep: SweepFolder, workers: _Workers) -> dict[str, Any]:
     """Search, retrain, ablate, but for what is done already; return fields of the result."""
-    workers, parent = _Workers(sweep, feature_set), sweep.parent
+    parent, feature_set = sweep.parent, workers.feature_set
+    train = partial(workers.train, sweep)
     trials = _search(sweep, workers)
     outcomes = [trial.outcome for trial in trials]
     counts = {"trials": len(trials)} | {what: outcomes.count(what) for what in ("pruned", "failed", "stopped")}
@@ -231,28 +275,29 @@ def _stages(sweep: SweepFolder, feature_set: FeatureSet) -> dict[str, Any]:
     retrained: tuple[SeedScores, ...] = ()
     ablated: tuple[SeedScores, ...] = ()
     if sweep.config.top:
-        scores = retrain(sweep, feature_set, ranked[: sweep.config.top], workers.train)
+        scores = retrain(sweep, feature_set, ranked[: sweep.config.top], train)
         trial, score = max(scores, key=lambda pair: pair[1].val_accuracy)
         parent.metrics({"winner_val_accuracy": score.val_accuracy, "winner_shrinkage": score.shrinkage or 0.0})
         winner, differences, retrained = score.run_id, trial.task.differences, tuple(each for _, each in scores)
     parent.tag({WINNER_TAG: winner})
     if sweep.config.top:
-        ablated = tuple(ablate(sweep, feature_set, winner, differences, workers.train))
-    config, file = sweep.train_config(differences), sweep.folder / BEST_CONFIG
-    write_text(json.dumps(config.to_dict(), indent=1) + "\n", file)
-    parent.file(file)
+        ablated = tuple(ablate(sweep, feature_set, winner, differences, train))
+    config = sweep.train_config(differences)
+    text = json.dumps(config.to_dict(), indent=1) + "\n"
+    sweep.folder.write(BEST_CONFIG, text.encode())
+    parent.text(text, BEST_CONFIG)
     about = {"parent_run_id": parent.id, "name": sweep.name, "best_run_id": best.run.id, "val_accuracy": val_accuracy}
     found = {"winner_run_id": winner, "retrained": retrained, "ablated": ablated}
-    return counts | about | found | {"best_config": config, "config_file": str(file)}
+    return counts | about | found | {"best_config": config, "config_file": f"{sweep.folder}/{BEST_CONFIG}"}
 
 
 def _search(sweep: SweepFolder, workers: _Workers) -> list[TrialFolder]:
     """The trials of the search, which is over."""
-    note = sweep.folder / SEARCHED
-    if not note.exists():
+    if not sweep.folder.kind(SEARCHED):
         space = Space.of(sweep.space, sweep.train_config({}))
-        write_text(json.dumps(workers.session.search(space)) + "\n", note)
-    trials = [sweep.trial(name) for name in json.loads(note.read_text())]
+        names = workers.session(sweep).search(space)
+        sweep.folder.write(SEARCHED, (json.dumps(names) + "\n").encode())
+    trials = [sweep.trial(name) for name in json.loads(sweep.folder.read(SEARCHED))]
     for trial in trials:
         if trial.outcome == "kept":
             trial.end("kept")  # its process may have died before it said so
@@ -260,17 +305,25 @@ def _search(sweep: SweepFolder, workers: _Workers) -> list[TrialFolder]:
 
 
 class _Workers:
-    """Ray Tune, started when it is first needed: a finished sweep needs none."""
+    """Ray and its Tune, started when they are first needed: a finished sweep needs none."""
 
-    def __init__(self, sweep: SweepFolder, feature_set: FeatureSet) -> None:
-        self.sweep, self.feature_set = sweep, feature_set
+    def __init__(self, feature_set: FeatureSet, storage: Folder, minutes: float) -> None:
+        self.feature_set, self.storage, self.minutes = feature_set, storage, minutes
+        self._room: Room | None = None
+        self._session: TuneSession | None = None
 
-    @cached_property
-    def session(self) -> TuneSession:
-        say("tune: starting Ray …")
-        base = self.sweep.train_config({})
-        _, lazily = choose_feed(None, self.feature_set, base, copies=2)  # here, and Ray's copy
-        return TuneSession(self.sweep, learning_set(self.feature_set, base, lazily=lazily))
+    def make_room(self, config: SweepConfig, uri: str) -> Room:
+        if self._room is None:
+            say("tune: starting Ray …")
+            self._room = Room(config, self.storage, uri, self.minutes)
+        return self._room
 
-    def train(self, tasks: list[Task], title: str) -> None:
-        self.session.train(tasks, title)
+    def session(self, sweep: SweepFolder) -> TuneSession:
+        if self._session is None:
+            room, base = self.make_room(sweep.config, sweep.uri), sweep.train_config({})
+            _, lazily = choose_feed(None, self.feature_set, base, on_ray=True)
+            self._session = TuneSession(sweep, learning_set(self.feature_set, base, lazily=lazily), room)
+        return self._session
+
+    def train(self, sweep: SweepFolder, tasks: list[Task], title: str) -> None:
+        self.session(sweep).train(tasks, title)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import platform
+import shutil
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +23,8 @@ def provenance() -> dict[str, str]:
     tags = {f"{VERSION_TAG}{name}": version(name) for name in VERSIONS_OF}
     tags |= {f"{VERSION_TAG}mgc": mgc.__version__, f"{VERSION_TAG}python": platform.python_version()}
     tags |= {"mlflow.user": getpass.getuser(), "mlflow.source.name": "mgc", "mlflow.source.type": "LOCAL"}
+    if not shutil.which("git"):  # a container image, say
+        return tags
     git = ["git", "-C", str(Path(__file__).parent)]
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     if head.returncode == 0:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from mgc.core.errors import InputError, RunError, first_line
+from mgc.core.errors import InputError, RunError, WaitError, first_line
 from mgc.tracking import metric_names
 from mgc.tracking.model_program import log_program
 from mgc.tracking.provenance import provenance
@@ -44,6 +44,8 @@ KEY_TAG = "mgc.key"
 """Hash of all that decides a run, by which an interrupted one is found."""
 PLACE_TAG = "mgc.place"
 """The devices of a training."""
+STORAGE_TAG = "mgc.storage"
+"""Path or URI of the folder with the state of a training's fit and its checkpoint."""
 ERROR_TAG = "mgc.error"
 """What a failed run raised."""
 LEAKY_TAG = "mgc.leaky"
@@ -271,9 +273,10 @@ class Run:
 
     @contextmanager
     def closing(self) -> Iterator[None]:
-        """Mark the run FINISHED when the block ends well, FAILED (with the reason) when it raises, KILLED by Ctrl-C.
+        """Mark the run FINISHED when the block ends well, FAILED (with the reason) when it raises.
 
-        A SystemExit, by which Ray Tune stops a trial, leaves it open: who stopped the trial sets its status.
+        It is KILLED, and can be resumed, by Ctrl-C and where a cluster was waited for in vain. A SystemExit, by which
+        Ray Tune stops a trial, leaves it open: who stopped the trial sets its status.
         """
         try:
             yield
@@ -281,7 +284,7 @@ class Run:
             raise
         except BaseException as error:
             self.tag({ERROR_TAG: f"{type(error).__name__}: {error}"[:5000]})
-            self.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            self.finish("KILLED" if isinstance(error, KeyboardInterrupt | WaitError) else "FAILED")
             raise
         self.finish("FINISHED")
 

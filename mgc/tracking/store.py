@@ -1,4 +1,4 @@
-"""Where MLflow's store is, and how it is opened, made and searched.
+"""Where MLflow's store is, and how it is opened, made and searched; and where the files of unfinished work are.
 
 The store is ``MLFLOW_TRACKING_URI`` or, without it, ``mlflow_runs/`` in the working directory: an SQLite database and
 the artifacts beside it. In a Ray job, whose working directory is a copy, it is ``mlflow_runs/`` beside the feature set.
@@ -22,15 +22,42 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from mgc.core.errors import InputError, RunError, first_line
-from mgc.core.ray_session import in_job
+from mgc.core.ray_session import in_job, output_folder
+from mgc.core.storage import Folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from mgc.core.storage import Folder
-
 HOME = "mlflow_runs"
 SQLITE = "sqlite:///"
+
+
+STORAGE_VARIABLE = "MGC_STORAGE"
+
+
+def storage(given: str | Path | None, beside: Folder) -> Folder:
+    """Return the folder of what runs leave behind besides MLflow: states of fits, checkpoints, sweeps.
+
+    Parameters
+    ----------
+    given
+        Path or URI that the user gave; None takes ``MGC_STORAGE``, and without it the folder of the default store.
+    beside
+        The feature set at work; see ``home``.
+
+    Raises
+    ------
+    InputError
+        In a Ray job none is given and the feature set is in an object store; or the path is relative there.
+    StoreError
+        The object store does not answer.
+    """
+    place = given or os.environ.get(STORAGE_VARIABLE)
+    if place:
+        return output_folder("storage", place)
+    if in_job() and beside.path is None:
+        raise InputError("`storage`: is needed in a Ray job on features in an object store; give s3://bucket/folder")
+    return Folder.at(home(beside))
 
 
 def home(beside: Folder) -> Path:
@@ -81,6 +108,7 @@ def open_store(beside: Folder) -> str:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # standard output is for results
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # of a server that is not there, seconds, not minutes
     uri = _uri(beside)
     try:
@@ -137,6 +165,23 @@ def current(uri: str) -> Iterator[None]:
         mlflow.set_tracking_uri(None)
         if before is not None:
             os.environ["MLFLOW_TRACKING_URI"] = before
+
+
+def unreachable(uri: str) -> str | None:
+    """Say why this process cannot reach a store that another has opened; None if it can.
+
+    Parameters
+    ----------
+    uri
+        Of the store.
+    """
+    if uri.startswith(SQLITE) and not _database(uri).exists():
+        return "its disk has no such file"
+    try:
+        client(uri).search_experiments(max_results=1)
+    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
+        return first_line(error)
+    return None
 
 
 def make_experiment(uri: str, name: str) -> str:

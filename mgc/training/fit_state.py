@@ -11,19 +11,17 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
-from mgc.core.atomic_files import replacing
 from mgc.core.errors import InputError, first_line
 from mgc.training.optim import Learner
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import Tensor
 
     from mgc.config import TrainConfig
+    from mgc.core.storage import Folder
     from mgc.dataset.protocols import LearningSet
 
 STATE = "state.safetensors"
@@ -66,7 +64,7 @@ class FitState(Learner):
         """Keep the weights of the evaluated model as they are now."""
         self.kept = {name: tensor.detach().clone() for name, tensor in self.evaluated_model.state_dict().items()}
 
-    def write(self, folder: Path, signature: str) -> None:
+    def write(self, folder: Folder, signature: str) -> None:
         """Write the state file, in place of the last epoch's.
 
         Parameters
@@ -76,7 +74,7 @@ class FitState(Learner):
         signature
             What ``signature_of`` gives for the fit's configuration and data.
         """
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.make()
         tensors = {f"last.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"kept.{name}": tensor for name, tensor in self.kept.items()}
         if self.averaged:
@@ -86,10 +84,9 @@ class FitState(Learner):
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         history = json.dumps([asdict(point) for point in self.history])
         metadata = {"signature": signature, "history": history, "sha256": _digest(tensors, history)}
-        with replacing(folder / STATE) as temporary:
-            save_file(tensors, temporary, metadata)
+        folder.write(STATE, save(tensors, metadata))
 
-    def resume(self, folder: Path, signature: str) -> None:
+    def resume(self, folder: Folder, signature: str) -> None:
         """Load the state that an interrupted fit has left in a folder; without one, nothing is changed.
 
         Parameters
@@ -104,23 +101,22 @@ class FitState(Learner):
         InputError
             The state is damaged, or that of another fit.
         """
-        file = folder / STATE
-        if not file.exists():
-            return
-        parts: dict[str, dict[str, Tensor]] = {"last": {}, "kept": {}, "averaged": {}, "optimizer": {}}
-        tensors: dict[str, Tensor] = {}
+        file = f"{folder}/{STATE}"
         try:
-            with safe_open(file, "pt") as state:
-                metadata = state.metadata() or {}
-                for key in state.keys():  # noqa: SIM118 (not a mapping)
-                    part, _, name = key.partition(".")
-                    tensors[key] = parts.setdefault(part, {})[name] = state.get_tensor(key)
-        except (SafetensorError, OSError) as error:
+            data = folder.read(STATE)
+            tensors, metadata = load(data), _metadata(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        except FileNotFoundError:
+            return
+        except (SafetensorError, OSError, ValueError) as error:
             raise InputError(f"{file}: damaged ({first_line(error)}); delete it to begin anew") from None
         if metadata.get("signature") != signature:
             raise InputError(f"{file}: belongs to another configuration or feature set; choose another folder")
         if metadata.get("sha256") != _digest(tensors, metadata.get("history", "")):
             raise InputError(f"{file}: damaged (not what its hash says); delete it to begin anew")
+        parts: dict[str, dict[str, Tensor]] = {"last": {}, "kept": {}, "averaged": {}, "optimizer": {}}
+        for key, tensor in tensors.items():
+            part, _, name = key.partition(".")
+            parts[part][name] = tensor
         self.model.load_state_dict(parts["last"])
         if self.averaged:
             self.averaged.load_state_dict(parts["averaged"])
@@ -152,8 +148,8 @@ def signature_of(config: TrainConfig, data: LearningSet) -> str:
     return json.dumps({"config": config.to_dict(), "fingerprint": data.fingerprint}, sort_keys=True)
 
 
-def history(folder: Path) -> list[Epoch]:
-    """Read the epochs that an unfinished fit has done.
+def history(folder: Folder) -> list[Epoch]:
+    """Read the epochs that an unfinished fit has done, without its weights.
 
     Parameters
     ----------
@@ -169,18 +165,21 @@ def history(folder: Path) -> list[Epoch]:
     ------
     InputError
         The state is damaged.
+    StoreError
+        The object store does not answer.
     """
-    file = folder / STATE
-    if not file.exists():
-        return []
     try:
-        with safe_open(file, "pt") as state:
-            return [Epoch(**point) for point in json.loads(state.metadata()["history"])]
-    except (SafetensorError, OSError, TypeError, KeyError) as error:
-        raise InputError(f"{file}: damaged ({first_line(error)}); delete it to begin anew") from None
+        with folder.random_access(STATE) as file:
+            length = int.from_bytes(file.read(8), "little")
+            metadata = _metadata(file.read(min(length, file.size())))
+        return [Epoch(**point) for point in json.loads(metadata["history"])]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{folder}/{STATE}: damaged ({first_line(error)}); delete it to begin anew") from None
 
 
-def discard(folder: Path) -> None:
+def discard(folder: Folder) -> None:
     """Delete the state of a fit; its checkpoint stays.
 
     Parameters
@@ -188,4 +187,10 @@ def discard(folder: Path) -> None:
     folder
         Of the fit.
     """
-    (folder / STATE).unlink(missing_ok=True)
+    folder.remove(STATE)
+
+
+def _metadata(header: bytes) -> dict[str, str]:
+    """The texts in the header of a safetensors file, which stands after its length in 8 bytes, little-endian."""
+    metadata: dict[str, str] = json.loads(header).get("__metadata__", {})
+    return metadata

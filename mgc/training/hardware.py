@@ -9,20 +9,28 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 
+from mgc.core.cluster import check_seen, smallest_object_store
 from mgc.core.errors import InputError
+from mgc.core.progress import say
+from mgc.dataset.protocols import splits_of
+from mgc.features.layout import MANIFEST
 from mgc.model.inference import BATCH_ON_GPU
 
 if TYPE_CHECKING:
     from mgc.config import TrainConfig
+    from mgc.features.feature_set import FeatureSet
 
 FeedName: TypeAlias = Literal["device", "memory", "stream"]
 """Where clips live: all on the GPU, all in memory, or in their shards, from which batches are read as they are due."""
 SHARE_OF_MEMORY = 0.6
 """Of the free memory: the most that clips may take."""
+SHARE_OF_OBJECT_STORE = 0.3
+"""Of a node's object store: the most that clips may take; beyond it each worker reads its own from the shards."""
 SHARE_OF_GPU = 0.8
 """Of a GPU's free memory: the most that clips and a training step may take together."""
 STEP_MAPS = 16
 """What a step takes for each clip, in the values of its first feature map, float32: 5 to 11 were seen on the CPU."""
+CPU = torch.device("cpu")
 CGROUPS = (
     ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
     ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -75,6 +83,62 @@ def feed_for(
     if in_memory is None:
         in_memory = copies * clip_bytes(shape) <= SHARE_OF_MEMORY * available_memory()
     return "memory" if in_memory else "stream"
+
+
+def choose_feed(
+    feed: FeedName | None, feature_set: FeatureSet, config: TrainConfig, *, gpu: bool = False, on_ray: bool = False
+) -> tuple[FeedName | None, bool]:
+    """Decide where the clips of a feature set live during a fit, before they are loaded; and say so.
+
+    Parameters
+    ----------
+    feed
+        What the user asked for; None decides by the free memory.
+    feature_set
+        Its manifest says how many clips there are.
+    config
+        Says which splits are used, and how much a training step takes.
+    gpu
+        The fit is on a GPU.
+    on_ray
+        The fit, or several of them, are in workers of Ray, which take the clips from its object store if they are a
+        small part of it, and else read them from the shards themselves. Ray is up.
+
+    Returns
+    -------
+    feed, lazily
+        For the fit: ``device``, ``memory`` or ``stream``, or None where several workers each ask their own GPU. For
+        this process: whether to leave the clips in their shards.
+
+    Raises
+    ------
+    InputError
+        ``feed="device"`` without a GPU; or workers are to read shards, and a node does not see the feature set.
+    """
+    copies = 2 if on_ray else 1  # here, and in the object store
+    spec, splits = feature_set.manifest.spec, splits_of(config)
+    shape = (sum(entry.rows for entry in feature_set.manifest.shards if entry.split in splits), *spec.shape)
+    here = feed_for(None if feed == "device" else feed, shape, config, CPU, copies=copies)
+    if on_ray and feed is None and clip_bytes(shape) > SHARE_OF_OBJECT_STORE * smallest_object_store():
+        here = "stream"
+    if on_ray and here == "stream":
+        check_seen("features", feature_set.folder, MANIFEST)
+    free = f"{available_memory() / 1e9:.1f} GB"
+    reason = f"{free} of memory are free"
+    where = {"device": "on the GPU", "memory": "in memory", "stream": "read from their shards"}
+    if gpu and on_ray and feed is None:
+        held = "in their shards" if here == "stream" else "in memory"
+        chosen, said = None, f"{held}, and on each GPU with room for them"
+    else:
+        device = torch.device("cuda" if gpu else "cpu")
+        chosen = here if feed is None and not gpu else feed_for(feed, shape, config, device, copies=copies)
+        said = where[chosen]
+        if gpu and not on_ray:
+            there = free_gpu_memory(device)
+            reason = f"{there / 1e9:.1f} GB are free on the GPU, {free} beside it"
+    need = copies * clip_bytes(shape)
+    say(f"features: {shape[0]} clips {said} ({need / 1e9:.2f} GB; {reason})")
+    return chosen, here == "stream"
 
 
 def clip_bytes(shape: tuple[int, ...]) -> int:

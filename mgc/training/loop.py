@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from mgc.core.errors import RunError
+from mgc.core.storage import Folder
 from mgc.dataset.batches import Feed
 from mgc.model import checkpoint
 from mgc.model.device import prepare
@@ -30,6 +30,8 @@ from mgc.training.optim import build_learner
 from mgc.training.step import TrainStep
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
     from mgc.config import TrainConfig
@@ -53,14 +55,14 @@ class Fitted:
     """Of the validation clips, in the order of ``data.validation``; computed on the device of the fit."""
     history: tuple[Epoch, ...]
     """Learning curves."""
-    checkpoint: Path
+    checkpoint: Folder
     """Folder of the kept model."""
 
 
 def fit(
     config: TrainConfig,
     data: LearningSet,
-    folder: Path,
+    folder: str | Path | Folder,
     *,
     on_epoch: Callable[[Epoch], None] = lambda _: None,
     device: torch.device | str = "cpu",
@@ -81,7 +83,7 @@ def fit(
     data
         Training and validation clips.
     folder
-        For the state file and the checkpoint; is made if it is not there.
+        For the state file and the checkpoint, by path or URI; is made if it is not there.
     on_epoch
         Called on every rank after each epoch; what it raises ends the fit. A resumed fit first calls it with its former
         epochs (recognisable by their times), as the interruption may have come before they were handled.
@@ -112,13 +114,13 @@ def fit(
         resident = feed == "device" or (feed == "memory" and device.type == "cpu")
         clips = Feed(data.clips, device, resident=resident)
         recorder = CudaGraphs(clips.device) if graphs and device.type == "cuda" else None
-        return _fit(config, data, folder, on_epoch, clips, recorder)
+        return _fit(config, data, Folder.at(folder), on_epoch, clips, recorder)
 
 
 def _fit(
     config: TrainConfig,
     data: LearningSet,
-    folder: Path,
+    folder: Folder,
     on_epoch: Callable[[Epoch], None],
     feed: Feed,
     graphs: CudaGraphs | None,
@@ -169,7 +171,7 @@ def _fit(
     return Fitted(kept.epoch, train_accuracy, val.accuracy, val.loss, val.probabilities_NG, history, folder)
 
 
-def is_kept(folder: Path) -> bool:
+def is_kept(folder: Folder) -> bool:
     """Whether a fit is finished, and what follows it (``run_logging.keep``) too.
 
     Parameters
@@ -177,7 +179,7 @@ def is_kept(folder: Path) -> bool:
     folder
         Of the fit.
     """
-    return (folder / checkpoint.CARD).exists() and not (folder / STATE).exists()
+    return folder.kind(checkpoint.CARD) == "file" and folder.kind(STATE) is None
 
 
 @contextmanager

@@ -1,35 +1,42 @@
-"""Where a fit runs: in this process, or in the workers of Ray Train on one machine or many."""
+"""Where a fit runs: in this process, or in the workers of Ray Train on one machine or many.
+
+Workers share nothing but storage: each epoch's state is there, from which the workers resume when one of them or its
+node has died, and from which this process learns of the epochs.
+"""
 
 from __future__ import annotations
 
-import logging
-import os
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mgc.core.errors import InputError, MgcError, RunError
-from mgc.core.progress import say
-from mgc.core.ray_session import connect
-from mgc.dataset.protocols import splits_of
-from mgc.training import hardware
+from mgc.core.cluster import Demand, check_shared
+from mgc.core.errors import InputError, MgcError, RunError, StoreError
+from mgc.core.ray_session import connect, mute, on_cluster
+from mgc.training.fit_state import history
 from mgc.training.hardware import FeedName, feed_for
 from mgc.training.loop import Fitted, fit
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from mgc.config import TrainConfig
+    from mgc.core.storage import Folder
     from mgc.dataset.protocols import LearningSet
-    from mgc.features.feature_set import FeatureSet
     from mgc.training.fit_state import Epoch
 
-CPU = torch.device("cpu")
 RESTARTS = 3
-"""How often Ray Train starts its workers again after one died; they resume from the last epoch."""
+"""How often Ray Train starts its workers again after one died; they resume from the last epoch.
+
+Nodes that are preempted with notice do not count.
+"""
+RAY_FILES = "ray_train"
+"""Ray Train's own files, in the folder of the fit, of which nothing is read."""
+FOLLOW_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -37,9 +44,15 @@ class Place:
     """The processes and devices of a fit."""
 
     workers: int
-    """1 is this process; 2 or more are workers of Ray Train, which share each batch."""
+    """2 or more share each batch."""
     gpu: bool
     """Each worker has a GPU."""
+    on_ray: bool = False
+    """The workers are Ray Train's; else there is one, and it is this process."""
+    min_workers: int = 1
+    """With how many to go on where nodes were lost."""
+    minutes: float = 15.0
+    """How long to wait for their CPUs and GPUs."""
     feed: FeedName | None = None
     """Where clips live during the fit; None has each process decide by what is free there."""
     graphs: bool = False
@@ -48,53 +61,78 @@ class Place:
     """On a GPU: the same figures each time, bit for bit. The CPU's are so anyway."""
 
     @classmethod
-    def choose(cls, gpus: int | None, workers: int) -> Place:
-        """Choose processes and devices.
+    def choose(cls, gpus: int | None, workers: int, min_workers: int | None = None, minutes: float = 15.0) -> Place:
+        """Choose processes and devices; a cluster's are asked for, not counted, for they may come yet.
 
         Parameters
         ----------
         gpus
-            Number of GPUs, a worker each; None takes one if there is one and ``workers`` is 1.
+            Number of GPUs, a worker each; None takes one if this machine has one and ``workers`` is 1.
         workers
             Number of CPU workers where there are no GPUs.
+        min_workers
+            With how many workers or GPUs to go on where nodes were lost; all by default.
+        minutes
+            How long to wait for the CPUs and GPUs of a cluster.
 
         Raises
         ------
         InputError
-            There are fewer GPUs, or the numbers contradict each other.
+            This machine has fewer GPUs, or the numbers contradict each other.
         """
-        if workers < 1:
-            raise InputError(f"`workers={workers}`: must be at least 1")
-        if gpus is not None and gpus < 0:
-            raise InputError(f"`gpus={gpus}`: must be at least 0")
-        if gpus is None:
-            gpus = 1 if workers == 1 and torch.cuda.is_available() else 0
+        for name, value, least in (("workers", workers, 1), ("gpus", gpus, 0), ("min_workers", min_workers, 1)):
+            if value is not None and value < least:
+                raise InputError(f"`{name}={value}`: must be at least {least}")
         there = torch.cuda.device_count()
-        if gpus > max(1, there) and os.environ.get("RAY_ADDRESS"):  # the cluster's GPUs count, not this machine's
-            connect()
-            import ray
-
-            there = int(ray.cluster_resources().get("GPU", 0))
+        if gpus is None:
+            gpus = 1 if workers == 1 and there else 0
         if gpus and workers not in (1, gpus):
             raise InputError(
                 f"`gpus={gpus}` `workers={workers}`: a worker a GPU; leave `workers` out, or `gpus=0` for the CPU"
             )
-        if gpus > there:
+        if gpus > there and not on_cluster():
             raise InputError(
                 f"`gpus={gpus}`: there {'is' if there == 1 else 'are'} {there} here; ask for fewer, or none"
             )
-        return cls(gpus, True) if gpus else cls(workers, False)
+        count = gpus or workers
+        if min_workers is not None and min_workers > count:
+            raise InputError(f"`min_workers={min_workers}`: is more than the {count} that are asked for")
+        return cls(count, bool(gpus), count > 1 or gpus > there, min_workers or count, minutes)
 
     @property
     def device(self) -> str:
         """The device of each worker, as PyTorch names it."""
         return "cuda" if self.gpu else "cpu"
 
+    @property
+    def demand(self) -> Demand:
+        """What the workers ask Ray for."""
+        what = "GPU workers" if self.gpu else "workers"
+        return Demand(what, self.min_workers, {"CPU": 1, "GPU": 1} if self.gpu else {"CPU": 1}, self.minutes)
+
+    def prepare(self, storage: Folder) -> None:
+        """Join Ray, wait until there is room for the workers, and ask the nodes whether they see where state lives.
+
+        Parameters
+        ----------
+        storage
+            Where the folders of fits are.
+
+        Raises
+        ------
+        InputError
+            There was no room in time, or a node does not see the storage.
+        """
+        if self.on_ray:
+            connect()
+            self.demand.wait()
+            check_shared("storage", storage)
+
     def fit(
         self,
         config: TrainConfig,
         data: LearningSet,
-        folder: Path,
+        folder: Folder,
         on_epoch: Callable[[Epoch], None],
         shared: Any = None,
     ) -> Fitted:
@@ -123,14 +161,14 @@ class Place:
         RunError
             The loss is no longer finite, the device's memory is too small, or workers died again and again.
         InputError
-            The folder holds the state of another fit, or a damaged one.
+            The folder holds the state of another fit, or a damaged one; or nodes were lost and none came instead.
         """
-        if self.workers == 1:
+        if not self.on_ray:
             return self._fit_here(config, data, folder, on_epoch)
         return self._fit_on_ray(config, data, folder, on_epoch, shared)
 
     def _fit_here(
-        self, config: TrainConfig, data: LearningSet, folder: Path, on_epoch: Callable[[Epoch], None]
+        self, config: TrainConfig, data: LearningSet, folder: Folder, on_epoch: Callable[[Epoch], None]
     ) -> Fitted:
         """Fit in this process, or as one of the workers in theirs."""
         clips, device = data.clips, torch.device(self.device)
@@ -139,42 +177,37 @@ class Place:
         return fit(config, data, folder, on_epoch=on_epoch, device=device, feed=feed, **flags)
 
     def _fit_on_ray(
-        self, config: TrainConfig, data: LearningSet, folder: Path, on_epoch: Callable[[Epoch], None], shared: Any
+        self, config: TrainConfig, data: LearningSet, folder: Folder, on_epoch: Callable[[Epoch], None], shared: Any
     ) -> Fitted:
-        """Run ``fit`` in every worker of a TorchTrainer (DDP over gloo or NCCL); rank 0's epochs are reported here."""
+        """Run ``fit`` in every worker of a TorchTrainer (DDP over gloo or NCCL); epochs are read from the state."""
         connect()
         import ray
         import ray.train
         from ray.train.torch import TorchTrainer
-        from ray.util.queue import Queue
 
-        logging.getLogger("ray.train").setLevel(logging.ERROR)
-        epochs = Queue(actor_options={"num_cpus": 0})
-        job = {"place": self, "config": config, "folder": folder, "epochs": epochs}
+        mute("ray.train")
+        filesystem, path = folder.filesystem
         trainer = TorchTrainer(
             _worker,
-            train_loop_config=job | {"data": shared or ray.put(data)},  # one copy a machine, which its workers share
-            scaling_config=ray.train.ScalingConfig(num_workers=self.workers, use_gpu=self.gpu),
+            # one copy of the data a machine, which its workers share
+            train_loop_config={"place": self, "config": config, "folder": folder, "data": shared or ray.put(data)},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=self.workers if self.min_workers == self.workers else (self.min_workers, self.workers),
+                use_gpu=self.gpu,
+            ),
             run_config=ray.train.RunConfig(
-                name=folder.name,
-                storage_path=str(folder.parent.parent / "ray_train"),
+                name=RAY_FILES,
+                storage_path=path,
+                storage_filesystem=filesystem,
                 failure_config=ray.train.FailureConfig(max_failures=RESTARTS),
             ),
         )
-
-        def listen() -> None:
-            for point in iter(epochs.get, None):
-                on_epoch(point)
-
-        with ThreadPoolExecutor(1) as executor:
-            listening = executor.submit(listen)
+        with _followed(folder, on_epoch), self.demand.watched(), _interrupts():
             try:
                 fitted = trainer.fit().return_value
             except Exception as error:
                 raise RunError(f"train: {str(error).strip().splitlines()[-1]}") from error
-            finally:
-                epochs.put(None)
-            listening.result()
+        folder.remove_folder(RAY_FILES)
         if isinstance(fitted, MgcError):
             raise fitted
         assert isinstance(fitted, Fitted)
@@ -185,71 +218,55 @@ class Place:
         return f"{self.workers} {unit}{'s' if self.workers > 1 else ''}" if self.workers > 1 or self.gpu else unit
 
 
+@contextmanager
+def _interrupts() -> Iterator[None]:
+    """Let Ctrl-C be a KeyboardInterrupt: Ray Train makes it an exit with code 0, and keeps its handler afterwards."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _followed(folder: Folder, on_epoch: Callable[[Epoch], None]) -> Iterator[None]:
+    """During the block, read the epochs that workers have done from the state of their fit, and report each once."""
+    over, reported = threading.Event(), 0
+
+    def report() -> None:
+        nonlocal reported
+        for point in history(folder)[reported:]:
+            on_epoch(point)
+            reported += 1
+
+    def follow() -> None:
+        while not over.wait(FOLLOW_SECONDS):
+            with suppress(StoreError):  # the next look will tell
+                report()
+
+    with ThreadPoolExecutor(1) as executor:
+        following = executor.submit(follow)
+        try:
+            yield
+        finally:
+            over.set()
+        following.result()
+    report()
+
+
 def _worker(job: dict[str, Any]) -> Fitted | MgcError:
     """The training function of a Ray Train worker; errors that each restart would meet again are returned."""
-    import ray
+    import ray.train
 
-    report = job["epochs"].put if torch.distributed.get_rank() == 0 else lambda _: None
     try:
         place: Place = job["place"]
+        # for the dashboard alone: the state of the fit is what lasts
+        report = lambda point: ray.train.report(point.metrics())  # noqa: E731
         return place._fit_here(job["config"], ray.get(job["data"]), job["folder"], report)
+    except StoreError:
+        raise  # it may answer the next time
     except MgcError as error:
         return error
-
-
-def choose_feed(
-    feed: FeedName | None,
-    feature_set: FeatureSet,
-    config: TrainConfig,
-    place: Place | None = None,
-    *,
-    copies: int | None = None,
-) -> tuple[FeedName | None, bool]:
-    """Decide where the clips of a feature set live during a fit, before they are loaded; and say so.
-
-    Parameters
-    ----------
-    feed
-        What the user asked for; None decides by the free memory.
-    feature_set
-        Its manifest says how many clips there are.
-    config
-        Says which splits are used, and how much a training step takes.
-    place
-        Processes and devices of the fit; one CPU by default.
-    copies
-        How often the clips would be in memory: by default once, or twice where several workers take them from Ray's
-        object store.
-
-    Returns
-    -------
-    feed, lazily
-        For the fit: ``device``, ``memory`` or ``stream``, or None where several workers each ask their own GPU. For
-        this process: whether to leave the clips in their shards.
-
-    Raises
-    ------
-    InputError
-        ``feed="device"`` without a GPU.
-    """
-    place = place or Place(1, gpu=False)
-    copies = copies or (2 if place.workers > 1 else 1)
-    spec, splits = feature_set.manifest.spec, splits_of(config)
-    shape = (sum(entry.rows for entry in feature_set.manifest.shards if entry.split in splits), *spec.shape)
-    here = feed_for(None if feed == "device" else feed, shape, config, CPU, copies=copies)
-    free = f"{hardware.available_memory() / 1e9:.1f} GB"
-    reason = f"{free} of memory are free"
-    where = {"device": "on the GPU", "memory": "in memory", "stream": "read from their shards"}
-    if place.gpu and place.workers > 1 and feed is None:
-        held = "in their shards" if here == "stream" else "in memory"
-        chosen, said = None, f"{held}, and on each GPU with room for them"
-    else:
-        device = torch.device(place.device)
-        chosen = feed_for(feed, shape, config, device, copies=copies)
-        said = where[chosen]
-        if place.gpu and place.workers == 1:
-            there = hardware.free_gpu_memory(device)
-            reason = f"{there / 1e9:.1f} GB are free on the GPU, {free} beside it"
-    need = copies * hardware.clip_bytes(shape)
-    say(f"features: {shape[0]} clips {said} ({need / 1e9:.2f} GB; {reason})")
-    return chosen, here == "stream"

@@ -135,8 +135,10 @@ def keep(run: tracking.Run, fitted: Fitted, data: LearningSet) -> None:
     curves = plots.learning_curves([asdict(point) for point in fitted.history], fitted.best_epoch)
     run.figure(curves, "pictures/curves.png")
     model, card = checkpoint.read(fitted.checkpoint)
-    for name in (checkpoint.WEIGHTS, checkpoint.CARD):
-        run.file(fitted.checkpoint / name, tracking.CHECKPOINT)
+    names = (checkpoint.WEIGHTS, checkpoint.CARD)
+    with fitted.checkpoint.on_this_machine(*names) as here:
+        for name in names:
+            run.file(here / name, tracking.CHECKPOINT)
     predictions = validation_predictions(run, fitted, data, card.config.split)
     predictions.keep(run)
     confusion = plots.confusion_matrix(predictions.score(), predictions.source.title)

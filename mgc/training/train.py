@@ -26,9 +26,10 @@ from mgc.dataset.protocols import LEAKY, learning_set, splits_of
 from mgc.evaluation.metrics import wilson
 from mgc.model import checkpoint
 from mgc.tracking import store
-from mgc.tracking.runs import EXPERIMENT, PLACE_TAG, Run
+from mgc.tracking.runs import EXPERIMENT, PLACE_TAG, STORAGE_TAG, Run
+from mgc.training.hardware import choose_feed
 from mgc.training.loop import is_kept
-from mgc.training.placement import Place, choose_feed
+from mgc.training.placement import Place
 from mgc.training.run_logging import EpochLogger, describe, keep, open_for_learning
 
 if TYPE_CHECKING:
@@ -62,8 +63,8 @@ class TrainedRun(Result):
     """Number of validation clips."""
     seconds: float
     """Time in epochs."""
-    checkpoint: Path
-    """Folder of the kept model."""
+    checkpoint: Folder
+    """Folder of the kept model; as text its path or URI."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that JSON holds: what the command prints with ``--json``."""
@@ -116,6 +117,9 @@ def train(
     seeds: int = 1,
     gpus: int | None = None,
     workers: int = 1,
+    min_workers: int | None = None,
+    storage: str | Path | None = None,
+    wait: float = 15.0,
     feed: FeedName | None = None,
     graphs: bool = False,
     deterministic: bool = False,
@@ -137,6 +141,13 @@ def train(
         None takes one GPU if there is one, 0 none; 2 or more train through Ray Train, a worker a GPU.
     workers
         2 or more train through Ray Train on CPUs, sharing each batch.
+    min_workers
+        With how many workers or GPUs Ray Train goes on where nodes were lost; all by default.
+    storage
+        Path or URI of the folder for states and checkpoints, which all workers must see; ``MGC_STORAGE`` by default, or
+        the folder of the default MLflow store.
+    wait
+        Minutes to wait for the CPUs and GPUs of a cluster.
     feed
         Where clips live: on the GPU (``device``), in ``memory``, or in their shards (``stream``); None decides by the
         free memory.
@@ -157,7 +168,8 @@ def train(
     Raises
     ------
     InputError
-        The set is unfinished or leaks, there are fewer GPUs than asked for, or the same training is running now.
+        The set is unfinished or leaks, there are fewer GPUs than asked for, a node does not see the storage, or the
+        same training is running now.
     RunError
         Training failed; the run is kept as failed.
 
@@ -170,13 +182,15 @@ def train(
     if seeds < 1:
         raise InputError(f"`seeds={seeds}`: must be at least 1")
     feature_set = open_for_learning(features, allow_leaks=allow_leaks)
-    place = Place.choose(gpus, workers)
-    chosen, lazily = choose_feed(feed, feature_set, config, place)
+    place = Place.choose(gpus, workers, min_workers, wait)
+    home = store.storage(storage, feature_set.folder)
+    place.prepare(home)
+    chosen, lazily = choose_feed(feed, feature_set, config, gpu=place.gpu, on_ray=place.on_ray)
     place = replace(place, feed=chosen, graphs=graphs, deterministic=deterministic)
     folds = [config.fold] if config.fold or not config.folds else list(range(1, config.folds + 1))
     clips = clips_of.load(feature_set, *splits_of(config), lazily=lazily)
     data = {fold: learning_set(feature_set, replace(config, fold=fold), clips=clips) for fold in folds}
-    job = _Job(feature_set, data, place, store.open_store(feature_set.folder))
+    job = _Job(feature_set, data, place, store.open_store(feature_set.folder), home)
     if config.split == "random":
         say(f"train: {LEAKY}")
     if seeds == 1 and len(folds) == 1:
@@ -225,6 +239,7 @@ class _Job:
     """By fold."""
     place: Place
     uri: str
+    storage: Folder
 
     def train(self, config: TrainConfig, name: str | None, parent: str | None) -> TrainedRun:
         """Train one model in an MLflow run of its own; a member that is finished is not trained again."""
@@ -241,7 +256,7 @@ class _Job:
     @contextmanager
     def run(
         self, config: TrainConfig, name: str | None, parent: str | None, *, step: str, **settings: int
-    ) -> Iterator[tuple[Run, Path]]:
+    ) -> Iterator[tuple[Run, Folder]]:
         """The interrupted run of the same training and its folder, or a new one's; claimed, and closed at the end."""
         run, resumed = Run.resume_or_start(
             self.uri,
@@ -252,18 +267,24 @@ class _Job:
             config={**config.to_dict(), **settings},
             tags={PLACE_TAG: str(self.place)},
             parent=parent,
-            resumable=lambda run: self._folder(run).is_dir(),
+            resumable=lambda run: self._folder(run).path is None or self._folder(run).kind() == "folder",
         )
+        folder = self._folder(run)
         if resumed:
             say(f"train: goes on with the interrupted run {run.id}")
-        self._folder(run).mkdir(parents=True, exist_ok=True)
-        held = Folder.at(self._folder(run)).claim("train: this very training is running,", "then see «mgc ui»")
+        folder.make()
+        held = folder.claim("train: this very training is running,", "then see «mgc ui»")
         with held, run.closing():
+            run.tag({STORAGE_TAG: str(folder)})
             describe(run, self.feature_set, config)
-            yield run, self._folder(run)
+            yield run, folder
 
-    def _folder(self, run: Run) -> Path:
-        return store.home(self.feature_set.folder) / "checkpoints" / run.id
+    def _folder(self, run: Run) -> Folder:
+        """Where a run's state and checkpoint are: where it says, or, if it was moved, in the storage of now."""
+        here, said = self.storage / "checkpoints" / run.id, run.record().tags.get(STORAGE_TAG)
+        if said and said != str(here) and (there := Folder.at(said)).kind() == "folder":
+            return there
+        return here
 
     def _key(self, config: TrainConfig, name: str | None, parent: str | None, **settings: int) -> str:
         """Hash of all that decides a run."""
@@ -276,7 +297,7 @@ def _line(name: str, of: TrainedRun | TrainedRuns) -> str:
     return f"{name:<34}{train:>9.3f}{val:>12.3f}{train - val:>7.3f}"
 
 
-def _trained(run: Run, folder: Path) -> TrainedRun:
+def _trained(run: Run, folder: Folder) -> TrainedRun:
     """The result of a finished run."""
     figures = checkpoint.read_card(folder).figures
     return TrainedRun(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from mgc import cli
 from mgc.collection import audit as audit_module
 from mgc.collection.audit import audit
 from mgc.core.errors import InputError
@@ -59,13 +61,14 @@ def test_counts_by_split_and_genre_each_add_up_to_the_clips(data):
     assert report.by_split == {"training": 2, "validation": 0, "test": 1}
     assert report.by_genre == {"Pop": 1, "Rock": 2}
     assert report.by_genre_and_split["Rock"] == {"training": 1, "validation": 0, "test": 1}
-    names = "clips by_split by_genre by_genre_and_split missing artist_leaks duplicate_clips left_out ok"
+    names = "clips by_split by_genre by_genre_and_split missing artist_leaks duplicate_clips left_out notes "
+    names += "gaps nothing_there ok"
     assert list(json.loads(json.dumps(report.to_dict()))) == names.split()
     assert report.to_dict()["ok"] is True
 
 
 def test_missing_lists_exactly_the_paths_without_a_file(data):
-    clips = {f"{i}.mp3": (b"x" * i if i % 3 else None, "Rock", "train", "") for i in range(1, 30)}
+    clips = {f"{i}.mp3": (b"x" * i if i % 3 else None, ("Rock", "Pop")[i % 2], "train", "") for i in range(1, 30)}
     report = audit(data(clips))
     assert set(report.missing) == {path for path, clip in clips.items() if clip[0] is None}
     text = str(report)
@@ -95,7 +98,7 @@ def test_identical_files_are_grouped_and_those_across_splits_named_first_of_all(
     text = str(report)
     assert "WARNING: 1 of these groups span" in text
     assert "a.mp3 = b.mp3 = c.mp3  (training, test)" in text
-    assert "WARNING" not in str(replace(report, duplicate_clips=report.duplicate_clips[1:]))
+    assert "groups span" not in str(replace(report, duplicate_clips=report.duplicate_clips[1:]))
 
 
 def test_files_that_differ_only_outside_the_middle_are_no_duplicates(data):
@@ -105,7 +108,7 @@ def test_files_that_differ_only_outside_the_middle_are_no_duplicates(data):
             {
                 "1.mp3": (b"a" + body, "Rock", "train", ""),
                 "2.mp3": (b"b" + body, "Rock", "train", ""),
-                "3.mp3": (body + b"c", "Rock", "train", ""),
+                "3.mp3": (body + b"c", "Pop", "train", ""),
             }
         )
     )
@@ -113,14 +116,14 @@ def test_files_that_differ_only_outside_the_middle_are_no_duplicates(data):
 
 
 def test_empty_files_are_neither_duplicates_nor_missing(data):
-    report = audit(data({"1.mp3": (b"", "Rock", "train", ""), "2.mp3": (b"", "Rock", "test", "")}))
+    report = audit(data({"1.mp3": (b"", "Rock", "train", ""), "2.mp3": (b"", "Pop", "test", "")}))
     assert report.duplicate_clips == report.missing == []
 
 
 def test_a_folder_in_a_clips_place_is_not_read(data, tmp_path):
     (tmp_path / "1.mp3").mkdir()
     (tmp_path / "2.mp3").mkdir()
-    report = audit(data({"1.mp3": (None, "Rock", "train", ""), "2.mp3": (None, "Rock", "train", "")}))
+    report = audit(data({"1.mp3": (None, "Rock", "train", ""), "2.mp3": (None, "Pop", "train", "")}))
     assert report.duplicate_clips == report.missing == []
 
 
@@ -135,7 +138,7 @@ def test_whole_files_are_read_only_where_size_and_middle_agree(data, monkeypatch
     audit(
         data(
             {
-                "alone.mp3": (b"a" * 10, "Rock", "train", ""),
+                "alone.mp3": (b"a" * 10, "Pop", "train", ""),
                 "size1.mp3": (b"b" * 20, "Rock", "train", ""),
                 "size2.mp3": (b"c" * 20, "Rock", "train", ""),
                 "same1.mp3": (b"d" * 30, "Rock", "train", ""),
@@ -148,7 +151,7 @@ def test_whole_files_are_read_only_where_size_and_middle_agree(data, monkeypatch
 
 
 def test_an_artist_in_two_splits_fails_the_audit_and_is_named(data):
-    report = audit(data({"1.mp3": (b"1", "Rock", "train", "AWOL"), "2.mp3": (b"2", "Rock", "test", "Awol")}))
+    report = audit(data({"1.mp3": (b"1", "Rock", "train", "AWOL"), "2.mp3": (b"2", "Pop", "test", "Awol")}))
     assert report.ok is report.to_dict()["ok"] is False
     assert [leak["artist_name"] for leak in report.artist_leaks] == ["AWOL"]
     assert "LEAK: 1 artist is in more than one split: AWOL (training 1, test 1)" in str(report)
@@ -163,7 +166,57 @@ def test_the_summary_has_a_line_a_genre_with_its_counts(data):
         ["Pop", "0", "1", "0", "1"],
         ["all", "1", "1", "0", "2"],
     ]
+    assert [" ".join(line) for line in lines[4:7]] == [f"WARNING: {gap}" for gap in report.gaps]
+    assert report.gaps[1:] == ("validation has no clips of Hip-Hop", "test has no clips")
     assert "artists: none is in more than one split" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("written", "there", "said"),
+    [
+        (
+            "{root}/fma_small/000/1.mp3",
+            "fma_small/fma_small/000/1.mp3",
+            r"there is .*/fma_small/fma_small/000/1\.mp3: move",
+        ),
+        ("Rock/1.MP3", "rock/1.mp3", r"tried .*/Rock/1\.MP3; there is .*/rock/1\.mp3: move"),
+        ("rock\\1.mp3", "rock/1.mp3", r"tried .*/rock\\1\.mp3; the table separates folders by \\: write /"),
+        (
+            "C:\\music\\1.mp3",
+            "1.mp3",
+            r"tried .*/C:\\music\\1\.mp3; drives are another .* relative to the CSV file's folder",
+        ),
+        ("c:/music/1.mp3", "1.mp3", "drives are another computer"),
+        ("/home/someone/else/1.mp3", None, r"tried /home/someone/else/1\.mp3; absolute paths may be another"),
+        ("rock/1.mp3", None, "no file of such a name is below .*: are the clips unpacked there"),
+    ],
+)
+def test_where_nothing_is_there_the_likely_cause_is_said_and_the_exit_code_is_2(tmp_path, capsys, written, there, said):
+    if there:
+        (tmp_path / there).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / there).write_bytes(b"x")
+    file = tmp_path / "clips.csv"
+    file.write_text(f"path,genre\n{written.format(root=tmp_path)},Rock\n2.wav,Pop\n")
+    for name in ("audit", "preprocess"):
+        code = cli.run([name, "--root", str(file), *(["--out", str(tmp_path / "set")] if name == "preprocess" else [])])
+        printed, error = capsys.readouterr()
+        assert code == 2
+        assert re.search(f"none of the 2 files is there; .*{said}", error), error
+        assert len(error.splitlines()) == 1
+        assert bool(printed) == (name == "audit")
+    assert not (tmp_path / "set").exists()
+    report = audit(file)
+    assert (report.ok, report.to_dict()["ok"], len(report.missing)) == (False, False, 2)
+
+
+def test_folders_that_are_read_as_splits_are_named(tmp_path):
+    for path in ("train/Pop/1.mp3", "train/Rock/1.mp3", "val/Pop/2.mp3", "val/Rock/2.mp3"):
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).write_bytes(path.encode())
+    report = audit(tmp_path)
+    assert report.by_split == {"training": 2, "validation": 2, "test": 0}
+    assert str(report).splitlines()[0] == f"{tmp_path}: train, val are read as splits, the folders in them as genres"
+    assert report.to_dict()["notes"] == report.notes
 
 
 def test_what_cannot_be_read_is_an_input_error(tmp_path):

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from mgc.collection import tracks
-from mgc.collection.splits import SPLITS, artist_leaks, draw_splits, leak_message
+from mgc.collection.splits import SPLITS, artist_leaks, draw_clips, draw_splits, gaps, leak_message
 from mgc.collection.tracks import SCHEMA, path_id, read_tracks
 from mgc.core.errors import InputError
 from mgc.core.storage import Folder
@@ -132,6 +132,99 @@ def test_only_visible_audio_files_inside_genre_folders_count(tmp_path):
     assert found.left_out == {"no_genre": 1, "not_audio": 2}
 
 
+def split_folders(root, names, genres=("blues", "rock"), path="{split}/{genre}/{split}.wav"):
+    for split in names:
+        for genre in genres:
+            file = root / path.format(split=split, genre=genre)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(b"RIFF")
+    return root
+
+
+@pytest.mark.parametrize("path", ["{split}/{genre}/1.wav", "{split}/{genre}/deep/1.wav", "{genre}/{split}/1.wav"])
+@pytest.mark.parametrize(
+    "names",
+    [("train", "val", "test"), ("Training", "valid", "testing"), ("TRAIN", "dev", "Test"), ("training", "validation")],
+)
+def test_folders_named_like_splits_are_splits_and_said_to_be(tmp_path, names, path):
+    found = read_tracks(split_folders(tmp_path, names, path=path))
+    assert found.genres == ("blues", "rock")
+    assert {(row["path"], row["split"], row["genre"]) for row in found.table.to_pylist()} == {
+        (path.format(split=name, genre=genre), split, genre)
+        for name, split in zip(names, SPLITS, strict=False)
+        for genre in ("blues", "rock")
+    }
+    (note,) = found.notes
+    assert "are read as splits" in note
+    assert all(name in note for name in names)
+
+
+def test_clips_beside_the_genres_of_a_split_have_none(tmp_path):
+    split_folders(tmp_path, ("train", "test"))
+    (tmp_path / "train" / "loose.wav").write_bytes(b"RIFF")
+    found = read_tracks(tmp_path)
+    assert (found.table.num_rows, found.left_out["no_genre"]) == (4, 1)
+
+
+@pytest.mark.parametrize(
+    ("paths", "said"),
+    [
+        (
+            ["train/rock/1.wav", "test/rock/1.wav", "pop/1.wav"],
+            r"test, train is named like a split, pop is not; rename",
+        ),
+        (
+            ["train/rock/1.wav", "train/pop/1.wav"],
+            r"one folder only \(train\), which is named like a split; give .*/train",
+        ),
+        (["val/a/1.wav", "valid/a/1.wav", "train/a/1.wav", "train/b/1.wav"], "two of train, val, valid name the same"),
+        (["train/1.wav", "test/2.wav"], "no folder of a genre in them"),
+        (["train/train/1.wav", "test/rock/2.wav"], "and, in them, train are named like splits"),
+        (["rock/train/1.wav", "rock/test/1.wav", "pop/live/1.wav"], "some genres have folders named test, train"),
+        (["rock/train/1.wav", "rock/test/1.wav", "pop/1.wav"], "some genres have folders named test, train"),
+        (["train/rock/1.wav", "test/rock/2.wav"], r"audio in one folder only \(rock\)"),
+    ],
+)
+def test_folders_that_may_be_splits_or_genres_are_refused(tmp_path, paths, said):
+    for path in paths:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(b"RIFF")
+    with pytest.raises(InputError, match=said):
+        read_tracks(tmp_path)
+
+
+def test_an_album_named_like_a_split_is_none(tmp_path):
+    genre_folders(tmp_path, clips=1)
+    (tmp_path / "rock" / "Test").mkdir()
+    (tmp_path / "rock" / "Test" / "1.wav").write_bytes(b"RIFF")
+    found = read_tracks(tmp_path)
+    assert (found.genres, found.notes) == (("blues", "rock"), ())
+
+
+def test_the_list_of_endings_follows_the_decoder(tmp_path):
+    genre_folders(tmp_path, clips=1)
+    for name in ("rock/a.opus", "rock/b.oga", "rock/c.mp2", "blues/d.M4A", "blues/e.wma", "blues/cover.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    found = read_tracks(tmp_path)
+    assert {"rock/a.opus", "rock/b.oga", "rock/c.mp2"} < set(found.table["path"].to_pylist())
+    assert found.table.num_rows == 5
+    assert found.left_out == {"no_genre": 0, "not_audio": 1, "no_decoder": 2}
+
+
+def test_music_in_other_formats_alone_says_that_there_is_no_decoder_for_it(tmp_path):
+    for name in ("rock/a.m4a", "blues/b.aac"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(InputError, match=r"no folder with audio in it; mgc has no decoder for \.aac, \.m4a, convert"):
+        read_tracks(tmp_path)
+
+
+def test_a_csv_with_music_that_is_not_decoded_says_so(tmp_path):
+    found = read_tracks(write_csv(tmp_path, "path,genre\n1.M4A,Rock\n2.m4a,Pop\n3.mp3,Pop\n"))
+    assert found.table.num_rows == 3
+    assert found.notes == ("2 clips end in .m4a, for which mgc has no decoder: convert them to FLAC or MP3",)
+
+
 def test_a_copy_elsewhere_is_the_same_table_to_the_byte(tmp_path):
     here, there = genre_folders(tmp_path / "a"), tmp_path / "b"
     shutil.copytree(here, there)
@@ -174,6 +267,12 @@ def test_a_folder_without_two_genres_says_what_a_root_is(tmp_path):
         read_tracks(genre_folders(tmp_path, genres=("rock",)))
 
 
+def test_a_csv_of_one_genre_is_refused_as_a_folder_is(tmp_path):
+    for rows in ("1.mp3,Rock\n2.mp3,Rock\n", "1.mp3,Rock\n2.mp3,rock\n"):
+        with pytest.raises(InputError, match="all clips are of one genre, Rock; a model needs two"):
+            read_tracks(write_csv(tmp_path, f"path,genre\n{rows}"))
+
+
 def test_no_such_root_and_no_such_subset_are_named(tmp_path):
     with pytest.raises(InputError, match="nowhere: no such file or folder"):
         read_tracks(tmp_path / "nowhere")
@@ -204,7 +303,7 @@ def test_a_csv_gives_its_split_artist_title_and_duration(tmp_path):
         '"a, b/1.mp3",sad,Rock,TRAIN, The  Who ,"My\nGeneration",198.5\n'
         "\n"
         "./x/../2.mp3,,Blues,val,,,\n"
-        "3.mp3,,Blues,test\n",
+        "3.mp3,,Blues,Testing\n4.mp3,,Blues,dev\n",
     )
     found = read_tracks(file)
     rows = {row["path"]: row for row in found.table.to_pylist()}
@@ -221,15 +320,15 @@ def test_a_csv_gives_its_split_artist_title_and_duration(tmp_path):
         "title": "My\nGeneration",
         "duration": 198.5,
     }
-    assert (rows["2.mp3"]["split"], rows["3.mp3"]["split"]) == ("validation", "test")
+    assert [rows[f"{i}.mp3"]["split"] for i in (2, 3, 4)] == ["validation", "test", "validation"]
     assert rows["2.mp3"]["artist_id"] is rows["2.mp3"]["artist_name"] is rows["2.mp3"]["duration"] is None
 
 
 def test_absolute_paths_inside_the_folder_are_the_relative_ones_and_outside_stay(tmp_path):
-    relative = read_tracks(write_csv(tmp_path, "path,genre\nsub/1.mp3,Rock\n"))
-    absolute = read_tracks(write_csv(tmp_path, f"path,genre\n{tmp_path}/sub/1.mp3,Rock\n"))
+    relative = read_tracks(write_csv(tmp_path, "path,genre\nsub/1.mp3,Rock\n2.mp3,Pop\n"))
+    absolute = read_tracks(write_csv(tmp_path, f"path,genre\n{tmp_path}/sub/1.mp3,Rock\n2.mp3,Pop\n"))
     assert absolute.table.equals(relative.table)
-    rows = f"/music/1.mp3,Rock\n../2.mp3,Rock\n{tmp_path}/../3.mp3,Rock\n"
+    rows = f"/music/1.mp3,Rock\n../2.mp3,Rock\n{tmp_path}/../3.mp3,Pop\n"
     outside = read_tracks(write_csv(tmp_path, f"path,genre\n{rows}"))
     assert set(outside.table["path"].to_pylist()) == {"/music/1.mp3", "../2.mp3", f"{tmp_path.parent}/3.mp3"}
     assert (outside.audio_root / "/music/1.mp3").path == Path("/music/1.mp3")
@@ -262,7 +361,7 @@ def test_the_order_of_a_csvs_lines_does_not_matter(tmp_path):
         ("path,genre\n1.mp3\n", "line 2: genre is empty"),
         ("path,genre\n,Rock\n", "line 2: path is empty"),
         ("path,genre\n1.mp3,Rock\n\n./1.mp3,Rock\n", r"line 4: path='\./1\.mp3' is on line 2 already"),
-        ("path,genre,split\n1.mp3,Rock,train\n2.mp3,Rock,dev\n", "line 3: split='dev'; expected one of training"),
+        ("path,genre,split\n1.mp3,Rock,train\n2.mp3,Rock,held\n", "line 3: split='held'; expected one of training"),
         ("path,genre,split\n1.mp3,Rock,train\n2.mp3,Rock\n", "line 3: split=''"),
         ("path,genre,duration\n1.mp3,Rock,3:20\n", "line 2: duration='3:20' is no number"),
         ("path,genre\n1, 2.mp3,Rock\n", "line 2: 3 cells under 2 columns; .*double quotes"),
@@ -275,10 +374,82 @@ def test_a_line_of_a_csv_that_cannot_be_used_is_named(tmp_path, text, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_a_csv_is_read_by_its_byte_order_mark(tmp_path, encoding):
+    text = "path,genre,artist\n1.mp3,Électro,Zoé\n2.mp3,Rock,Ж\n"
+    mark = "\ufeff" if encoding[-3:] in ("-le", "-be") else ""
+    (tmp_path / "clips.csv").write_bytes((mark + text).encode(encoding))
+    found = read_tracks(tmp_path / "clips.csv")
+    assert column_by_path(found, "genre") == {"1.mp3": "Électro", "2.mp3": "Rock"}
+    assert column_by_path(found, "artist_name") == {"1.mp3": "Zoé", "2.mp3": "Ж"}
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-16-le", "utf-16-be"])
+def test_a_csv_in_another_encoding_is_to_be_saved_as_utf_8(tmp_path, encoding):
+    lines = "".join(f"{i}.mp3,Rock\n" for i in range(2000))
+    (tmp_path / "clips.csv").write_bytes(f"path,genre\n{lines}x.mp3,Électro\n".encode(encoding))
+    with pytest.raises(InputError, match=r"clips\.csv: .*not.* UTF-8.*; save it as UTF-8") as caught:
+        read_tracks(tmp_path / "clips.csv")
+    assert "\n" not in str(caught.value)
+    assert "\0" not in str(caught.value)
+
+
 def test_a_binary_file_as_root_says_what_a_root_is(tmp_path):
     (tmp_path / "a.mp3").write_bytes(b"\xff\xfb\x90\x64" * 50)
     with pytest.raises(InputError, match=r"a\.mp3: not readable as CSV: .*`root` is"):
         read_tracks(tmp_path / "a.mp3")
+
+
+# Names
+
+E_ACUTE, E_AND_ACUTE = "\u00c9", "E\u0301"
+"""«É» as one character, and as two."""
+
+
+def test_genres_that_differ_in_case_spacing_or_form_are_one_and_it_is_said(tmp_path):
+    rows = ["Rock", "rock", "Rock", " Rock  n  Roll", "rock n roll", f"{E_AND_ACUTE}lectro", f"{E_ACUTE}lectro"]
+    file = write_csv(tmp_path, "\n".join(["path,genre", *(f"{i}.mp3,{genre}" for i, genre in enumerate(rows))]))
+    found = read_tracks(file)
+    assert found.genres == ("Rock", "Rock n Roll", f"{E_ACUTE}lectro")
+    assert [note.partition(":")[0] for note in found.notes] == [f"one genre, {genre}" for genre in found.genres]
+    assert found.notes[0] == "one genre, Rock: 'Rock' × 2, 'rock' × 1"
+    assert "with decomposed letters" in found.notes[2]
+
+
+def test_folders_of_one_genre_are_one(tmp_path):
+    genre_folders(tmp_path, clips=3, genres=("Rock", "rock", f"{E_ACUTE}lectro", f"{E_AND_ACUTE}lectro"))
+    found = read_tracks(tmp_path)
+    assert Counter(found.table["genre"].to_pylist()) == {"Rock": 6, f"{E_ACUTE}lectro": 6}
+    assert len(found.notes) == 2
+    assert min(found.audio_root.sizes(found.table["path"].to_pylist())) > 0
+
+
+@pytest.mark.parametrize("written", [E_ACUTE, E_AND_ACUTE])
+@pytest.mark.parametrize("named", ["{0}/{0}.mp3", "{1}/{1}.mp3", "{0}/{1}.mp3", "../{1}/{1}{1}.mp3"])
+def test_files_are_found_however_their_names_are_composed(tmp_path, written, named):
+    there = named.format(E_ACUTE, E_AND_ACUTE)
+    root = tmp_path / "root"
+    (root / there).parent.mkdir(parents=True)
+    (root / there).write_bytes(b"x")
+    text = f"path,genre\n{there.replace(E_ACUTE, written).replace(E_AND_ACUTE, written)},Rock\n1.mp3,Pop\n"
+    found = read_tracks(write_csv(root, text))
+    assert set(found.table["path"].to_pylist()) == {there, "1.mp3"}
+
+
+def test_ids_and_splits_do_not_depend_on_how_the_disk_composes(tmp_path):
+    text = "\n".join(["path,genre", *(f"{E_ACUTE}{i}.mp3,{('Rock', 'Pop')[i % 2]}" for i in range(20))])
+    tables = []
+    for letter in (E_ACUTE, E_AND_ACUTE):
+        folder = tmp_path / str(len(letter))
+        folder.mkdir()
+        for i in range(20):
+            (folder / f"{letter}{i}.mp3").write_bytes(b"x")
+        found = read_tracks(write_csv(folder, text))
+        assert min(found.audio_root.sizes(found.table["path"].to_pylist())) == 1
+        tables.append(found.table.select(["track_id", "genre", "split"]))
+        known = dict(zip(found.table["path"].to_pylist(), ["test"] * 20, strict=True))
+        assert set(read_tracks(folder / "clips.csv", known_splits=lambda known=known: known).table["split"].to_pylist()) == {"test"}
+    assert tables[0].equals(tables[1])
 
 
 # Drawing splits
@@ -340,6 +511,82 @@ def test_a_genre_reckons_with_the_artists_that_another_genre_has_dealt():
     drawn = draw_splits([*shared, *shared, *own], ["Pop"] * 10 + ["Rock"] * 12, seed=0)
     assert Counter(drawn[:10]) == {"training": 8, "validation": 1, "test": 1}
     assert Counter(drawn[10:]) == {"training": 10, "validation": 1, "test": 1}
+
+
+# Drawing clips
+
+
+def collection_of(counts):
+    """Splits, genres and ids of so many clips by split and genre."""
+    cells = [cell for cell, count in counts.items() for _ in range(count)]
+    return [split for split, _ in cells], [genre for _, genre in cells], list(range(100, 100 + len(cells)))
+
+
+FMA_LIKE = {
+    (split, f"g{i}"): count for split, count in (("training", 80), ("validation", 10), ("test", 10)) for i in range(8)
+}
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 5, 8, 10, 24, 40, 100, 799, 800, 5000])
+def test_a_limit_keeps_splits_and_genres_in_proportion_and_each_if_it_can(limit):
+    splits, genres, ids = collection_of(FMA_LIKE)
+    drawn = draw_clips(splits, genres, ids, limit)
+    assert len(drawn) == len(set(drawn)) == min(limit, 800)
+    assert drawn == sorted(drawn)
+    by_split = Counter(splits[i] for i in drawn)
+    cells = Counter((splits[i], genres[i]) for i in drawn)
+    assert len(by_split) == min(limit, 3)
+    for split in by_split:
+        here = [cells[split, f"g{i}"] for i in range(8)]
+        assert max(here) - min(here) <= 1
+    if limit >= 40:
+        assert by_split["training"] == pytest.approx(0.8 * min(limit, 800), abs=1)
+        assert len(cells) == (16 if limit == 40 else 24)  # of 4 clips for validation
+
+
+def test_five_clips_are_of_all_splits_and_validation_is_of_a_genre_that_is_trained():
+    splits, genres, ids = collection_of(FMA_LIKE)
+    drawn = [(splits[i], genres[i]) for i in draw_clips(splits, genres, ids, 5)]
+    assert Counter(split for split, _ in drawn) == {"training": 3, "validation": 1, "test": 1}
+    trained = {genre for split, genre in drawn if split == "training"}
+    assert len(trained) == 3
+    assert {genre for _, genre in drawn} == trained
+
+
+def test_a_rare_genre_is_drawn_too_and_none_more_often_than_it_is_there():
+    splits, genres, ids = collection_of({("training", "Rock"): 96, ("training", "Jazz"): 2, ("test", "Rock"): 2})
+    drawn = Counter((splits[i], genres[i]) for i in draw_clips(splits, genres, ids, 10))
+    assert drawn == {("training", "Rock"): 8, ("training", "Jazz"): 1, ("test", "Rock"): 1}
+    drawn = Counter((splits[i], genres[i]) for i in draw_clips(splits, genres, ids, 100))
+    assert drawn[("training", "Jazz")] == 2
+
+
+def test_which_clips_are_drawn_depends_neither_on_their_order_nor_on_the_limit():
+    splits, genres, ids = collection_of(FMA_LIKE)
+    drawn = {ids[i] for i in draw_clips(splits, genres, ids, 50)}
+    order = random.Random(0).sample(range(800), 800)
+    shuffled = [[values[i] for i in order] for values in (splits, genres, ids)]
+    assert {shuffled[2][i] for i in draw_clips(*shuffled, 50)} == drawn
+    assert drawn < {ids[i] for i in draw_clips(splits, genres, ids, 200)}
+
+
+# Gaps
+
+
+def test_splits_that_lack_genres_are_named():
+    def said(*cells, genres=("Folk", "Pop", "Rock")):
+        names = ("split", "genre")
+        rows = [dict(zip(names, cell, strict=True)) for cell in cells]
+        return gaps(pa.Table.from_pylist(rows, schema=pa.schema([(name, pa.string()) for name in names])), genres)
+
+    whole = [(split, genre) for split in SPLITS for genre in ("Folk", "Pop", "Rock")]
+    assert said(*whole) == []
+    assert said(*(cell for cell in whole if cell != ("validation", "Pop"))) == ["validation has no clips of Pop"]
+    assert said(*whole[1:]) == ["training has no clips of Folk, which no model can learn then"]
+    assert said(*whole[:3]) == ["validation has no clips", "test has no clips"]
+    many = [f"g{i}" for i in range(9)]
+    lines = said(*[("training", genre) for genre in many], ("test", "g0"), ("validation", "g8"), genres=many)
+    assert lines[1] == "test has no clips of g1, g2, g3, g4, g5 and 3 more genres"
 
 
 # Leaks

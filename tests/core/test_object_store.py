@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -12,13 +11,12 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-import boto3
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from moto.server import ThreadedMotoServer
+from helpers.object_store import BUCKET, Store, contents
 
 from mgc import cli
 from mgc.collection import tracks
@@ -37,61 +35,16 @@ from mgc.features.verify import verify
 from mgc.tracking.store import client, open_store
 from mgc.training.train import train
 
-BUCKET = "music"
 CLIPS = 15
 OPTIONS = {"clips_per_shard": 4, "max_quarantined": 0.1, "min_seconds": 1.0}
 FLAGS = [word for name, value in OPTIONS.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
-class Store:
-    """An S3 server on loopback, and an eye on it that is not the one under test."""
-
-    def __init__(self, port=0):
-        self.server = ThreadedMotoServer("127.0.0.1", port, verbose=False)
-        self.server.start()
-        self.endpoint = "{}:{}".format(*self.server.get_host_and_port())
-        keys = {"aws_access_key_id": "KEY", "aws_secret_access_key": "SECRET", "region_name": "us-east-1"}
-        self.s3 = boto3.client("s3", endpoint_url=f"http://{self.endpoint}", **keys)
-
-    def uri(self, path, *, bucket=BUCKET):
-        """A path's URI with all that is needed to reach it, so that Ray's workers need no environment."""
-        return f"s3://KEY:SECRET@{bucket}/{path}?endpoint_override={self.endpoint}&scheme=http&region=us-east-1"
-
-    @property
-    def environment(self):
-        """What a user would set, so that ``s3://bucket/path`` is enough."""
-        keys = {"AWS_ACCESS_KEY_ID": "KEY", "AWS_SECRET_ACCESS_KEY": "SECRET", "AWS_DEFAULT_REGION": "us-east-1"}
-        return os.environ | keys | {"AWS_ENDPOINT_URL": f"http://{self.endpoint}"}
-
-    def upload(self, folder, prefix, *, bucket=BUCKET):
-        for path, data in contents(folder).items():
-            self.s3.put_object(Bucket=bucket, Key=f"{prefix}/{path}", Body=data)
-
-    def contents(self, prefix, *, bucket=BUCKET):
-        """Bytes by path of all objects below a prefix; of every object, whatever it is."""
-        found = self.s3.list_objects_v2(Bucket=bucket, Prefix=f"{prefix}/").get("Contents", [])
-        assert len(found) < 1000
-        return {
-            entry["Key"].removeprefix(f"{prefix}/"): self.s3.get_object(Bucket=bucket, Key=entry["Key"])["Body"].read()
-            for entry in found
-        }
-
-    def times(self, prefix):
-        found = self.s3.list_objects_v2(Bucket=BUCKET, Prefix=f"{prefix}/")["Contents"]
-        return {entry["Key"]: entry["LastModified"] for entry in found}
-
-
 @pytest.fixture(scope="module")
 def store():
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     store = Store()
-    store.s3.create_bucket(Bucket=BUCKET)
     yield store
     store.server.stop()
-
-
-def contents(folder):
-    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 def noise(seed):

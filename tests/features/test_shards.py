@@ -173,6 +173,15 @@ def test_a_failed_write_leaves_what_was_there_and_nothing_else(collection, monke
     assert list(target.parent.iterdir()) == [target]
 
 
+def test_an_mp3_that_begins_with_something_else_becomes_the_same_row(collection, fma_clip):
+    mp3 = fma_clip.read_bytes()
+    (collection / "training0.wav").write_bytes(mp3)
+    (collection / "training1.wav").write_bytes(b"\r\n" + bytes(5000) + mp3)  # and with another ending
+    rows = pq.read_table(write(collection, collection / "set")).to_pylist()
+    whole, behind = (next(row for row in rows if row["path"] == f"training{i}.wav") for i in (0, 1))
+    assert (behind["seconds"], behind["logmel"]) == (whole["seconds"], whole["logmel"])
+
+
 # Clips that take their process with them
 
 

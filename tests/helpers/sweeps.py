@@ -44,7 +44,7 @@ def begun(features, folder, base=SMALL, space=None, **settings) -> SweepFolder:
     parent = tracking.Run.start(uri, tracking.EXPERIMENT, name=folder.name, step="tune", config={})
     place, fingerprint = str(features.folder), features.manifest.fingerprint
     sweep = SweepFolder(
-        folder, place, fingerprint, base.to_dict(), space or {}, SweepConfig(**settings), uri, parent.id
+        Folder.at(folder), place, fingerprint, base.to_dict(), space or {}, SweepConfig(**settings), uri, parent.id
     )
     sweep.write()
     return sweep

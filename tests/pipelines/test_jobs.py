@@ -226,3 +226,54 @@ def test_a_submitted_job_refuses_a_relative_out_and_says_why(head, collection):
     assert done.returncode != 0
     assert "--out features: must be absolute in a Ray job" in done.stdout
     assert not (REPO / "features").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", ["train.py", "sweep.py", "end_to_end.py"])
+def test_every_job_refuses_relative_places_and_wrong_flags_before_anything_is_written(head, job, tmp_path):
+    root = ["--root", tmp_path] if job == "end_to_end.py" else []
+    set_ = make_features(tmp_path / "set").folder.path
+    for flags, said in (
+        (["--features", "set"], "--features set: must be absolute in a Ray job"),
+        (["--features", set_, "--storage", "state"], "--storage state: must be absolute in a Ray job"),
+        (["--features", set_, "--no-such-flag"], "no-such-flag"),
+    ):
+        done = submit(head, f"pipelines/{job}", *root, *flags)
+        assert done.returncode != 0
+        assert said in done.stdout, done.stdout
+        assert "Traceback" not in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+SMALL = ["--preset", "plain_cnn", "--channels", "4", "8", "--epochs", "2", "--json"]
+
+
+@pytest.mark.slow
+def test_the_training_job_keeps_its_state_and_its_run_beside_the_features(head, tmp_path):
+    features = make_features(tmp_path / "set").folder.path
+    command = ["pipelines/train.py", "--features", features, *SMALL, "--workers", "2", "--storage", tmp_path / "state"]
+    done = submit(head, *command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "train: 44 clips, 12 for validation, on 2 CPU workers" in done.stdout
+    assert "train: 2/2 epochs" in done.stdout
+    assert "\x1b" not in done.stdout.split("train: ", 1)[1].split("Job '")[0]  # fit for a file
+    (checkpoint,) = (tmp_path / "state" / "checkpoints").iterdir()
+    assert sorted(path.name for path in checkpoint.iterdir()) == ["model.json", "model.safetensors"]
+    assert (tmp_path / "mlflow_runs" / "mlflow.db").exists()
+
+
+@pytest.mark.slow
+def test_one_job_goes_from_clips_to_a_champion_and_again_to_the_same(head, collection, tmp_path):
+    command = ["pipelines/end_to_end.py", "--root", collection, "--features", tmp_path / "set", *SMALL, "--name", "all"]
+    command += ["--trials", "1", "--top", "1", "--seeds", "2", "--without"]
+    results = []
+    for _ in range(2):
+        done = submit(head, *command)
+        assert done.returncode == 0, done.stdout + done.stderr
+        (line,) = [line for line in done.stdout.splitlines() if line.startswith("{")]
+        results.append(json.loads(line))
+    first, again = results
+    assert first["champion"]["champion"] == first["winner_run_id"]
+    assert again["test"] == first["test"]  # the test split was looked at once
+    assert again["champion"]["champion"] == first["winner_run_id"]
+    assert "artists: none is in more than one split" in done.stdout

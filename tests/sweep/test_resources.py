@@ -61,6 +61,31 @@ def test_what_there_is_is_shared_out(cpus, gpus, settings, expected):
     assert shared(cpus, gpus, **settings) == expected
 
 
+@pytest.mark.parametrize(
+    ("gpus", "settings", "expected"),
+    [
+        (0, {}, (None, 1.0, 0.0)),
+        (0, {"concurrent": 5}, (5, 1.0, 0.0)),
+        (0, {"cpus_per_trial": 4}, (None, 4.0, 0.0)),
+        (0, {"gpus_per_trial": 1}, (None, 1.0, 1.0)),  # there is none yet: it is waited for
+        (2, {}, (None, 1.0, 1.0)),
+        (2, {"gpus_per_trial": 0.25, "concurrent": 16}, (16, 1.0, 0.25)),
+        (0, {"workers_per_trial": 2}, (1, 1.0, 0.0)),
+        (0, {"workers_per_trial": 2, "gpus_per_trial": 2}, (1, 1.0, 1.0)),
+    ],
+)
+def test_of_a_cluster_each_trial_asks_for_what_the_flags_say(gpus, settings, expected):
+    concurrent, resources = share(SweepConfig(**settings), 2, float(gpus), cluster=True)
+    assert (concurrent, resources["cpu"], resources["gpu"]) == expected
+
+
+def test_cpus_of_a_trial_on_one_machine():
+    assert shared(16, 0, cpus_per_trial=4) == (4, 4.0, 0.0)
+    assert shared(16, 1, cpus_per_trial=4) == (1, 4.0, 1.0)
+    with pytest.raises(InputError, match="there are 2 CPUs"):
+        shared(2, 0, cpus_per_trial=4)
+
+
 @pytest.mark.parametrize(("concurrent", "each"), [(3, 0.5), (5, 0.3333), (6, 0.3333), (7, 0.25)])
 def test_a_trial_fits_on_one_of_several_gpus(concurrent, each):
     """Ray gives no trial parts of two."""

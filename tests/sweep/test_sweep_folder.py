@@ -8,13 +8,13 @@ import pytest
 from helpers.sweeps import SMALL, begun
 
 from mgc.config import SweepConfig
-from mgc.core.atomic_files import write_text
 from mgc.core.errors import InputError
+from mgc.core.storage import Folder
 from mgc.dataset.protocols import learning_set
 from mgc.features.feature_set import FeatureSet
 from mgc.model import checkpoint
 from mgc.model.cnn import GenreCNN
-from mgc.sweep import sweep_folder, tune
+from mgc.sweep import tune
 from mgc.sweep.sweep_folder import OUTCOME, RUN_ID, SEARCHED, STATUS, SWEEP, TASK, SweepFolder, Task, trial_name
 from mgc.tracking import runs as tracking
 from mgc.tracking.runs import Run
@@ -33,6 +33,11 @@ def trial(a_sweep):
     return a_sweep.trial("trial 1")
 
 
+def beside(a_sweep, name):
+    sweeps, _ = a_sweep.folder.parent
+    return sweeps / name
+
+
 def task_of(a_sweep, name="trial 1", differences=DIFFERENCES, seed=0):
     return Task(name, differences, seed, a_sweep.parent_run_id)
 
@@ -46,7 +51,7 @@ def begin(a_sweep, task, leak=""):
 
 def keep(trial, features):
     """What a finished fit leaves."""
-    trial.folder.mkdir(exist_ok=True)
+    trial.folder.make()
     data = learning_set(features, SMALL)
     figures = {"epochs": 3, "best_epoch": 2, "train_accuracy": 0.5, "val_accuracy": 0.25, "val_loss": 1.0}
     card = checkpoint.Card(SMALL, data.genres, data.spec, data.fingerprint, figures)
@@ -72,7 +77,7 @@ def raw(run):
     ],
 )
 def test_a_sweep_is_read_as_it_was_written(a_sweep, settings):
-    written = replace(a_sweep, folder=a_sweep.folder.with_name("other"), config=settings)
+    written = replace(a_sweep, folder=beside(a_sweep, "other"), config=settings)
     written.write()
     read = SweepFolder.read(written.folder)
     assert read == written
@@ -81,25 +86,20 @@ def test_a_sweep_is_read_as_it_was_written(a_sweep, settings):
     assert read.parent == Run(a_sweep.uri, a_sweep.parent_run_id)
 
 
-def test_a_sweep_is_written_once(a_sweep):
-    with pytest.raises(FileExistsError):
-        a_sweep.write()
-
-
 def test_an_unknown_sweep_is_answered_with_those_there_are(a_sweep):
     with pytest.raises(InputError) as caught:
-        SweepFolder.read(a_sweep.folder.with_name("nothing"))
+        SweepFolder.read(beside(a_sweep, "nothing"))
     assert str(caught.value) == "`resume=nothing`: no such sweep; there are: a sweep"
-    replace(a_sweep, folder=a_sweep.folder.with_name("Zwei")).write()
-    (a_sweep.folder.parent / "no sweep").mkdir()
+    replace(a_sweep, folder=beside(a_sweep, "Zwei")).write()
+    beside(a_sweep, "no sweep").make()
     with pytest.raises(InputError, match=r"there are: Zwei, a sweep$"):
-        SweepFolder.read(a_sweep.folder.with_name("no sweep"))
+        SweepFolder.read(beside(a_sweep, "no sweep"))
     with pytest.raises(InputError, match=r"no such sweep; there are: none$"):
         SweepFolder.read(a_sweep.folder / "x")
 
 
 def test_a_damaged_sweep_is_one_line_that_names_the_file(a_sweep):
-    file = a_sweep.folder / SWEEP
+    file = a_sweep.folder.path / SWEEP
     whole = file.read_text()
     facts = json.loads(whole)
     damaged = ["", whole[:-9], "null", "[]", "3", '"text"', "{}", "\udcff", json.dumps({**facts, "more": 1})]
@@ -162,7 +162,7 @@ def test_a_trial_killed_while_it_begins_finds_its_run_again(a_sweep, trial, mome
 
     trial.assign(task_of(a_sweep))
     with monkeypatch.context() as patch:
-        patch.setattr(*((Run, "features") if moment == "features" else (sweep_folder, "write_text")), die)
+        patch.setattr(*((Run, "features") if moment == "features" else (Folder, "write")), die)
         with pytest.raises(SystemExit):
             trial.begin("")
     assert trial.run is None
@@ -182,8 +182,9 @@ def test_a_run_is_not_found_by_another_draw_seed_or_sweep(a_sweep, features, tmp
         (a_sweep, task_of(a_sweep, differences={"model.dropout": 0.5})),
         (other_sweep, task_of(other_sweep)),
     ]
-    written = sweep_folder.write_text
-    monkeypatch.setattr(sweep_folder, "write_text", lambda text, file: file.name != RUN_ID and written(text, file))
+    written = Folder.write
+    unless_run_id = lambda folder, name, data: name != RUN_ID and written(folder, name, data)  # noqa: E731
+    monkeypatch.setattr(Folder, "write", unless_run_id)
     runs = [begin(mine, task) for mine, task in tasks]
     assert len({run.id for run in runs}) == 4
     assert [begin(mine, task) for mine, task in tasks] == runs
@@ -210,7 +211,7 @@ def test_an_end_is_told_once(a_sweep, trial, features, outcome, status):
     trial.end(outcome, "for another reason")
     assert raw(run).info.end_time == first.info.end_time
     assert raw(run).data.tags == first.data.tags
-    assert (trial.folder / OUTCOME).exists() == (outcome != "kept")
+    assert bool(trial.folder.kind(OUTCOME)) == (outcome != "kept")
 
 
 def test_a_run_left_running_although_its_model_is_kept_is_finished(a_sweep, trial, features):
@@ -226,11 +227,11 @@ def test_a_run_left_running_although_its_model_is_kept_is_finished(a_sweep, tria
 
 
 def test_a_model_whose_state_is_still_there_is_not_kept(trial, features):
-    (trial.sweep.folder / "trials" / "trial 1").mkdir()
+    trial.folder.make()
     keep(trial, features)
-    (trial.folder / STATE).write_text("")
+    trial.folder.write(STATE, b"")
     assert trial.outcome is None
-    (trial.folder / STATE).unlink()
+    trial.folder.remove(STATE)
     assert trial.outcome == "kept"
 
 
@@ -253,7 +254,7 @@ def test_the_trials_of_a_search_are_those_that_have_a_task_in_their_order(a_swee
     assert names[:2] == ["trial 1", "trial 2"]
     for name in [*names, "trial 13", "again trial 1, seed 2"]:
         a_sweep.trial(name).assign(task_of(a_sweep, name))
-    a_sweep.trial("trial 12").folder.mkdir()  # of a process that was killed before it gave it anything to do
+    a_sweep.trial("trial 12").folder.make()  # of a process that was killed before it gave it anything to do
     assert [each.name for each in a_sweep.searched()] == names
 
 
@@ -267,7 +268,7 @@ def test_a_task_is_read_as_it_was_given(a_sweep, trial):
 
 
 def test_a_task_of_a_version_with_population_based_training_is_read(trial):
-    trial.folder.mkdir()
+    trial.folder.make()
     facts = {
         "name": "trial 1",
         "course": [[1, DIFFERENCES]],
@@ -276,12 +277,12 @@ def test_a_task_of_a_version_with_population_based_training_is_read(trial):
         "until": None,
         "own_from": 1,
     }
-    (trial.folder / TASK).write_text(json.dumps(facts))
+    trial.folder.write(TASK, json.dumps(facts).encode())
     assert trial.task == Task("trial 1", DIFFERENCES, 7, "a run")
 
 
 def test_a_sweep_of_population_based_training_is_refused_in_one_line(a_sweep):
-    file = a_sweep.folder / SWEEP
+    file = a_sweep.folder.path / SWEEP
     file.write_text(file.read_text().replace('"search": "tpe"', '"search": "pbt"'))
     with pytest.raises(InputError) as caught:
         SweepFolder.read(a_sweep.folder)
@@ -293,7 +294,7 @@ def test_a_sweep_of_population_based_training_is_refused_in_one_line(a_sweep):
 def test_a_search_that_is_over_finishes_the_runs_that_their_processes_could_not(a_sweep, features):
     begin(a_sweep, task_of(a_sweep))
     keep(a_sweep.trial("trial 1"), features)
-    write_text(json.dumps(["trial 1"]), a_sweep.folder / SEARCHED)
+    a_sweep.folder.write(SEARCHED, b'["trial 1"]')
     (mine,) = tune._search(a_sweep, None)
     assert mine.run.record().status == "FINISHED"
     assert mine.run.record().tags[tracking.OUTCOME_TAG] == "kept"
@@ -301,7 +302,7 @@ def test_a_search_that_is_over_finishes_the_runs_that_their_processes_could_not(
 
 def test_the_run_of_a_trial_is_what_its_folder_says(a_sweep, trial):
     run = begin(a_sweep, task_of(a_sweep))
-    assert (trial.folder / RUN_ID).read_text() == run.id
+    assert trial.folder.read(RUN_ID).decode() == run.id
     assert SweepFolder.read(a_sweep.folder).trial("trial 1").run == run
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from mgc.config import AugmentConfig, ModelConfig, OptimConfig, TrainConfig
 from mgc.core.errors import InputError
+from mgc.core.storage import Folder
 from mgc.dataset import augment
 from mgc.dataset.batches import batches, order
 from mgc.dataset.protocols import learning_set
@@ -165,8 +166,8 @@ def test_a_damaged_state_costs_no_checkpoint_and_can_be_deleted(data, tmp_path):
     assert f"{state}: damaged" in (message := refused(PLAIN, data, tmp_path))
     assert "delete it to begin anew" in message
     assert same(weights(tmp_path), before)
-    discard(tmp_path)
-    discard(tmp_path)
+    discard(Folder.at(tmp_path))
+    discard(Folder.at(tmp_path))
     assert figures(fit(PLAIN, data, tmp_path).history) == figures(fitted.history)
     assert same(weights(tmp_path), before)
 
@@ -370,17 +371,17 @@ def test_a_fit_of_everything_interrupted_ends_as_an_undisturbed_one_bit_for_bit(
 
 
 def test_the_epochs_behind_a_fit_are_those_it_told(data, tmp_path):
-    assert history(tmp_path / "nowhere") == history(tmp_path) == []
+    assert history(Folder.at(tmp_path / "nowhere")) == history(Folder.at(tmp_path)) == []
     told = []
 
     def hear(point):
         told.append(point)
-        assert history(tmp_path) == told
+        assert history(Folder.at(tmp_path)) == told
 
     fitted = fit(PLAIN, data, tmp_path, on_epoch=hear)
-    assert history(tmp_path) == told == list(fitted.history)
-    discard(tmp_path)
-    assert history(tmp_path) == []
+    assert history(Folder.at(tmp_path)) == told == list(fitted.history)
+    discard(Folder.at(tmp_path))
+    assert history(Folder.at(tmp_path)) == []
 
 
 # Shared
@@ -423,4 +424,4 @@ def test_three_ranks_reach_what_one_process_reaches_with_clips_varied_and_weight
 def test_the_history_of_a_damaged_state_is_refused_in_one_line(tmp_path):
     (tmp_path / STATE).write_bytes(b"not a state")
     with pytest.raises(InputError, match=r"state\.safetensors: damaged .*; delete it to begin anew"):
-        history(tmp_path)
+        history(Folder.at(tmp_path))

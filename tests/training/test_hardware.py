@@ -6,12 +6,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.feature_sets import SHARDED_SPEC, make_sharded
 from helpers.fits import PLAIN
 
 from mgc.config import ModelConfig, OptimConfig, TrainConfig
 from mgc.core.errors import InputError
 from mgc.training import hardware
-from mgc.training.hardware import SHARE_OF_MEMORY, available_memory, clip_bytes, feed_for, fits_gpu, free_gpu_memory
+from mgc.training.hardware import (
+    SHARE_OF_MEMORY,
+    available_memory,
+    choose_feed,
+    clip_bytes,
+    feed_for,
+    fits_gpu,
+    free_gpu_memory,
+)
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 SHAPE = (100, 12, 18)
@@ -152,3 +161,100 @@ def test_the_limit_of_an_older_container_counts_too(machine):
     assert available_memory() == 400_000_000
     machine({f"{folder}/memory.limit_in_bytes": 9223372036854771712})  # no limit
     assert available_memory() == AVAILABLE
+
+
+# Before a feature set is loaded
+
+
+CLIP = 2 * SHARDED_SPEC.shape[0] * SHARDED_SPEC.shape[1]
+"""Bytes in memory."""
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """60, 20 and 13 clips."""
+    return make_sharded(tmp_path_factory.mktemp("places") / "set", training=(30, 30), validation=(20,), test=(13,))
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    """Set how much memory is free, here; a cluster of this node alone has a large object store."""
+    monkeypatch.setattr(hardware, "smallest_object_store", lambda: ROOMY)
+    monkeypatch.setattr(hardware, "check_seen", lambda *_: None)
+    return lambda free: monkeypatch.setattr(hardware, "available_memory", lambda: free)
+
+
+@pytest.mark.parametrize(("config", "clips"), [(PLAIN, 80), (replace(PLAIN, split="random"), 93)])
+@pytest.mark.parametrize("on_ray", [False, True])
+def test_clips_that_fit_go_into_memory_and_others_stay_in_their_shards(small, memory, capsys, config, clips, on_ray):
+    need = clips * CLIP * (2 if on_ray else 1)  # beside this process's own, a copy for the workers
+    memory(round(need / hardware.SHARE_OF_MEMORY) + 10)
+    assert choose_feed(None, small, config, on_ray=on_ray) == ("memory", False)
+    assert f"features: {clips} clips in memory" in capsys.readouterr().err
+    memory(round(need / hardware.SHARE_OF_MEMORY) - 10)
+    assert choose_feed(None, small, config, on_ray=on_ray) == ("stream", True)
+    assert f"features: {clips} clips read from their shards" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("free", [0, 10**12])
+def test_the_flag_wins_whatever_is_free(small, memory, free):
+    memory(free)
+    assert choose_feed("stream", small, PLAIN) == ("stream", True)
+    assert choose_feed("memory", small, PLAIN) == ("memory", False)
+
+
+def test_what_was_decided_is_one_line_with_its_reason_on_standard_error(small, memory, capsys):
+    memory(2_345_000_000)
+    choose_feed(None, small, PLAIN)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "features: 80 clips in memory (0.00 GB; 2.3 GB of memory are free)\n"
+    memory(0)
+    choose_feed("memory", small, PLAIN)
+    assert "80 clips in memory (0.00 GB; 0.0 GB of memory are free)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("asked", "on_gpu", "beside", "chosen", "said"),
+    [
+        (None, ROOMY, ROOMY, ("device", False), "on the GPU"),
+        (None, ROOMY, SHORT, ("device", True), "on the GPU"),  # from the shards to the GPU
+        (None, SHORT, ROOMY, ("memory", False), "in memory"),
+        (None, SHORT, SHORT, ("stream", True), "read from their shards"),
+        ("device", SHORT, ROOMY, ("device", False), "on the GPU"),
+        ("memory", ROOMY, SHORT, ("memory", False), "in memory"),
+        ("stream", ROOMY, ROOMY, ("stream", True), "read from their shards"),
+    ],
+)
+def test_clips_live_on_a_gpu_with_room_for_them_and_a_step(
+    small, memory, monkeypatch, capsys, asked, on_gpu, beside, chosen, said
+):
+    memory(beside)
+    monkeypatch.setattr(hardware, "free_gpu_memory", lambda _: on_gpu)
+    assert choose_feed(asked, small, PLAIN, gpu=True) == chosen
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"features: 80 clips {said} (0.00 GB; {on_gpu / 1e9:.1f} GB are free on the GPU, ")
+
+
+def test_several_gpus_are_looked_at_by_their_workers(small, memory, monkeypatch, capsys):
+    monkeypatch.setattr(hardware, "free_gpu_memory", None)  # the driver may have no GPU
+    for free, lazily, where in ((ROOMY, False, "in memory"), (SHORT, True, "in their shards")):
+        memory(free)
+        assert choose_feed(None, small, PLAIN, gpu=True, on_ray=True) == (None, lazily)
+        assert f"80 clips {where}, and on each GPU with room for them (" in capsys.readouterr().err
+    assert choose_feed("device", small, PLAIN, gpu=True, on_ray=True) == ("device", True)
+
+
+def test_a_set_cannot_live_on_a_gpu_that_is_not_there(small):
+    with pytest.raises(InputError, match="this fit has no GPU"):
+        choose_feed("device", small, PLAIN)
+
+
+def test_clips_beyond_a_share_of_the_object_store_are_read_by_each_worker(small, memory, monkeypatch):
+    memory(ROOMY)
+    enough = 80 * CLIP / hardware.SHARE_OF_OBJECT_STORE
+    monkeypatch.setattr(hardware, "smallest_object_store", lambda: enough + 10)
+    assert choose_feed(None, small, PLAIN, on_ray=True) == ("memory", False)
+    monkeypatch.setattr(hardware, "smallest_object_store", lambda: enough - 10)
+    assert choose_feed(None, small, PLAIN, on_ray=True) == ("stream", True)
+    assert choose_feed("memory", small, PLAIN, on_ray=True) == ("memory", False)

@@ -13,6 +13,7 @@ import torch
 
 from mgc.config import PRESETS, ModelConfig, OptimConfig, TrainConfig
 from mgc.core.errors import InputError, RunError
+from mgc.core.storage import Folder
 from mgc.dataset.protocols import learning_set
 from mgc.model import checkpoint
 from mgc.training.fit_state import STATE, discard
@@ -60,9 +61,9 @@ def test_it_learns_and_keeps_the_best_validation_epoch(data, tmp_path):
         logits = model(torch.from_numpy(data.clips.mel_NFT[data.training]).float().unsqueeze(1))
     right = (logits.argmax(1).numpy() == data.clips.labels_N[data.training]).mean()
     assert fitted.train_accuracy == pytest.approx(right)
-    assert not is_kept(tmp_path)
-    discard(tmp_path)
-    assert is_kept(tmp_path)
+    assert not is_kept(Folder.at(tmp_path))
+    discard(Folder.at(tmp_path))
+    assert is_kept(Folder.at(tmp_path))
 
 
 def test_the_seed_decides_everything(data, tmp_path):

@@ -1,22 +1,21 @@
-"""Where a fit runs and where its clips are kept: as the flags say, else as it fits; and nothing impossible."""
+"""Where a fit runs: as the flags say, and nothing impossible."""
 
 from dataclasses import replace
 
 import pytest
 import torch
-from helpers.feature_sets import SHARDED_SPEC, make_sharded
+from helpers.feature_sets import make_sharded
 from helpers.fits import PLAIN, figures
 
 from mgc.core.errors import InputError
+from mgc.core.storage import Folder
 from mgc.dataset.protocols import learning_set
 from mgc.training import hardware
 from mgc.training import placement as places
 from mgc.training.loop import fit
-from mgc.training.placement import Place, choose_feed
+from mgc.training.placement import Place
 
 CPU = Place(1, gpu=False)
-CLIP = 2 * SHARDED_SPEC.shape[0] * SHARDED_SPEC.shape[1]
-"""Bytes in memory."""
 
 
 @pytest.fixture(scope="module")
@@ -25,92 +24,9 @@ def small(tmp_path_factory):
     return make_sharded(tmp_path_factory.mktemp("places") / "set", training=(30, 30), validation=(20,), test=(13,))
 
 
-@pytest.fixture
-def memory(monkeypatch):
-    """Set how much memory is free."""
-    return lambda free: monkeypatch.setattr(hardware, "available_memory", lambda: free)
-
-
-# Clips in memory or in their shards
-
-
-@pytest.mark.parametrize(("config", "clips"), [(PLAIN, 80), (replace(PLAIN, split="random"), 93)])
-@pytest.mark.parametrize("workers", [1, 3])
-def test_clips_that_fit_go_into_memory_and_others_stay_in_their_shards(small, memory, capsys, config, clips, workers):
-    place = Place(workers, gpu=False)
-    need = clips * CLIP * (1 if workers == 1 else 2)  # beside this process's own, a copy for the workers
-    memory(round(need / hardware.SHARE_OF_MEMORY) + 10)
-    assert choose_feed(None, small, config, place) == ("memory", False)
-    assert f"features: {clips} clips in memory" in capsys.readouterr().err
-    memory(round(need / hardware.SHARE_OF_MEMORY) - 10)
-    assert choose_feed(None, small, config, place) == ("stream", True)
-    assert f"features: {clips} clips read from their shards" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("free", [0, 10**12])
-def test_the_flag_wins_whatever_is_free(small, memory, free):
-    memory(free)
-    assert choose_feed("stream", small, PLAIN, CPU) == ("stream", True)
-    assert choose_feed("memory", small, PLAIN, CPU) == ("memory", False)
-
-
-def test_what_was_decided_is_one_line_with_its_reason_on_standard_error(small, memory, capsys):
-    memory(2_345_000_000)
-    choose_feed(None, small, PLAIN, CPU)
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err == "features: 80 clips in memory (0.00 GB; 2.3 GB of memory are free)\n"
-    memory(0)
-    choose_feed("memory", small, PLAIN, CPU)
-    assert "80 clips in memory (0.00 GB; 0.0 GB of memory are free)" in capsys.readouterr().err
-
-
 GPU = Place(1, gpu=True)
 ROOMY, SHORT = 10**12, 10**3
 """Bytes that are free."""
-
-
-@pytest.mark.parametrize(
-    ("asked", "on_gpu", "beside", "chosen", "said"),
-    [
-        (None, ROOMY, ROOMY, ("device", False), "on the GPU"),
-        (None, ROOMY, SHORT, ("device", True), "on the GPU"),  # from the shards to the GPU
-        (None, SHORT, ROOMY, ("memory", False), "in memory"),
-        (None, SHORT, SHORT, ("stream", True), "read from their shards"),
-        ("device", SHORT, ROOMY, ("device", False), "on the GPU"),
-        ("memory", ROOMY, SHORT, ("memory", False), "in memory"),
-        ("stream", ROOMY, ROOMY, ("stream", True), "read from their shards"),
-    ],
-)
-def test_clips_live_on_a_gpu_with_room_for_them_and_a_step(
-    small, memory, monkeypatch, capsys, asked, on_gpu, beside, chosen, said
-):
-    memory(beside)
-    monkeypatch.setattr(hardware, "free_gpu_memory", lambda _: on_gpu)
-    assert choose_feed(asked, small, PLAIN, GPU) == chosen
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"features: 80 clips {said} (0.00 GB; {on_gpu / 1e9:.1f} GB are free on the GPU, ")
-
-
-def test_several_gpus_are_looked_at_by_their_workers(small, memory, monkeypatch, capsys):
-    monkeypatch.setattr(hardware, "free_gpu_memory", None)  # the driver may have no GPU
-    for free, lazily, where in ((ROOMY, False, "in memory"), (SHORT, True, "in their shards")):
-        memory(free)
-        assert choose_feed(None, small, PLAIN, Place(2, gpu=True)) == (None, lazily)
-        assert f"80 clips {where}, and on each GPU with room for them (" in capsys.readouterr().err
-    assert choose_feed("device", small, PLAIN, Place(2, gpu=True)) == ("device", True)
-
-
-def test_clips_cannot_live_on_a_gpu_that_is_not_there(small):
-    with pytest.raises(InputError, match="this fit has no GPU"):
-        choose_feed("device", small, PLAIN, CPU)
-
-
-def test_a_set_can_be_asked_about_for_two_copies_without_a_place(small, memory):
-    memory(round(2 * 80 * CLIP / hardware.SHARE_OF_MEMORY) + 10)
-    assert choose_feed(None, small, PLAIN, copies=2) == ("memory", False)
-    memory(round(2 * 80 * CLIP / hardware.SHARE_OF_MEMORY) - 10)
-    assert choose_feed(None, small, PLAIN, copies=2) == ("stream", True)
 
 
 @pytest.mark.parametrize(
@@ -159,14 +75,14 @@ def gpus(monkeypatch):
     [
         (0, None, 1, Place(1, gpu=False), "CPU"),
         (0, 0, 1, Place(1, gpu=False), "CPU"),
-        (0, None, 3, Place(3, gpu=False), "3 CPU workers"),
+        (0, None, 3, Place(3, False, True, 3), "3 CPU workers"),
         (2, None, 1, Place(1, gpu=True), "1 GPU"),
-        (2, None, 3, Place(3, gpu=False), "3 CPU workers"),
+        (2, None, 3, Place(3, False, True, 3), "3 CPU workers"),
         (2, 0, 1, Place(1, gpu=False), "CPU"),
-        (2, 0, 2, Place(2, gpu=False), "2 CPU workers"),
+        (2, 0, 2, Place(2, False, True, 2), "2 CPU workers"),
         (2, 1, 1, Place(1, gpu=True), "1 GPU"),
-        (2, 2, 1, Place(2, gpu=True), "2 GPUs"),
-        (2, 2, 2, Place(2, gpu=True), "2 GPUs"),
+        (2, 2, 1, Place(2, True, True, 2), "2 GPUs"),
+        (2, 2, 2, Place(2, True, True, 2), "2 GPUs"),
     ],
 )
 def test_a_place_is_what_the_flags_ask_for_and_without_them_a_gpu_if_there_is_one(
@@ -201,9 +117,34 @@ def test_a_place_that_cannot_be_is_refused_in_one_line(gpus, there, asked, worke
     assert all(word in message for word in words)
 
 
+@pytest.mark.parametrize(
+    ("there", "asked", "workers", "least", "place"),
+    [
+        (0, 1, 1, None, Place(1, True, True, 1)),  # the driver's node has no GPU, a worker's has
+        (0, 2, 1, None, Place(2, True, True, 2)),
+        (1, 1, 1, None, Place(1, True)),
+        (1, 4, 1, 2, Place(4, True, True, 2)),
+        (0, None, 3, 1, Place(3, False, True, 1)),
+    ],
+)
+def test_a_cluster_is_asked_for_gpus_that_are_not_here(gpus, monkeypatch, there, asked, workers, least, place):
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    gpus(there)
+    chosen = Place.choose(asked, workers, least)
+    assert chosen == place
+    assert chosen.demand.each == ({"CPU": 1, "GPU": 1} if place.gpu else {"CPU": 1})
+
+
+def test_no_fewer_workers_than_one_and_no_more_than_all_can_be_the_least(gpus):
+    for least, words in ((0, "--min-workers 0: must be at least 1"), (3, "--min-workers 3: is more than the 2 that")):
+        with pytest.raises(InputError) as error:
+            Place.choose(None, 2, least)
+        assert words in error.value.for_command_line()
+
+
 def test_one_worker_is_this_process(small, tmp_path):
     heard = []
-    fitted = CPU.fit(PLAIN, learning_set(small, PLAIN), tmp_path / "place", heard.append)
-    assert fitted.checkpoint == tmp_path / "place"
+    fitted = CPU.fit(PLAIN, learning_set(small, PLAIN), Folder.at(tmp_path / "place"), heard.append)
+    assert fitted.checkpoint == Folder.at(tmp_path / "place")
     assert tuple(heard) == fitted.history
     assert figures(heard) == figures(fit(PLAIN, learning_set(small, PLAIN), tmp_path / "plain").history)

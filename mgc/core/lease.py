@@ -1,0 +1,88 @@
+"""The lock of a folder in an object store, which has none: a file that its holder renews as long as it lives.
+
+No clocks are compared. Who finds the file looks whether it changes: then its holder is at work. If it stays as it is
+for ``DEAD_SECONDS``, its holder was killed, and the lock is taken over. ``Folder.claim`` is how others come here.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+import uuid
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from mgc.core.disk import LOCK, LockedError
+from mgc.core.errors import StoreError
+from mgc.core.progress import say
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mgc.core.storage import Folder
+
+RENEW_SECONDS = 4.0
+DEAD_SECONDS = 20.0
+"""Of a lock that is not renewed: when its holder counts as dead."""
+SETTLE_SECONDS = 1.0
+"""After which two who took a lock at the same moment see whose it is."""
+
+
+@contextmanager
+def leased(folder: Folder) -> Iterator[None]:
+    """Hold the lock of a folder of an object store; ``LockedError`` where another process does.
+
+    Parameters
+    ----------
+    folder
+        The folder; its file ``.lock`` is there during the block.
+    """
+    _wait_for_dead(folder)
+    holder = f"process {os.getpid()} on {socket.gethostname()}"
+    mine = f"{holder}\n{uuid.uuid4().hex}\n"
+    folder.write(LOCK, f"{mine}0".encode())
+    time.sleep(SETTLE_SECONDS)
+    if not (found := _read(folder)).startswith(mine):
+        raise LockedError(found.partition("\n")[0] or "another process")
+    over = threading.Event()
+
+    def renew() -> None:
+        count = 0
+        while not over.wait(RENEW_SECONDS):
+            count += 1
+            with suppress(StoreError, OSError):  # the next time
+                folder.write(LOCK, f"{mine}{count}".encode())
+
+    renewing = threading.Thread(target=renew, daemon=True)
+    renewing.start()
+    try:
+        yield
+    finally:
+        over.set()
+        renewing.join()
+        with suppress(StoreError, OSError):
+            folder.remove(LOCK)
+
+
+def _wait_for_dead(folder: Folder) -> None:
+    """Return when nobody holds the lock; ``LockedError`` where its holder is seen alive."""
+    first, began = _read(folder), time.monotonic()
+    if first:
+        holder = first.partition("\n")[0]
+        say(f"{folder}: was in use by {holder}; looking for {DEAD_SECONDS:g} s whether it still is …")
+    while first and time.monotonic() - began < DEAD_SECONDS:
+        time.sleep(RENEW_SECONDS / 4)
+        found = _read(folder)
+        if not found:
+            return
+        if found != first:
+            raise LockedError(found.partition("\n")[0])
+
+
+def _read(folder: Folder) -> str:
+    try:
+        return folder.read(LOCK).decode(errors="replace")
+    except FileNotFoundError:
+        return ""
