@@ -155,6 +155,7 @@ def read_tracks(
         parts = columns["path"].chunks if folder.path else [columns["path"]]  # a bucket is listed as a whole
         on_disk = [pa.array(as_on_disk(folder, part.to_pylist()), pa.string()) for part in parts]
         columns["path"] = pa.chunked_array(on_disk, pa.string())
+        del parts, on_disk
     return _finish(columns, folder, left_out, [*notes, *merged], csv_file)
 
 
