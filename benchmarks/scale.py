@@ -1,6 +1,6 @@
 """What grows with the collection, and with the cluster.
 
-    python benchmarks/scale.py [--planned 8000 106574 1000000] [--nodes ROOT --clips 384 --rounds 2]
+    python benchmarks/scale.py [--planned 8000 106574 1000000] [--nodes ROOT --clips 384 --rounds 2 [--wait 0.04]]
 
 **Planned clips**: `mgc preprocess` on so many clips, decoding left out. Each size is a process of its own, on a CSV
 file whose clips are not there; a task gives a constant for each of its clips in place of decoding it. All else is as
@@ -9,7 +9,8 @@ seconds, and the most memory that the driver had (RSS, sampled 50 times a second
 and 200 bytes a clip. FMA-large has 106,574 clips.
 
 **Nodes**: real clips (ROOT is whatever `mgc preprocess` takes) on a head of one CPU, then on two nodes of one CPU each,
-a raylet each, then on one again, so that a drift of the machine shows. Target: 1.9 times as fast.
+a raylet each, then on one again, so that a drift of the machine shows. Target: 1.9 times as fast. With `--wait` a clip
+takes so many seconds of waiting in place of being decoded: what scheduling costs, on a machine that others use, too.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -32,7 +34,9 @@ SPLITS = ["training"] * 8 + ["validation", "test"]
 
 
 def write_csv(clips: int, file: Path) -> None:
-    """A collection of so many clips, eight genres, eight clips an artist, none of them there."""
+    """A collection of so many clips, eight genres, eight clips an artist, none of them there but the first."""
+    file.with_name("0000").mkdir()
+    file.with_name("0000").joinpath("0000000.mp3").touch()
     with file.open("w") as out:
         out.write("path,genre,split,artist,title,duration\n")
         for number in range(clips):
@@ -80,12 +84,15 @@ class Watch:
         setattr(owner, name, timed)
 
 
-def constant(block: object, *, job: object) -> object:
+def constant(block: object, *, job: object, wait: float = 0.0) -> object:
     """The task, but for decoding."""
+    import time
+
     from mgc.features import shard_tasks, shards
 
     blank = {"source_sha1": "0" * 40, "seconds": 30.0, "promised_seconds": 30.0, "damaged": False, "padded": False}
     blank |= {"mean_db": 0.0, "std_db": 1.0, "logmel": b""}
+    time.sleep(wait * len(block))
     shards._outcomes = lambda clips, *rest: ({**clip, **blank} for clip in clips)
     return shard_tasks.write_shard(block, job=job)
 
@@ -151,19 +158,34 @@ def planned(sizes: list[int]) -> None:
             print(f"{what}, from {few} to {many}: {growth:.0f} bytes and {seconds:.3f} ms for each clip more")
 
 
-def nodes(root: str, clips: int, rounds: int, scratch: str) -> None:
+def nodes(root: str, clips: int, rounds: int, wait: float, scratch: str) -> None:
     """Clips per second on one node, on two, and on one again, and their ratios."""
     sys.path.append(str(Path(__file__).parents[1] / "tests"))
     from helpers.raylets import Raylets
 
     from mgc.core import ray_session
 
+    if wait:
+        constant.__module__ = "__main__"
+        shard_tasks.write_shard = partial(constant, wait=wait)
     with Raylets() as cluster:
         cluster.add(1)
         os.environ |= cluster.environment
 
+        written, write_shards = [], preprocess.write_shards
+
+        def kept(*arguments: object) -> shard_tasks.Written:
+            written.append(write_shards(*arguments))
+            return written[-1]
+
         def rate(name: str, limit: int = clips) -> float:
-            return preprocess.preprocess(root, f"{scratch}/{name}", limit=limit, max_quarantined=1).clips_per_second
+            options = {"limit": limit, "max_quarantined": 1, "clips_per_shard": 32}
+            result = preprocess.preprocess(root, f"{scratch}/{name}", **options)
+            shares = [line.strip(" *") for line in written[-1].stats.splitlines() if "per node" in line]
+            print(f"{name}: {result.clips_per_second} clips/s; {'; '.join(shares)}", flush=True)
+            return result.clips_per_second
+
+        preprocess.write_shards = kept
 
         ray_session.connect()
         rate("warm", 16)
@@ -177,6 +199,9 @@ def nodes(root: str, clips: int, rounds: int, scratch: str) -> None:
             rates.append(rate(f"{number} after"))
             ratio = 2 * rates[1] / (rates[0] + rates[2])
             print(f"clips/s on one node, two, one: {rates}: {ratio:.2f} (target ≥ 1.9)", flush=True)
+            if wait:
+                shares = [rates[0] * wait, rates[1] * wait / 2]
+                print(f"of the time that clips wait: {shares[0]:.3f} on one node, {shares[1]:.3f} on two", flush=True)
         ray_session.disconnect()
 
 
@@ -187,12 +212,13 @@ def main() -> None:
     parser.add_argument("--nodes", metavar="ROOT")
     parser.add_argument("--clips", type=int, default=384)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--wait", type=float, default=0.0)
     flags = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{scratch}/mlflow.db"
         planned(flags.planned)
         if flags.nodes:
-            nodes(flags.nodes, flags.clips, flags.rounds, scratch)
+            nodes(flags.nodes, flags.clips, flags.rounds, flags.wait, scratch)
 
 
 if __name__ == "__main__":

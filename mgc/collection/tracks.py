@@ -138,12 +138,15 @@ def read_tracks(
     else:
         folder, csv_file = folder.parent
         table, left_out = _table(read_csv(folder, csv_file, _KINDS)), {}
-        notes = without_decoder(path.as_py() for path in table["path"])
+        notes = without_decoder(path for part in table["path"].chunks for path in part.to_pylist())
     table, merged = _with_one_spelling(table)
     if table["split"].null_count:
         table = _with_drawn_split(table, seed, known_splits())
     if csv_file:  # ids and splits are those of the file's spelling, on whatever disk
-        table = _with(table, "path", as_on_disk(folder, table["path"].to_pylist()))
+        parts = table["path"].chunks if folder.path else [table["path"]]  # a bucket is listed as a whole
+        on_disk = [pa.array(as_on_disk(folder, part.to_pylist()), pa.string()) for part in parts]
+        table = _with(table, "path", pa.chunked_array(on_disk, pa.string()))
+        del parts, on_disk
     columns = dict(zip(table.column_names, table.columns, strict=True))
     del table
     return _finish(columns, folder, left_out, [*notes, *merged], csv_file)
@@ -178,7 +181,8 @@ def _table(rows: Iterable[dict[str, Any]]) -> pa.Table:
 
 def _with(table: pa.Table, name: str, values: Any) -> pa.Table:
     """The table with other values in a column of texts."""
-    return table.set_column(table.schema.get_field_index(name), name, pa.array(values, pa.string()))
+    values = values if isinstance(values, pa.ChunkedArray) else pa.array(values, pa.string())
+    return table.set_column(table.schema.get_field_index(name), name, values)
 
 
 def _with_one_spelling(table: pa.Table) -> tuple[pa.Table, list[str]]:

@@ -5,7 +5,6 @@ A task returns the record of its shard, never a spectrogram.
 
 from __future__ import annotations
 
-import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import pyarrow as pa
 
 from mgc.core.errors import RunError
 from mgc.core.progress import Progress
+from mgc.core.ray_session import mute
 from mgc.features import shards
 from mgc.features.plan import ShardPlan
 from mgc.features.shards import ShardRecord
@@ -104,7 +104,7 @@ def write_shards(planned: Sequence[ShardPlan], job: Job, workers: int | None) ->
     import ray.data
     from ray.exceptions import RayError
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    mute("ray.data")
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.raise_original_map_exception = True  # the full disk, not Ray's advice on retries

@@ -546,7 +546,7 @@ def test_a_node_killed_in_the_middle_of_a_run_costs_no_clip_and_no_second_run(
     words = ["--address", environment["RAY_ADDRESS"]]
     plain = {key: value for key, value in environment.items() if key != "RAY_ADDRESS"}
     with ray_node(words, "127.0.0.2", plain, folder / "node.log") as node:
-        run = driver.start(collection, tmp_path / "set", pause=2 * PAUSE)
+        run = driver.start(collection, tmp_path / "set", pause=10 * PAUSE)  # the new node's workers start meanwhile
 
         def working():
             below = set(tree(node.pid))
@@ -656,7 +656,7 @@ def test_of_two_runs_at_once_the_second_is_refused_and_the_first_finishes(
     cluster, driver, collection, undisturbed, tmp_path
 ):
     folder, environment = cluster
-    first = driver.start(collection, tmp_path / "set")
+    first = driver.start(collection, tmp_path / "set", pause=10 * PAUSE)
     assert wait_until(lambda: first.notes("begins") or first.over())
     with command(collection, tmp_path / "set", environment, folder) as second:
         _, said = second.communicate(timeout=PATIENCE)
