@@ -79,9 +79,10 @@ class Machines:
         for node in self.workers[count:]:
             self.kill(node)
 
-    def start(self, *words, name="command", **environment):
-        """Start a command on a machine of its own."""
-        return self._start([sys.executable, "-m", "mgc.cli", *words], name, **environment)
+    def start(self, *words, code=None, **environment):
+        """Start a command, or a program that takes the same words, on a machine of its own."""
+        program = ["-c", code] if code else ["-m", "mgc.cli"]
+        return self._start([sys.executable, *program, *words], "command", **environment)
 
     def run(self, *words, timeout=240, **environment):
         """Run a command on a machine of its own; return its exit code, standard output and standard error."""
