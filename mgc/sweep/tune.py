@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -247,8 +248,21 @@ def _resume(folder: Folder, feature_set: FeatureSet) -> SweepFolder:
     sweep = SweepFolder.read(folder)
     if sweep.fingerprint != feature_set.manifest.fingerprint:
         raise InputError(f"`resume={folder.name}`: was started on another feature set, {sweep.features}")
+    sweep = replace(sweep, uri=_store_of(sweep, feature_set), features=str(feature_set.folder))
     Run.find(sweep.uri, sweep.parent_run_id).reopen()
     return sweep
+
+
+def _store_of(sweep: SweepFolder, feature_set: FeatureSet) -> str:
+    """The MLflow store of now if it has the sweep's run, as in a moved or copied project; else the sweep's own."""
+    with suppress(InputError):
+        uri = store.existing_store(feature_set.folder)
+        return Run.find(uri, sweep.parent_run_id).uri
+    if why := store.unreachable(sweep.uri):
+        raise InputError(
+            f"`resume={sweep.name}`: its MLflow store {sweep.uri} cannot be reached ({why}); set MLFLOW_TRACKING_URI"
+        )
+    return sweep.uri
 
 
 def _stages(sweep: SweepFolder, workers: _Workers) -> dict[str, Any]:

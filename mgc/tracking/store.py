@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
+import sqlite3
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -24,14 +24,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from mgc.core.errors import InputError, RunError, first_line
 from mgc.core.ray_session import in_job, output_folder
 from mgc.core.storage import Folder
+from mgc.tracking.database import address, artifacts, database, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 HOME = "mlflow_runs"
-SQLITE = "sqlite:///"
-
-
 STORAGE_VARIABLE = "MGC_STORAGE"
 
 
@@ -112,10 +110,10 @@ def open_store(beside: Folder) -> str:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # of a server that is not there, seconds, not minutes
     uri = _uri(beside)
     try:
-        if uri.startswith(SQLITE):
-            _make_database(_database(uri))
+        if file := database(uri):
+            prepare(file)
         client(uri).search_experiments(max_results=1)
-    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError) as error:
         unknown = isinstance(error, ImportError) or getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE"
         kind = InputError if unknown else RunError
         raise kind(f"MLflow store {uri}: cannot be opened ({first_line(error)})") from None
@@ -143,8 +141,8 @@ def existing_store(beside: Folder) -> str:
         The store cannot be opened.
     """
     uri = _uri(beside)
-    if uri.startswith(SQLITE) and not _database(uri).exists():
-        raise InputError(f"{_database(uri)}: no MLflow store here yet; train first, or set MLFLOW_TRACKING_URI")
+    if (file := database(uri)) and not file.exists():
+        raise InputError(f"{file}: no MLflow store here yet; train first, or set MLFLOW_TRACKING_URI")
     return open_store(beside)
 
 
@@ -175,7 +173,7 @@ def unreachable(uri: str) -> str | None:
     uri
         Of the store.
     """
-    if uri.startswith(SQLITE) and not _database(uri).exists():
+    if (file := database(uri)) and not file.exists():
         return "its disk has no such file"
     try:
         client(uri).search_experiments(max_results=1)
@@ -202,8 +200,8 @@ def make_experiment(uri: str, name: str) -> str:
     found = client(uri).get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
-    local = (_database(uri).parent / "artifacts").as_uri() if uri.startswith(SQLITE) else None
-    return str(client(uri).create_experiment(name, artifact_location=local))
+    file = database(uri)
+    return str(client(uri).create_experiment(name, artifact_location=artifacts(file).as_uri() if file else None))
 
 
 def search(uri: str, experiment: str, tags: Mapping[str, str], *, deleted: bool = False) -> list[Any]:
@@ -237,28 +235,4 @@ def search(uri: str, experiment: str, tags: Mapping[str, str], *, deleted: bool 
 
 
 def _uri(beside: Folder) -> str:
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{home(beside)}/mlflow.db"
-
-
-def _database(uri: str) -> Path:
-    """The file of an SQLite store."""
-    return Path(uri.removeprefix(SQLITE)).absolute()
-
-
-def _make_database(file: Path) -> None:
-    """Make MLflow's database if there is none: aside, and then linked to its place.
-
-    Its migrations take seconds, and a database of which a killed process made some is of no use to anybody.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if file.exists():
-        return
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".new-") as folder:
-        fresh = Path(folder, file.name)
-        client(f"{SQLITE}{fresh}").search_experiments(max_results=1)
-        try:
-            os.link(fresh, file)
-        except FileExistsError:
-            pass  # another process was quicker
-        except OSError:  # a file system without links
-            os.replace(fresh, file)
+    return os.environ.get("MLFLOW_TRACKING_URI") or address(home(beside) / "mlflow.db")

@@ -1,6 +1,7 @@
 """A sweep's folder and its runs: what is asked for is read back, and each trial is one run that ends once."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import mlflow
@@ -17,6 +18,7 @@ from mgc.model.cnn import GenreCNN
 from mgc.sweep import tune
 from mgc.sweep.sweep_folder import OUTCOME, RUN_ID, SEARCHED, STATUS, SWEEP, TASK, SweepFolder, Task, trial_name
 from mgc.tracking import runs as tracking
+from mgc.tracking import store
 from mgc.tracking.runs import Run
 from mgc.training.fit_state import STATE
 
@@ -308,3 +310,21 @@ def test_the_run_of_a_trial_is_what_its_folder_says(a_sweep, trial):
 
 def test_features_of_the_sweep_can_be_opened(a_sweep, features):
     assert FeatureSet.open(a_sweep.features).manifest == features.manifest
+
+
+def test_a_sweep_of_a_copied_project_goes_on_in_the_copys_own_store(features, tmp_path, monkeypatch):
+    (tmp_path / "one").mkdir()
+    monkeypatch.chdir(tmp_path / "one")
+    store.open_store(features.folder)
+    made = begun(features, tmp_path / "one" / "mlflow_runs" / "sweeps" / "s")
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    copy = Folder.at(tmp_path / "two" / "mlflow_runs" / "sweeps" / "s")
+    (tmp_path / "one").rename(tmp_path / "kept")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"its MLflow store .* cannot be reached .*; set MLFLOW_TRACKING_URI"):
+        tune._resume(copy, features)
+    monkeypatch.chdir(tmp_path / "two")
+    found = tune._resume(copy, features)
+    assert (found.parent_run_id, found.uri) == (made.parent_run_id, store.open_store(features.folder))
+    assert str(tmp_path / "two") in found.uri
+    assert not (tmp_path / "one").exists()
