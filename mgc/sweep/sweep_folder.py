@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
@@ -29,6 +30,8 @@ STATUS = {"kept": "FINISHED", "pruned": "FINISHED", "failed": "FAILED", "stopped
 SWEEP, SEARCHED, TRIALS = "sweep.json", "searched.json", "trials"
 TASK, RUN_ID, OUTCOME = "task.json", "run_id", "outcome"
 """Files in a trial's folder; ``outcome`` is missing where the model was kept."""
+LONGEST_NAME = 200
+"""Bytes of a sweep's name, of the 255 that file systems take."""
 CURVE = f"{EPOCH}val_accuracy"
 """MLflow metric with the validation accuracy of each epoch of a trial."""
 
@@ -145,6 +148,26 @@ class SweepFolder:
         """The trials of the search that have begun, in their order."""
         begun = (self.trial(trial_name(number)) for number in itertools.count(1))
         return list(itertools.takewhile(lambda trial: trial.folder.kind(TASK), begun))
+
+
+def check_name(name: str) -> str:
+    """Return the name of a new sweep, which its folder is to have.
+
+    Parameters
+    ----------
+    name
+        As the user gave it.
+
+    Raises
+    ------
+    InputError
+        No folder can have it.
+    """
+    if not name.strip(".") or "/" in name or not name.isprintable() or len(os.fsencode(name)) > LONGEST_NAME:
+        raise InputError(
+            f"`name={name!r}`: names a folder; give printable characters without «/», at most {LONGEST_NAME} bytes"
+        )
+    return name
 
 
 def trial_name(number: int) -> str:

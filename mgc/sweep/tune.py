@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from mgc.config import DEFAULT_PRESET, PRESETS, SweepConfig, TrainConfig
@@ -28,7 +29,7 @@ from mgc.sweep.confirm import SeedScores, ablate, off_value, retrain
 from mgc.sweep.ray_tune import Room, TuneSession
 from mgc.sweep.samplers import SEARCHES
 from mgc.sweep.space import DEFAULT, Space
-from mgc.sweep.sweep_folder import SEARCHED, SWEEP, SweepFolder, TrialFolder
+from mgc.sweep.sweep_folder import SEARCHED, SWEEP, SweepFolder, TrialFolder, check_name
 from mgc.tracking import store
 from mgc.tracking.runs import BEST_TAG, EXPERIMENT, WINNER_TAG, Run
 from mgc.training.hardware import choose_feed
@@ -177,11 +178,11 @@ def tune(
         folder = SweepFolder.read(sweeps / resume).folder
     else:
         asked = _Asked.check(config, sweep_config or SweepConfig(), space)
-        folder = sweeps / (name or time.strftime("sweep-%Y%m%d-%H%M%S"))
+        folder = sweeps / check_name(time.strftime("sweep-%Y%m%d-%H%M%S") if name is None else name)
         folder.make()
     with folder.claim("tune: this very sweep is running,", "then see «mgc ui»"):
         sweep = _resume(folder, feature_set) if resume else _begin(folder, workers, asked)
-        say(f'tune: sweep {sweep.name} (if interrupted: --resume {sweep.name}, in Python resume="{sweep.name}")')
+        say(f"tune: sweep {sweep.name} (if interrupted: --resume {quote(sweep.name)}, in Python resume={sweep.name!r})")
         with sweep.parent.closing():
             facts = _stages(sweep, workers)
     view = results.read(sweep.parent)  # now, because its page says whether it is finished

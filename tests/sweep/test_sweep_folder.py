@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -16,7 +17,18 @@ from mgc.features.feature_set import FeatureSet
 from mgc.model import checkpoint
 from mgc.model.cnn import GenreCNN
 from mgc.sweep import tune
-from mgc.sweep.sweep_folder import OUTCOME, RUN_ID, SEARCHED, STATUS, SWEEP, TASK, SweepFolder, Task, trial_name
+from mgc.sweep.sweep_folder import (
+    OUTCOME,
+    RUN_ID,
+    SEARCHED,
+    STATUS,
+    SWEEP,
+    TASK,
+    SweepFolder,
+    Task,
+    check_name,
+    trial_name,
+)
 from mgc.tracking import runs as tracking
 from mgc.tracking import store
 from mgc.tracking.runs import Run
@@ -328,3 +340,15 @@ def test_a_sweep_of_a_copied_project_goes_on_in_the_copys_own_store(features, tm
     assert (found.parent_run_id, found.uri) == (made.parent_run_id, store.open_store(features.folder))
     assert str(tmp_path / "two") in found.uri
     assert not (tmp_path / "one").exists()
+
+
+@pytest.mark.parametrize("name", ["R&B sweep/1", "/", "..", ".", "", "a\nb", "a\0b", "é" * 101])
+def test_a_name_that_no_folder_can_have_is_refused(name, features):
+    with pytest.raises(InputError, match="names a folder; give printable characters without «/»"):
+        tune.tune(features, name=name)
+    assert not Path("mlflow_runs", "sweeps", "R&B sweep").exists()
+
+
+@pytest.mark.parametrize("name", ["R&B sweep 1", "50 %?#é", ".hidden", "x" * 200])
+def test_all_other_names_are_folders_names(name):
+    assert check_name(name) == name
