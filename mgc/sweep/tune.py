@@ -175,9 +175,13 @@ def tune(
     workers = _Workers(feature_set, store.storage(storage, feature_set.folder), wait)
     sweeps = workers.storage / "sweeps"
     if resume:
-        folder = SweepFolder.read(sweeps / resume).folder
+        begun = SweepFolder.read(sweeps / resume)
+        folder, config = begun.folder, begun.train_config({})
     else:
         asked = _Asked.check(config, sweep_config or SweepConfig(), space)
+    for gap in learning_set(feature_set, config, lazily=True).gaps:  # refused here, a set leaves nothing behind
+        say(f"tune: {gap}")
+    if not resume:
         folder = sweeps / check_name(time.strftime("sweep-%Y%m%d-%H%M%S") if name is None else name)
         folder.make()
     with folder.claim("tune: this very sweep is running,", "then see «mgc ui»"):

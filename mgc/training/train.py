@@ -191,6 +191,8 @@ def train(
     clips = clips_of.load(feature_set, *splits_of(config), lazily=lazily)
     data = {fold: learning_set(feature_set, replace(config, fold=fold), clips=clips) for fold in folds}
     job = _Job(feature_set, data, place, store.open_store(feature_set.folder), home)
+    for sentence in (f"{f'fold {fold}: ' * bool(fold)}{gap}" for fold, each in data.items() for gap in each.gaps):
+        say(f"train: {sentence}")
     if config.split == "random":
         say(f"train: {LEAKY}")
     if seeds == 1 and len(folds) == 1:
