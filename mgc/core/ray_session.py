@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from mgc.core import signals
 from mgc.core.errors import InputError
 from mgc.core.storage import URI, Folder
 
@@ -48,6 +49,7 @@ def connect() -> None:
         _started_here = True
         here: dict[str, Any] = {} if on_cluster() else {"address": "local", "include_dashboard": False}
         ray.init(**here, logging_level=logging.INFO if _verbose else logging.ERROR, log_to_driver=_verbose)
+        signals.catch_again()
 
 
 def disconnect() -> None:

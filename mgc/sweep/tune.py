@@ -179,12 +179,10 @@ def tune(
         folder, config = begun.folder, begun.train_config({})
     else:
         asked = _Asked.check(config, sweep_config or SweepConfig(), space)
+        folder = sweeps / check_name(time.strftime("sweep-%Y%m%d-%H%M%S") if name is None else name)
     for gap in learning_set(feature_set, config, lazily=True).gaps:  # refused here, a set leaves nothing behind
         say(f"tune: {gap}")
-    if not resume:
-        folder = sweeps / check_name(time.strftime("sweep-%Y%m%d-%H%M%S") if name is None else name)
-        folder.make()
-    with folder.claim("tune: this very sweep is running,", "then see «mgc ui»"):
+    with store.made(folder).claim("tune: this very sweep is running,", "then see «mgc ui»"):
         sweep = _resume(folder, feature_set) if resume else _begin(folder, workers, asked)
         say(f"tune: sweep {sweep.name} (if interrupted: --resume {quote(sweep.name)}, in Python resume={sweep.name!r})")
         with sweep.parent.closing():
@@ -240,12 +238,13 @@ def _begin(folder: Folder, workers: _Workers, asked: _Asked) -> SweepFolder:
     dimensions = {each.field: str(each) for each in asked.space.dimensions}
     settings = {**vars(asked.sweep_config), "space": dimensions, **config.to_dict()}
     parent = Run.start(uri, EXPERIMENT, name=folder.name, step="tune", config=settings)
-    describe(parent, feature_set, config)
-    for artifact, tree in ((results.SPACE, asked.space.tree()), (results.BASE, config.to_dict())):
-        parent.text(json.dumps(tree, indent=1) + "\n", artifact)
-    place, fingerprint, base = str(feature_set.folder), feature_set.manifest.fingerprint, config.to_dict()
-    sweep = SweepFolder(folder, place, fingerprint, base, asked.space.tree(), asked.sweep_config, uri, parent.id)
-    sweep.write()
+    with parent.ending():
+        describe(parent, feature_set, config)
+        for artifact, tree in ((results.SPACE, asked.space.tree()), (results.BASE, config.to_dict())):
+            parent.text(json.dumps(tree, indent=1) + "\n", artifact)
+        place, fingerprint, base = str(feature_set.folder), feature_set.manifest.fingerprint, config.to_dict()
+        sweep = SweepFolder(folder, place, fingerprint, base, asked.space.tree(), asked.sweep_config, uri, parent.id)
+        sweep.write()
     return sweep
 
 

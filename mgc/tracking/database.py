@@ -39,10 +39,9 @@ def address(file: Path) -> str:
 
 
 def database(uri: str) -> Path | None:
-    """Return the file of an SQLite store, absolute; None of a server."""
-    if not uri.startswith("sqlite"):
-        return None
-    return Path(make_url(uri).database or "").absolute()
+    """Return the file of an SQLite store, absolute; None of a server, and of what only SQLite understands."""
+    path = (make_url(uri).database or "") if uri.startswith("sqlite") else ""
+    return None if path in ("", ":memory:") or path.startswith("file:") else Path(path).absolute()
 
 
 def artifacts(file: Path) -> Path:

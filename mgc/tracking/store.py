@@ -8,6 +8,7 @@ each other.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sqlite3
@@ -21,7 +22,7 @@ from mlflow.entities import ViewType
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from mgc.core.errors import InputError, RunError, first_line
+from mgc.core.errors import InputError, RunError, first_line, path_error
 from mgc.core.ray_session import in_job, output_folder
 from mgc.core.storage import Folder
 from mgc.tracking.database import address, artifacts, database, prepare
@@ -56,6 +57,33 @@ def storage(given: str | Path | None, beside: Folder) -> Folder:
     if in_job() and beside.path is None:
         raise InputError("`storage`: is needed in a Ray job on features in an object store; give s3://bucket/folder")
     return Folder.at(home(beside))
+
+
+def made(folder: Folder, name: str = "") -> Folder:
+    """Make a folder for what is left behind, before anything is begun, and return it.
+
+    Parameters
+    ----------
+    folder
+        In the storage.
+    name
+        Relative path of a folder in it; the folder itself by default.
+
+    Raises
+    ------
+    InputError, RunError
+        It cannot be made or written.
+    """
+    try:
+        folder.make(name)
+        if folder.path and not os.access(folder.path / name, os.W_OK):
+            raise PermissionError(errno.EACCES, "no permission")
+    except OSError as error:
+        raise path_error(
+            f"{folder}: cannot be written ({error.strerror}); `storage` says where states and checkpoints are to be",
+            error,
+        ) from None
+    return folder
 
 
 def home(beside: Folder) -> Path:
@@ -144,6 +172,21 @@ def existing_store(beside: Folder) -> str:
     if (file := database(uri)) and not file.exists():
         raise InputError(f"{file}: no MLflow store here yet; train first, or set MLFLOW_TRACKING_URI")
     return open_store(beside)
+
+
+@contextmanager
+def answering(uri: str) -> Iterator[None]:
+    """Turn a store's refusal to be written, in the block, into a RunError of one line.
+
+    Parameters
+    ----------
+    uri
+        Of the store.
+    """
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        raise RunError(f"MLflow store {uri}: cannot be written ({first_line(error)})") from None
 
 
 @lru_cache(maxsize=4)
