@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from mgc.config import DEFAULT_PRESET, PRESETS, SweepConfig, TrainConfig
 from mgc.core.errors import InputError, RunError
 from mgc.core.progress import say
+from mgc.core.ray_session import check_sockets
 from mgc.core.results import Result
 from mgc.dataset.protocols import learning_set
 from mgc.sweep import results, sweep_page
@@ -171,6 +172,7 @@ def tune(
     >>> result = tune("features", sweep_config=SweepConfig(trials=20))  # doctest: +SKIP
     >>> print(result)  # doctest: +SKIP
     """
+    check_sockets()
     feature_set = open_for_learning(features, allow_leaks=allow_leaks)
     workers = _Workers(feature_set, store.storage(storage, feature_set.folder), wait)
     sweeps = workers.storage / "sweeps"
