@@ -23,7 +23,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 from mgc.config import DEFAULT_PRESET, OLD_PRESETS, PRESETS, SweepConfig, TrainConfig, read_config
 from mgc.core import signals
 from mgc.core.errors import MgcError
-from mgc.core.progress import drop_output, flush, say, show
+from mgc.core.progress import drop_output, flush, open_streams, say, show
 from mgc.core.ray_session import disconnect, show_logs
 from mgc.core.results import Result
 
@@ -368,8 +368,7 @@ def run(arguments: list[str], job: Job | None = None) -> int:
     arguments, job
         As ``main`` takes them.
     """
-    for stream in (sys.stdout, sys.stderr):  # a genre that the terminal cannot print must not end finished work
-        getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
+    open_streams()  # a genre that the terminal cannot print must not end finished work
     command = Command(json="--json" in arguments, debug="--debug" in arguments)  # until it is parsed
     try:
         command = parse(arguments)
@@ -431,7 +430,7 @@ def _with_new_names(arguments: list[str]) -> list[str]:
 def _fail(error: MgcError, command: Command) -> int:
     disconnect()
     if command.debug:
-        traceback.print_exception(error)
+        say("".join(traceback.format_exception(error)).rstrip())
     message = error.for_command_line()
     say(f"mgc: {message}")
     if command.json:

@@ -13,10 +13,9 @@ def test_a_folder_too_long_for_rays_sockets_is_named_before_anything_starts(tmp_
     monkeypatch.setenv("TMPDIR", "/tmp")
     monkeypatch.setenv(name, f"/tmp/{'x' * 100}")
     monkeypatch.chdir(tmp_path)
+    line = f"^{name}=/tmp/x+: is .* bytes too long .*; set RAY_TMPDIR to a short folder"
     for start in (ray_session.check_sockets, lambda: tune(features), lambda: train(features, workers=2)):
-        with pytest.raises(
-            InputError, match=f"^{name}=/tmp/x+: is .* bytes too long .*; set RAY_TMPDIR to a short folder"
-        ):
+        with pytest.raises(InputError, match=line):
             start()
     assert not list(tmp_path.iterdir())
 
