@@ -20,7 +20,8 @@ from mgc.core.storage import Folder
 from mgc.model import checkpoint
 from mgc.sweep.space import nested
 from mgc.tracking.metric_names import EPOCH
-from mgc.tracking.runs import EXPERIMENT, LEAKY_TAG, OUTCOME_TAG, REASON_TAG, Run
+from mgc.tracking.runs import EXPERIMENT, LEAKY_TAG, OUTCOME_TAG, REASON_TAG, STEP_TAG, STORAGE_TAG, Run
+from mgc.tracking.store import search
 from mgc.training.loop import is_kept
 
 Outcome: TypeAlias = Literal["kept", "pruned", "failed", "stopped"]
@@ -148,6 +149,21 @@ class SweepFolder:
         """The trials of the search that have begun, in their order."""
         begun = (self.trial(trial_name(number)) for number in itertools.count(1))
         return list(itertools.takewhile(lambda trial: trial.folder.kind(TASK), begun))
+
+
+def begun_elsewhere(uri: str, name: str) -> list[Folder]:
+    """Return the folders of the sweeps of a name that other working directories have begun, newest first.
+
+    Parameters
+    ----------
+    uri
+        Of the MLflow store, whose runs say where their sweeps are.
+    name
+        Of the sweep.
+    """
+    found = sorted(search(uri, EXPERIMENT, {STEP_TAG: "tune"}), key=lambda run: -int(run.info.start_time))
+    said = [run.data.tags.get(STORAGE_TAG) for run in found if run.info.run_name == name]
+    return [folder for place in said if place and (folder := Folder.at(place)).kind(SWEEP)]
 
 
 def check_name(name: str) -> str:

@@ -20,7 +20,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from mgc.config import DEFAULT_PRESET, PRESETS, SweepConfig, TrainConfig
-from mgc.core.errors import InputError, RunError
+from mgc.core.errors import InputError, RunError, StoreError
 from mgc.core.progress import say
 from mgc.core.ray_session import check_sockets
 from mgc.core.results import Result
@@ -30,9 +30,9 @@ from mgc.sweep.confirm import SeedScores, ablate, off_value, retrain
 from mgc.sweep.ray_tune import Room, TuneSession
 from mgc.sweep.samplers import SEARCHES
 from mgc.sweep.space import DEFAULT, Space
-from mgc.sweep.sweep_folder import SEARCHED, SWEEP, SweepFolder, TrialFolder, check_name
+from mgc.sweep.sweep_folder import SEARCHED, SWEEP, SweepFolder, TrialFolder, begun_elsewhere, check_name
 from mgc.tracking import store
-from mgc.tracking.runs import BEST_TAG, EXPERIMENT, WINNER_TAG, Run
+from mgc.tracking.runs import BEST_TAG, EXPERIMENT, STORAGE_TAG, WINNER_TAG, Run
 from mgc.training.hardware import choose_feed
 from mgc.training.run_logging import describe, open_for_learning
 
@@ -177,11 +177,12 @@ def tune(
     workers = _Workers(feature_set, store.storage(storage, feature_set.folder), wait)
     sweeps = workers.storage / "sweeps"
     if resume:
-        begun = SweepFolder.read(sweeps / resume)
+        begun = SweepFolder.read(_found(sweeps / resume, feature_set))
         folder, config = begun.folder, begun.train_config({})
     else:
         asked = _Asked.check(config, sweep_config or SweepConfig(), space)
         folder = sweeps / check_name(time.strftime("sweep-%Y%m%d-%H%M%S") if name is None else name)
+        folder = _found(folder, feature_set, asked)
     for gap in learning_set(feature_set, config, lazily=True).gaps:  # refused here, a set leaves nothing behind
         say(f"tune: {gap}")
     with store.made(folder).claim("tune: this very sweep is running,", "then see «mgc ui»"):
@@ -241,6 +242,7 @@ def _begin(folder: Folder, workers: _Workers, asked: _Asked) -> SweepFolder:
     settings = {**vars(asked.sweep_config), "space": dimensions, **config.to_dict()}
     parent = Run.start(uri, EXPERIMENT, name=folder.name, step="tune", config=settings)
     with parent.ending():
+        parent.tag({STORAGE_TAG: str(folder)})
         describe(parent, feature_set, config)
         for artifact, tree in ((results.SPACE, asked.space.tree()), (results.BASE, config.to_dict())):
             parent.text(json.dumps(tree, indent=1) + "\n", artifact)
@@ -257,6 +259,20 @@ def _resume(folder: Folder, feature_set: FeatureSet) -> SweepFolder:
     sweep = replace(sweep, uri=_store_of(sweep, feature_set), features=str(feature_set.folder))
     Run.find(sweep.uri, sweep.parent_run_id).reopen()
     return sweep
+
+
+def _found(folder: Folder, feature_set: FeatureSet, asked: _Asked | None = None) -> Folder:
+    """The folder of a sweep: this, or one that another working directory has begun on the same set with what is asked."""
+    if folder.kind(SWEEP):
+        return folder
+    with suppress(InputError, StoreError):  # there is no store yet, or the sweep's storage is out of reach
+        for other in begun_elsewhere(store.existing_store(feature_set.folder), folder.name):
+            sweep = SweepFolder.read(other)
+            same = sweep.fingerprint == feature_set.manifest.fingerprint
+            if same and (asked is None or asked.is_of(sweep)):
+                say(f"tune: sweep {sweep.name} is in {other}")
+                return other
+    return folder
 
 
 def _store_of(sweep: SweepFolder, feature_set: FeatureSet) -> str:

@@ -17,6 +17,7 @@ from mgc.features.feature_set import FeatureSet
 from mgc.model import checkpoint
 from mgc.model.cnn import GenreCNN
 from mgc.sweep import tune
+from mgc.sweep.space import Space
 from mgc.sweep.sweep_folder import (
     OUTCOME,
     RUN_ID,
@@ -340,6 +341,21 @@ def test_a_sweep_of_a_copied_project_goes_on_in_the_copys_own_store(features, tm
     assert (found.parent_run_id, found.uri) == (made.parent_run_id, store.open_store(features.folder))
     assert str(tmp_path / "two") in found.uri
     assert not (tmp_path / "one").exists()
+
+
+def test_a_sweep_is_found_from_another_working_directory_of_the_same_store(features, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/store/mlflow.db")
+    tree = Space.of({"model.dropout": {"uniform": [0, 0.5]}}, SMALL).tree()
+    made = begun(features, tmp_path / "a" / "s", space=tree)
+    made.parent.tag({tracking.STORAGE_TAG: str(made.folder)})
+    here = Folder.at(tmp_path / "b" / "s")
+    assert tune._found(here, features) == made.folder
+    assert tune._found(Folder.at(tmp_path / "b" / "t"), features) == Folder.at(tmp_path / "b" / "t")
+    asked = tune._Asked(SMALL, SweepConfig(), Space.of(tree, SMALL))
+    assert tune._found(here, features, asked) == made.folder
+    assert tune._found(here, features, replace(asked, sweep_config=SweepConfig(trials=3))) == here
+    other = replace(features, manifest=replace(features.manifest, fingerprint="0" * 64))
+    assert tune._found(here, other) == here
 
 
 @pytest.mark.parametrize("name", ["R&B sweep/1", "/", "..", ".", "", "a\nb", "a\0b", "é" * 101])

@@ -31,11 +31,12 @@ def uri(tmp_path, monkeypatch):
 LONG = replace(LONG, epochs=6)
 
 
-def begin(features, folder):
-    """``mgc train`` in a working directory, as a process of its own."""
+def begin(features, folder, *command):
+    """``mgc train``, or another command, in a working directory, as a process of its own."""
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(LONG.to_dict()))
-    line = [sys.executable, "-m", "mgc.cli", "train", "--features", str(features.folder), "--config", "config.json"]
+    line = [sys.executable, "-m", "mgc.cli", *(command or ["train"])]
+    line += ["--features", str(features.folder), "--config", "config.json"]
     return subprocess.Popen(line, cwd=folder, stderr=subprocess.PIPE, text=True)
 
 
@@ -90,6 +91,20 @@ def test_what_interrupts_a_training_is_written_to_it_and_it_goes_on_in_another_w
     assert result.checkpoint.path == tmp_path / "a" / "mlflow_runs" / "checkpoints" / run.id
     assert [point["epoch"] for point in run.history(["epoch/lr"])] == list(range(1, LONG.epochs + 1))
     assert {each.record().status for each in runs(uri)} == {"FINISHED"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_what_interrupts_a_sweep_is_written_to_its_run_and_its_trials(features, uri, tmp_path):
+    process = begin(features, tmp_path / "a", "tune", "--trials", "3", "--top", "0", "--name", "a sweep")
+    until(lambda: list(tmp_path.glob(f"a/mlflow_runs/sweeps/*/trials/*/{STATE}")), process)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert (process.returncode, said.splitlines()[-1]) == (143, "interrupted (SIGTERM)")
+    assert "--resume 'a sweep'" in said
+    records = [run.record() for run in runs(uri)]
+    assert {record.tags["mgc.step"] for record in records} == {"tune", "trial"}
+    assert {(record.status, record.tags["mgc.error"]) for record in records} == {("KILLED", "interrupted by SIGTERM")}
 
 
 TWIN = """
