@@ -262,7 +262,7 @@ def _resume(folder: Folder, feature_set: FeatureSet) -> SweepFolder:
 
 
 def _found(folder: Folder, feature_set: FeatureSet, asked: _Asked | None = None) -> Folder:
-    """The folder of a sweep: this, or one that another working directory has begun on the same set with what is asked."""
+    """The folder of a sweep: this, or one of the same set and settings that another working directory has begun."""
     if folder.kind(SWEEP):
         return folder
     with suppress(InputError, StoreError):  # there is no store yet, or the sweep's storage is out of reach
