@@ -2,7 +2,7 @@
 
 Each command is a frozen dataclass: its fields are its flags, and its ``step`` names the function that is called with
 them, which is imported only then, so that help is quick.
-Exit codes: 0 done, 1 the work failed, 2 the input cannot be used.
+Exit codes: 0 done, 1 the work failed, 2 the input cannot be used, 130 and 143 it was interrupted (Ctrl-C, SIGTERM).
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
 from mgc.config import DEFAULT_PRESET, OLD_PRESETS, PRESETS, SweepConfig, TrainConfig, read_config
+from mgc.core import signals
 from mgc.core.errors import MgcError
-from mgc.core.progress import drop_output, flush, say, show
+from mgc.core.progress import drop_output, flush, open_streams, say, show
 from mgc.core.ray_session import disconnect, show_logs
 from mgc.core.results import Result
 
@@ -355,6 +356,7 @@ def main(arguments: Sequence[str] | None = None, job: Job | None = None) -> NoRe
     job
         What to do with the parsed command instead of calling its step: a recipe of several steps (``pipelines/``).
     """
+    signals.catch()
     sys.exit(run(sys.argv[1:] if arguments is None else list(arguments), job))
 
 
@@ -366,8 +368,7 @@ def run(arguments: list[str], job: Job | None = None) -> int:
     arguments, job
         As ``main`` takes them.
     """
-    for stream in (sys.stdout, sys.stderr):  # a genre that the terminal cannot print must not end finished work
-        getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
+    open_streams()  # a genre that the terminal cannot print must not end finished work
     command = Command(json="--json" in arguments, debug="--debug" in arguments)  # until it is parsed
     try:
         command = parse(arguments)
@@ -377,8 +378,8 @@ def run(arguments: list[str], job: Job | None = None) -> int:
     except MgcError as error:
         return _fail(error, command)
     except KeyboardInterrupt:
-        say("interrupted")
-        return 130
+        say(f"interrupted ({signals.received()})")
+        return signals.exit_code()
     except BrokenPipeError:  # the reader of ``mgc --help | head`` has gone
         drop_output(sys.stdout)
         return 0
@@ -429,7 +430,7 @@ def _with_new_names(arguments: list[str]) -> list[str]:
 def _fail(error: MgcError, command: Command) -> int:
     disconnect()
     if command.debug:
-        traceback.print_exception(error)
+        say("".join(traceback.format_exception(error)).rstrip())
     message = error.for_command_line()
     say(f"mgc: {message}")
     if command.json:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sqlite3
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mgc.config import ModelConfig, OptimConfig, TrainConfig
+from mgc.core.storage import Folder
 from mgc.evaluation import run_page
 from mgc.evaluation.compare import compare
 from mgc.evaluation.evaluate import evaluate, evaluate_once
@@ -19,12 +19,11 @@ from mgc.evaluation.promote import promote
 from mgc.features.feature_set import FeatureSet
 from mgc.features.verify import verify
 from mgc.sweep.report import report
-from mgc.tracking import registry
+from mgc.tracking import registry, store
 from mgc.tracking.runs import EXPERIMENT, Run
 from mgc.tracking.store import client, search
 from mgc.training.train import train
 
-HOME = "/tmp/mgc-before-rooms"  # where it was made
 CLIPS = ["collection/blues/10.wav", "collection/rock/11.wav"]
 GENRES = ("Blues", "Folk", "Jazz", "Rock")
 
@@ -36,29 +35,14 @@ def project(tmp_path_factory, working_directory):
     with tarfile.open(Path(__file__).parent / "data" / "before_rooms.tar.xz") as archive:
         archive.extractall(parent, filter="data")
     folder = parent / "before_rooms"
-    move_database(folder / "mlflow_runs" / "mlflow.db", str(folder))
-    sweep = folder / "mlflow_runs" / "sweeps" / "done" / "sweep.json"
-    sweep.write_text(sweep.read_text().replace(HOME, str(folder)))
     os.chdir(folder)
     yield folder
     os.chdir(working_directory)
 
 
-def move_database(file: Path, home: str) -> None:
-    """Write where the project is now into every column that says where it was."""
-    database = sqlite3.connect(file)
-    tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-    for table in tables:
-        for _, column, kind, *_ in database.execute(f"PRAGMA table_info({table})").fetchall():
-            if kind.startswith(("VARCHAR", "TEXT")):
-                database.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?)", (HOME, home))
-    database.commit()
-    database.close()
-
-
 @pytest.fixture(scope="module")
 def uri(project):
-    return f"sqlite:///{project}/mlflow_runs/mlflow.db"
+    return store.open_store(Folder.at(project))
 
 
 @pytest.fixture(scope="module")

@@ -285,6 +285,56 @@ def test_a_reader_that_goes_ends_nothing(line, unbuffered, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+WAYS = {
+    "standard output on a full disk": '"$@" > /dev/full',
+    "standard error on a full disk": '"$@" 2> /dev/full',
+    "standard output closed": '"$@" >&-',
+    "standard error closed": '"$@" 2>&-',
+    "all closed": '"$@" <&- >&- 2>&-',
+    "an encoding that lacks the genre": 'PYTHONIOENCODING=ascii "$@"',
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [("audit --root set.csv", 0), ("audit --root set.csv --json", 0), ("audit --root Żuk --debug", 2)],
+)
+def test_output_never_fails_the_work(way, line, expected, tmp_path):
+    (tmp_path / "set.csv").write_text("path,genre,split,artist\na.mp3,Żuk,train,A\nb.mp3,Folk,test,B\n")
+    for name in ("a.mp3", "b.mp3"):
+        (tmp_path / name).write_text(name)
+    command = ["sh", "-c", WAYS[way], "sh", sys.executable, "-m", "mgc.cli", *line.split()]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == expected, done.stderr
+    assert "Exception ignored" not in done.stderr
+    if expected == 0:
+        assert "Traceback" not in done.stderr
+        if way == "standard output on a full disk":
+            assert done.stderr.splitlines()[-1] == "standard output cannot be written (No space left on device)"
+        if "standard error" in way:
+            assert "uk" in done.stdout
+    if way == "an encoding that lacks the genre":
+        assert "\\u017b" in done.stdout + done.stderr
+
+
+def test_a_file_is_never_opened_in_the_place_of_a_closed_stream(tmp_path):
+    """Or what a library writes to standard error would be written into it: into the database, say."""
+    code = """
+import os, sys
+from mgc.core.progress import Progress, open_streams, say, show
+open_streams()
+file = open(sys.argv[1], "w")
+assert file.fileno() > 2
+os.write(2, b"a library's")
+say("ours"), show("ours"), Progress("train", 1, "epochs").advance()
+file.write("its own")
+"""
+    command = ["sh", "-c", '"$@" <&- >&- 2>&-', "sh", sys.executable, "-c", code, str(tmp_path / "file")]
+    assert subprocess.run(command, check=False).returncode == 0
+    assert (tmp_path / "file").read_text() == "its own"
+
+
 def test_with_json_an_error_is_json_too(capsys, tmp_path):
     code, printed, said = mgc("audit", "--root", tmp_path / "nowhere", "--json", capsys=capsys)
     assert code == 2

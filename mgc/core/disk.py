@@ -102,20 +102,20 @@ def open_regular(path: Path) -> FileIO:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, lock: str = LOCK) -> Iterator[None]:
     """Hold the lock of a folder; ``LockedError`` where another process does.
 
     The lock is the kernel's (``flock``), so that it ends with its process, however that ends.
     """
     while True:
-        file = (folder / LOCK).open("a+")
+        file = (folder / lock).open("a+")
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 file.seek(0)
                 raise LockedError(file.read().strip() or "another process") from None
-            if not _same_file(file, folder / LOCK):
+            if not _same_file(file, folder / lock):
                 continue  # its holder has just ended and removed it: the next round makes a new one
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -123,7 +123,7 @@ def locked(folder: Path) -> Iterator[None]:
             try:
                 yield
             finally:
-                (folder / LOCK).unlink(missing_ok=True)
+                (folder / lock).unlink(missing_ok=True)
             return
 
 

@@ -31,20 +31,22 @@ SETTLE_SECONDS = 1.0
 
 
 @contextmanager
-def leased(folder: Folder) -> Iterator[None]:
+def leased(folder: Folder, lock: str = LOCK) -> Iterator[None]:
     """Hold the lock of a folder of an object store; ``LockedError`` where another process does.
 
     Parameters
     ----------
     folder
-        The folder; its file ``.lock`` is there during the block.
+        The folder.
+    lock
+        Its file that is there during the block.
     """
-    _wait_for_dead(folder)
+    _wait_for_dead(folder, lock)
     holder = f"process {os.getpid()} on {socket.gethostname()}"
     mine = f"{holder}\n{uuid.uuid4().hex}\n"
-    folder.write(LOCK, f"{mine}0".encode())
+    folder.write(lock, f"{mine}0".encode())
     time.sleep(SETTLE_SECONDS)
-    if not (found := _read(folder)).startswith(mine):
+    if not (found := _read(folder, lock)).startswith(mine):
         raise LockedError(found.partition("\n")[0] or "another process")
     over = threading.Event()
 
@@ -53,7 +55,7 @@ def leased(folder: Folder) -> Iterator[None]:
         while not over.wait(RENEW_SECONDS):
             count += 1
             with suppress(StoreError, OSError):  # the next time
-                folder.write(LOCK, f"{mine}{count}".encode())
+                folder.write(lock, f"{mine}{count}".encode())
 
     renewing = threading.Thread(target=renew, daemon=True)
     renewing.start()
@@ -63,26 +65,26 @@ def leased(folder: Folder) -> Iterator[None]:
         over.set()
         renewing.join()
         with suppress(StoreError, OSError):
-            folder.remove(LOCK)
+            folder.remove(lock)
 
 
-def _wait_for_dead(folder: Folder) -> None:
+def _wait_for_dead(folder: Folder, lock: str) -> None:
     """Return when nobody holds the lock; ``LockedError`` where its holder is seen alive."""
-    first, began = _read(folder), time.monotonic()
+    first, began = _read(folder, lock), time.monotonic()
     if first:
         holder = first.partition("\n")[0]
         say(f"{folder}: was in use by {holder}; looking for {DEAD_SECONDS:g} s whether it still is …")
     while first and time.monotonic() - began < DEAD_SECONDS:
         time.sleep(RENEW_SECONDS / 4)
-        found = _read(folder)
+        found = _read(folder, lock)
         if not found:
             return
         if found != first:
             raise LockedError(found.partition("\n")[0])
 
 
-def _read(folder: Folder) -> str:
+def _read(folder: Folder, lock: str) -> str:
     try:
-        return folder.read(LOCK).decode(errors="replace")
+        return folder.read(lock).decode(errors="replace")
     except FileNotFoundError:
         return ""

@@ -1,7 +1,8 @@
 """Lines for people: results on standard output; progress (done of total, rate, time left) on standard error.
 
 On a terminal the line of progress is redrawn in place; elsewhere (a log file, a job) one is written every few seconds.
-A reader that has gone, as in ``mgc audit … | head``, is no error: what would follow is dropped.
+Output never fails the work: what a stream does not take, because its reader has gone (``mgc audit … | head``), its disk
+is full or its terminal closed, is dropped. Of results on a full disk one line on standard error says so.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -28,26 +29,59 @@ def show(text: str) -> None:
     _write(text, sys.stdout)
 
 
-def _write(text: str, stream: TextIO, end: str = "\n") -> None:
+def _write(text: str, stream: TextIO | None, end: str = "\n") -> None:
+    if stream is None:  # closed when Python began; print would take standard output instead
+        return
     try:
         print(text, end=end, file=stream, flush=True)
-    except BrokenPipeError:
-        drop_output(stream)
+    except (OSError, ValueError) as error:
+        _lost(stream, error)
 
 
 def flush() -> None:
-    """Write what standard output still holds: at Python's exit, a reader that has gone would be an error."""
+    """Write what standard output still holds: at Python's exit, one that cannot be written would be an error."""
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        drop_output(sys.stdout)
+        if sys.stdout:
+            sys.stdout.flush()
+    except (OSError, ValueError) as error:
+        _lost(sys.stdout, error)
+
+
+def _lost(stream: TextIO, error: Exception) -> None:
+    drop_output(stream)
+    if stream is sys.stdout and not isinstance(error, BrokenPipeError):
+        say(f"standard output cannot be written ({getattr(error, 'strerror', None) or error})")
 
 
 def drop_output(stream: TextIO) -> None:
-    """Send a stream whose reader has gone to nowhere, or Python would write to it at its exit, and complain."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, stream.fileno())
-    os.close(null)
+    """Send a stream that cannot be written to nowhere, or Python would write to it at its exit, and complain."""
+    with suppress(OSError, ValueError):  # it is no file, or closed
+        _to_nowhere(stream.fileno())
+
+
+def open_streams() -> None:
+    """Open the standard streams that were closed when Python began, or the next file opened would take their place.
+
+    And let them write a genre that their encoding does not have.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            with suppress(OSError):  # another file is there already
+                os.fstat(number)
+                continue
+            _to_nowhere(number)
+            stream = open(number, "w" if number else "r", closefd=False)  # noqa: SIM115 (until the process ends)
+            setattr(sys, name, stream)
+        if number:
+            getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
+
+
+def _to_nowhere(number: int) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    if null != number:
+        os.dup2(null, number)
+        os.close(null)
 
 
 class Pace:
@@ -95,7 +129,7 @@ class Progress:
         self.done = 0
         self._before = 0
         self._pace = Pace()
-        self._live = sys.stderr.isatty()
+        self._live = bool(sys.stderr and sys.stderr.isatty())
 
     def resume(self, count: int) -> None:
         """Count units that an earlier process finished: they count for the total, not for the rate."""

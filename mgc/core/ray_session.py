@@ -13,10 +13,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+from mgc.core import signals
 from mgc.core.errors import InputError
 from mgc.core.storage import URI, Folder
 
 _started_here = _verbose = False
+LONGEST_SOCKET = 107
+"""Bytes of the path of a Unix socket."""
 
 
 def show_logs() -> None:
@@ -39,15 +42,44 @@ def mute(logger: str, level: int = logging.ERROR) -> None:
         logging.getLogger(logger).setLevel(level)
 
 
+def check_sockets() -> None:
+    """Refuse a folder for temporary files whose path is too long for the sockets that Ray makes in it.
+
+    Raises
+    ------
+    InputError
+        It is, and Ray is to be started on this machine.
+    """
+    if on_cluster():
+        return
+    name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+    folder = os.environ.get(name, "/tmp")  # noqa: S108 (as Ray does)
+    socket = f"{folder}/ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
+    excess = len(os.fsencode(socket)) - LONGEST_SOCKET
+    if excess > 0:
+        raise InputError(
+            f"{name}={folder}: is {excess} bytes too long for the sockets that Ray makes in it; set RAY_TMPDIR to a "
+            "short folder, such as /tmp"
+        )
+
+
 def connect() -> None:
-    """Join or start Ray, unless this process already has."""
+    """Join or start Ray, unless this process already has.
+
+    Raises
+    ------
+    InputError
+        As ``check_sockets``.
+    """
     import ray  # here, because asking whether this is a job must not cost the second that importing Ray takes
 
     global _started_here
     if not ray.is_initialized():
+        check_sockets()
         _started_here = True
         here: dict[str, Any] = {} if on_cluster() else {"address": "local", "include_dashboard": False}
         ray.init(**here, logging_level=logging.INFO if _verbose else logging.ERROR, log_to_driver=_verbose)
+        signals.catch_again()
 
 
 def disconnect() -> None:

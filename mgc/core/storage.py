@@ -27,6 +27,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from mgc.core import disk
 from mgc.core.atomic_files import is_temporary, replacing
+from mgc.core.disk import LOCK
 from mgc.core.errors import InputError, StoreError, first_line
 from mgc.core.lease import leased
 from mgc.core.object_store import ObjectStore
@@ -364,7 +365,7 @@ class Folder:
                     self.remove(f"{name}/{file}" if name else file)
 
     @contextmanager
-    def claim(self, what: str, way_out: str = "or choose another folder") -> Iterator[None]:
+    def claim(self, what: str, way_out: str = "or choose another folder", lock: str = LOCK) -> Iterator[None]:
         """Lock the folder, which must be there, against a second writer, for the ``with`` block.
 
         On a disk the lock ends with its process, however that ends; in an object store some seconds later (``lease``).
@@ -375,6 +376,8 @@ class Folder:
             Begins the message, before the folder's path: the parameter that names the folder, between backticks.
         way_out
             Ends the message, after «wait until it is done,».
+        lock
+            Name of the file that is the lock; another one locks something else in the folder.
 
         Raises
         ------
@@ -383,7 +386,7 @@ class Folder:
         """
         with ExitStack() as held:
             try:
-                held.enter_context(disk.locked(self.path) if self.path else leased(self))
+                held.enter_context(disk.locked(self.path, lock) if self.path else leased(self, lock))
             except disk.LockedError as error:
                 raise InputError(f"{what} {self}: {error} is writing it; wait until it is done, {way_out}") from None
             yield

@@ -48,6 +48,16 @@ class LearningSet:
     leak: str
     """Why figures on it are too good, as ``leak`` says; empty without a known leak."""
 
+    @property
+    def gaps(self) -> tuple[str, ...]:
+        """Sentences that name the genres without a clip to learn from, or to validate with."""
+        labels_N, untold = self.clips.labels_N, "validation does not tell how well they are learnt"
+        found = (
+            gap(self.genres, labels_N[self.training], "training", "they cannot be learnt"),
+            gap(self.genres, labels_N[self.validation], "validation", untold),
+        )
+        return tuple(sentence for sentence in found if sentence)
+
 
 def splits_of(config: TrainConfig) -> tuple[str, ...]:
     """Return the feature set's splits that the clips of a fit are from.
@@ -79,15 +89,18 @@ def learning_set(
     Raises
     ------
     InputError
-        A split is empty, or there are fewer artists of a genre than folds.
+        A split is empty, there are fewer artists of a genre than folds, or training has clips of one genre alone.
     """
     clips = clips or clips_of.load(feature_set, *splits_of(config), lazily=lazily)
+    manifest = feature_set.manifest
     if config.fold:
-        training, validation = _fold(clips, config)
+        training, validation = _fold(clips, config, manifest.genres)
     else:
         names_N = dealt(clips, config.split)
         training, validation = np.flatnonzero(names_N == "training"), np.flatnonzero(names_N == "validation")
-    manifest = feature_set.manifest
+    if not len(validation):
+        raise InputError(f"`features={feature_set.folder}`: too few clips for `split={config.split}`")
+    check_genres(feature_set, clips.labels_N[training])
     return LearningSet(
         clips,
         training,
@@ -97,6 +110,51 @@ def learning_set(
         manifest.fingerprint,
         leak(manifest, config.split),
     )
+
+
+def check_genres(feature_set: FeatureSet, labels_N: NDArray[np.int64]) -> None:
+    """Refuse to learn from clips of a single genre.
+
+    Parameters
+    ----------
+    feature_set
+        A finished feature set.
+    labels_N : np.ndarray [shape=(N,)]
+        Labels of the training clips.
+
+    Raises
+    ------
+    InputError
+        There are fewer than two genres among them.
+    """
+    there = [feature_set.manifest.genres[label] for label in np.unique(labels_N)]
+    if len(there) < 2:
+        raise InputError(
+            f"`features={feature_set.folder}`: training clips of «{there[0]}» alone; a model needs two genres or more"
+        )
+
+
+def gap(genres: tuple[str, ...], labels_N: NDArray[np.int64], split: str, so: str) -> str:
+    """Say which genres a split has no clips of.
+
+    Parameters
+    ----------
+    genres
+        Names of the labels.
+    labels_N : np.ndarray [shape=(N,)]
+        Labels of the split's clips.
+    split
+        ``training``, ``validation`` or ``test``.
+    so
+        What follows for these genres.
+
+    Returns
+    -------
+    str
+        A sentence; empty where there are clips of every genre.
+    """
+    lacking = [f"«{genre}»" for label, genre in enumerate(genres) if label not in labels_N]
+    return f"no {split} clips of {', '.join(lacking)}: {so}" if lacking else ""
 
 
 def held_out(feature_set: FeatureSet, split: str, protocol: str = "official") -> Clips:
@@ -166,13 +224,19 @@ def dealt(clips: Clips, protocol: str) -> NDArray[np.str_]:
     return np.array(draw_splits(own, [str(label) for label in clips.labels_N], SEED))
 
 
-def _fold(clips: Clips, config: TrainConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _fold(clips: Clips, config: TrainConfig, genres: tuple[str, ...]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows to train on and to validate on, of one fold."""
     from sklearn.model_selection import StratifiedGroupKFold
 
-    artists = {label: len(set(clips.artists_N[clips.labels_N == label])) for label in np.unique(clips.labels_N)}
-    if min(artists.values()) < config.folds:
-        raise InputError(f"`folds={config.folds}`: a genre has only {min(artists.values())} artists; take fewer folds")
+    artists = {genres[label]: len(set(clips.artists_N[clips.labels_N == label])) for label in np.unique(clips.labels_N)}
+    most = min(artists.values())
+    if most < config.folds:
+        few = ", ".join(f"«{genre}» ({count})" for genre, count in artists.items() if count < config.folds)
+        way_out = f"at most `folds={most}`" if most > 1 else "leave `folds` out, or take `split=random`, which leaks"
+        raise InputError(
+            f"`folds={config.folds}`: all clips of an artist are in one fold, and in training and validation there are "
+            f"too few artists of {few}; {way_out}"
+        )
     folds = StratifiedGroupKFold(config.folds, shuffle=True, random_state=SEED)
     training, validation = list(folds.split(clips.labels_N, clips.labels_N, clips.artists_N))[config.fold - 1]
     return training, validation

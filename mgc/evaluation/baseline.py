@@ -25,11 +25,11 @@ from mgc.audio import decode as audio
 from mgc.collection.splits import SPLITS
 from mgc.collection.tracks import read_tracks
 from mgc.core.errors import ClipError, InputError
-from mgc.core.progress import Progress
+from mgc.core.progress import Progress, say
 from mgc.core.results import Result
 from mgc.core.storage import Folder
 from mgc.dataset import clips as clips_of
-from mgc.dataset.protocols import dealt, leak
+from mgc.dataset.protocols import check_genres, dealt, gap, leak
 from mgc.features.feature_set import FeatureSet
 
 if TYPE_CHECKING:
@@ -147,6 +147,12 @@ def baseline(
     feature_set = FeatureSet.open(features)
     manifest = feature_set.manifest
     clips = clips_of.load(feature_set, *SPLITS, lazily=True)
+    splits_N = dealt(clips, split)
+    training_N, validation_N, test_N = (splits_N == name for name in SPLITS)
+    check_genres(feature_set, clips.labels_N[training_N])
+    for name in SPLITS:
+        if missing := gap(manifest.genres, clips.labels_N[splits_N == name], name, "its figures do not tell of them"):
+            say(f"baseline: {missing}")
     audio_root = read_tracks(root).audio_root
     uri = store.open_store(feature_set.folder)
     statistics_ND = _statistics(audio_root, clips.paths, manifest.spec.seconds, workers)
@@ -157,8 +163,6 @@ def baseline(
     run = tracking.Run.start(uri, tracking.EXPERIMENT, name="MFCC + SVM", step="baseline", config=config, tags=tags)
     with run.closing():
         run.features(feature_set.folder, manifest.fingerprint, "training")
-        splits_N = dealt(clips, split)
-        training_N, validation_N, test_N = (splits_N == name for name in SPLITS)
         machine = make_pipeline(StandardScaler(), SVC(**SVM))
         machine.fit(statistics_ND[training_N], clips.labels_N[training_N])
         training_accuracy = float(machine.score(statistics_ND[training_N], clips.labels_N[training_N]))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mgc.core.errors import InputError
 from mgc.core.progress import say
 from mgc.core.results import Result
-from mgc.dataset.protocols import held_out
+from mgc.dataset.protocols import gap, held_out
 from mgc.evaluation import figures, run_page
 from mgc.evaluation.metrics import Scores
 from mgc.evaluation.predictions import Member, Predictions, Source
@@ -172,6 +172,8 @@ def _evaluate(run: Run, models: list[TrainedModel], feature_set: FeatureSet, spl
     of_folds = split == "validation" and models[0].card.config.fold
     # read before it counts: what cannot be read is no test-set evaluation
     clips = None if of_folds else held_out(feature_set, split, source.protocol)
+    if clips is not None and (missing := gap(source.genres, clips.labels_N, split, "their F1 counts as 0")):
+        say(f"evaluate: {missing}")
     with counted_test_evaluation(run, source) as (count, logged):
         if clips is None:
             each, whole = predict_validation(models, feature_set)

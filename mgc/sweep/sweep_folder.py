@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
@@ -19,7 +20,8 @@ from mgc.core.storage import Folder
 from mgc.model import checkpoint
 from mgc.sweep.space import nested
 from mgc.tracking.metric_names import EPOCH
-from mgc.tracking.runs import EXPERIMENT, LEAKY_TAG, OUTCOME_TAG, REASON_TAG, Run
+from mgc.tracking.runs import EXPERIMENT, LEAKY_TAG, OUTCOME_TAG, REASON_TAG, STEP_TAG, STORAGE_TAG, Run
+from mgc.tracking.store import search
 from mgc.training.loop import is_kept
 
 Outcome: TypeAlias = Literal["kept", "pruned", "failed", "stopped"]
@@ -29,6 +31,8 @@ STATUS = {"kept": "FINISHED", "pruned": "FINISHED", "failed": "FAILED", "stopped
 SWEEP, SEARCHED, TRIALS = "sweep.json", "searched.json", "trials"
 TASK, RUN_ID, OUTCOME = "task.json", "run_id", "outcome"
 """Files in a trial's folder; ``outcome`` is missing where the model was kept."""
+LONGEST_NAME = 200
+"""Bytes of a sweep's name, of the 255 that file systems take."""
 CURVE = f"{EPOCH}val_accuracy"
 """MLflow metric with the validation accuracy of each epoch of a trial."""
 
@@ -145,6 +149,41 @@ class SweepFolder:
         """The trials of the search that have begun, in their order."""
         begun = (self.trial(trial_name(number)) for number in itertools.count(1))
         return list(itertools.takewhile(lambda trial: trial.folder.kind(TASK), begun))
+
+
+def begun_elsewhere(uri: str, name: str) -> list[Folder]:
+    """Return the folders of the sweeps of a name that other working directories have begun, newest first.
+
+    Parameters
+    ----------
+    uri
+        Of the MLflow store, whose runs say where their sweeps are.
+    name
+        Of the sweep.
+    """
+    found = sorted(search(uri, EXPERIMENT, {STEP_TAG: "tune"}), key=lambda run: -int(run.info.start_time))
+    said = [run.data.tags.get(STORAGE_TAG) for run in found if run.info.run_name == name]
+    return [folder for place in said if place and (folder := Folder.at(place)).kind(SWEEP)]
+
+
+def check_name(name: str) -> str:
+    """Return the name of a new sweep, which its folder is to have.
+
+    Parameters
+    ----------
+    name
+        As the user gave it.
+
+    Raises
+    ------
+    InputError
+        No folder can have it.
+    """
+    if not name.strip(".") or "/" in name or not name.isprintable() or len(os.fsencode(name)) > LONGEST_NAME:
+        raise InputError(
+            f"`name={name!r}`: names a folder; give printable characters without «/», at most {LONGEST_NAME} bytes"
+        )
+    return name
 
 
 def trial_name(number: int) -> str:

@@ -12,14 +12,17 @@ from __future__ import annotations
 import json
 import math
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from mgc.config import DEFAULT_PRESET, PRESETS, SweepConfig, TrainConfig
-from mgc.core.errors import InputError, RunError
+from mgc.core.errors import InputError, RunError, StoreError
 from mgc.core.progress import say
+from mgc.core.ray_session import check_sockets
 from mgc.core.results import Result
 from mgc.dataset.protocols import learning_set
 from mgc.sweep import results, sweep_page
@@ -27,9 +30,9 @@ from mgc.sweep.confirm import SeedScores, ablate, off_value, retrain
 from mgc.sweep.ray_tune import Room, TuneSession
 from mgc.sweep.samplers import SEARCHES
 from mgc.sweep.space import DEFAULT, Space
-from mgc.sweep.sweep_folder import SEARCHED, SWEEP, SweepFolder, TrialFolder
+from mgc.sweep.sweep_folder import SEARCHED, SWEEP, SweepFolder, TrialFolder, begun_elsewhere, check_name
 from mgc.tracking import store
-from mgc.tracking.runs import BEST_TAG, EXPERIMENT, WINNER_TAG, Run
+from mgc.tracking.runs import BEST_TAG, EXPERIMENT, STORAGE_TAG, WINNER_TAG, Run
 from mgc.training.hardware import choose_feed
 from mgc.training.run_logging import describe, open_for_learning
 
@@ -169,18 +172,22 @@ def tune(
     >>> result = tune("features", sweep_config=SweepConfig(trials=20))  # doctest: +SKIP
     >>> print(result)  # doctest: +SKIP
     """
+    check_sockets()
     feature_set = open_for_learning(features, allow_leaks=allow_leaks)
     workers = _Workers(feature_set, store.storage(storage, feature_set.folder), wait)
     sweeps = workers.storage / "sweeps"
     if resume:
-        folder = SweepFolder.read(sweeps / resume).folder
+        begun = SweepFolder.read(_found(sweeps / resume, feature_set))
+        folder, config = begun.folder, begun.train_config({})
     else:
         asked = _Asked.check(config, sweep_config or SweepConfig(), space)
-        folder = sweeps / (name or time.strftime("sweep-%Y%m%d-%H%M%S"))
-        folder.make()
-    with folder.claim("tune: this very sweep is running,", "then see «mgc ui»"):
+        folder = sweeps / check_name(time.strftime("sweep-%Y%m%d-%H%M%S") if name is None else name)
+        folder = _found(folder, feature_set, asked)
+    for gap in learning_set(feature_set, config, lazily=True).gaps:  # refused here, a set leaves nothing behind
+        say(f"tune: {gap}")
+    with store.made(folder).claim("tune: this very sweep is running,", "then see «mgc ui»"):
         sweep = _resume(folder, feature_set) if resume else _begin(folder, workers, asked)
-        say(f'tune: sweep {sweep.name} (if interrupted: --resume {sweep.name}, in Python resume="{sweep.name}")')
+        say(f"tune: sweep {sweep.name} (if interrupted: --resume {quote(sweep.name)}, in Python resume={sweep.name!r})")
         with sweep.parent.closing():
             facts = _stages(sweep, workers)
     view = results.read(sweep.parent)  # now, because its page says whether it is finished
@@ -234,12 +241,14 @@ def _begin(folder: Folder, workers: _Workers, asked: _Asked) -> SweepFolder:
     dimensions = {each.field: str(each) for each in asked.space.dimensions}
     settings = {**vars(asked.sweep_config), "space": dimensions, **config.to_dict()}
     parent = Run.start(uri, EXPERIMENT, name=folder.name, step="tune", config=settings)
-    describe(parent, feature_set, config)
-    for artifact, tree in ((results.SPACE, asked.space.tree()), (results.BASE, config.to_dict())):
-        parent.text(json.dumps(tree, indent=1) + "\n", artifact)
-    place, fingerprint, base = str(feature_set.folder), feature_set.manifest.fingerprint, config.to_dict()
-    sweep = SweepFolder(folder, place, fingerprint, base, asked.space.tree(), asked.sweep_config, uri, parent.id)
-    sweep.write()
+    with parent.ending():
+        parent.tag({STORAGE_TAG: str(folder)})
+        describe(parent, feature_set, config)
+        for artifact, tree in ((results.SPACE, asked.space.tree()), (results.BASE, config.to_dict())):
+            parent.text(json.dumps(tree, indent=1) + "\n", artifact)
+        place, fingerprint, base = str(feature_set.folder), feature_set.manifest.fingerprint, config.to_dict()
+        sweep = SweepFolder(folder, place, fingerprint, base, asked.space.tree(), asked.sweep_config, uri, parent.id)
+        sweep.write()
     return sweep
 
 
@@ -247,8 +256,35 @@ def _resume(folder: Folder, feature_set: FeatureSet) -> SweepFolder:
     sweep = SweepFolder.read(folder)
     if sweep.fingerprint != feature_set.manifest.fingerprint:
         raise InputError(f"`resume={folder.name}`: was started on another feature set, {sweep.features}")
+    sweep = replace(sweep, uri=_store_of(sweep, feature_set), features=str(feature_set.folder))
     Run.find(sweep.uri, sweep.parent_run_id).reopen()
     return sweep
+
+
+def _found(folder: Folder, feature_set: FeatureSet, asked: _Asked | None = None) -> Folder:
+    """The folder of a sweep: this, or one of the same set and settings that another working directory has begun."""
+    if folder.kind(SWEEP):
+        return folder
+    with suppress(InputError, StoreError):  # there is no store yet, or the sweep's storage is out of reach
+        for other in begun_elsewhere(store.existing_store(feature_set.folder), folder.name):
+            sweep = SweepFolder.read(other)
+            same = sweep.fingerprint == feature_set.manifest.fingerprint
+            if same and (asked is None or asked.is_of(sweep)):
+                say(f"tune: sweep {sweep.name} is in {other}")
+                return other
+    return folder
+
+
+def _store_of(sweep: SweepFolder, feature_set: FeatureSet) -> str:
+    """The MLflow store of now if it has the sweep's run, as in a moved or copied project; else the sweep's own."""
+    with suppress(InputError):
+        uri = store.existing_store(feature_set.folder)
+        return Run.find(uri, sweep.parent_run_id).uri
+    if why := store.unreachable(sweep.uri):
+        raise InputError(
+            f"`resume={sweep.name}`: its MLflow store {sweep.uri} cannot be reached ({why}); set MLFLOW_TRACKING_URI"
+        )
+    return sweep.uri
 
 
 def _stages(sweep: SweepFolder, workers: _Workers) -> dict[str, Any]:

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
+from mgc.core import signals
 from mgc.core.errors import InputError, RunError, WaitError, first_line
 from mgc.tracking import metric_names
 from mgc.tracking.model_program import log_program
 from mgc.tracking.provenance import provenance
-from mgc.tracking.store import client, make_experiment, search
+from mgc.tracking.store import answering, client, make_experiment, search
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -170,9 +171,10 @@ class Run:
         all_tags = {STEP_TAG: step, **provenance(), **(tags or {})}
         all_tags |= {name: value for name, value in ((PARENT_TAG, parent), (KEY_TAG, key)) if value is not None}
         connection = client(uri)
-        run = connection.create_run(make_experiment(uri, experiment), run_name=name, tags=all_tags)
         params = [Param(key, str(value)) for key, value in flatten(config).items()]
-        connection.log_batch(run.info.run_id, params=params, synchronous=True)
+        with answering(uri):
+            run = connection.create_run(make_experiment(uri, experiment), run_name=name, tags=all_tags)
+            connection.log_batch(run.info.run_id, params=params, synchronous=True)
         return cls(uri, run.info.run_id)
 
     @classmethod
@@ -273,20 +275,40 @@ class Run:
 
     @contextmanager
     def closing(self) -> Iterator[None]:
-        """Mark the run FINISHED when the block ends well, FAILED (with the reason) when it raises.
+        """Mark the run FINISHED when the block ends well, else as ``ending`` does."""
+        with self.ending():
+            yield
+        self.finish("FINISHED")
 
-        It is KILLED, and can be resumed, by Ctrl-C and where a cluster was waited for in vain. A SystemExit, by which
-        Ray Tune stops a trial, leaves it open: who stopped the trial sets its status.
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """Write down what ends the run, if the block raises: FAILED with the reason, or KILLED, which can be resumed.
+
+        KILLED it is by Ctrl-C, by SIGTERM and where a cluster was waited for in vain, and so are the runs under it,
+        whose processes end with this one. A SystemExit, by which Ray Tune stops a trial, leaves it open: who stopped
+        the trial sets its status.
         """
         try:
             yield
         except SystemExit:
             raise
+        except KeyboardInterrupt:
+            self._kill(f"interrupted by {signals.received()}")
+            raise
+        except WaitError as error:
+            self._kill(str(error))
+            raise
         except BaseException as error:
             self.tag({ERROR_TAG: f"{type(error).__name__}: {error}"[:5000]})
-            self.finish("KILLED" if isinstance(error, KeyboardInterrupt | WaitError) else "FAILED")
+            self.finish("FAILED")
             raise
-        self.finish("FINISHED")
+
+    def _kill(self, reason: str) -> None:
+        for child in self.children():
+            if child.record().status == "RUNNING":
+                child._kill(reason)
+        self.tag({ERROR_TAG: reason})
+        self.finish("KILLED")
 
     def finish(self, status: str) -> None:
         """Close the run as FINISHED, FAILED or KILLED."""

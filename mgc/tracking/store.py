@@ -8,9 +8,10 @@ each other.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
-import tempfile
+import sqlite3
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -21,17 +22,15 @@ from mlflow.entities import ViewType
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from mgc.core.errors import InputError, RunError, first_line
+from mgc.core.errors import InputError, RunError, first_line, path_error
 from mgc.core.ray_session import in_job, output_folder
 from mgc.core.storage import Folder
+from mgc.tracking.database import address, artifacts, database, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 HOME = "mlflow_runs"
-SQLITE = "sqlite:///"
-
-
 STORAGE_VARIABLE = "MGC_STORAGE"
 
 
@@ -58,6 +57,33 @@ def storage(given: str | Path | None, beside: Folder) -> Folder:
     if in_job() and beside.path is None:
         raise InputError("`storage`: is needed in a Ray job on features in an object store; give s3://bucket/folder")
     return Folder.at(home(beside))
+
+
+def made(folder: Folder, name: str = "") -> Folder:
+    """Make a folder for what is left behind, before anything is begun, and return it.
+
+    Parameters
+    ----------
+    folder
+        In the storage.
+    name
+        Relative path of a folder in it; the folder itself by default.
+
+    Raises
+    ------
+    InputError, RunError
+        It cannot be made or written.
+    """
+    try:
+        folder.make(name)
+        if folder.path and not os.access(folder.path / name, os.W_OK):
+            raise PermissionError(errno.EACCES, "no permission")
+    except OSError as error:
+        raise path_error(
+            f"{folder}: cannot be written ({error.strerror}); `storage` says where states and checkpoints are to be",
+            error,
+        ) from None
+    return folder
 
 
 def home(beside: Folder) -> Path:
@@ -112,10 +138,10 @@ def open_store(beside: Folder) -> str:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # of a server that is not there, seconds, not minutes
     uri = _uri(beside)
     try:
-        if uri.startswith(SQLITE):
-            _make_database(_database(uri))
+        if file := database(uri):
+            prepare(file)
         client(uri).search_experiments(max_results=1)
-    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError) as error:
         unknown = isinstance(error, ImportError) or getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE"
         kind = InputError if unknown else RunError
         raise kind(f"MLflow store {uri}: cannot be opened ({first_line(error)})") from None
@@ -143,9 +169,24 @@ def existing_store(beside: Folder) -> str:
         The store cannot be opened.
     """
     uri = _uri(beside)
-    if uri.startswith(SQLITE) and not _database(uri).exists():
-        raise InputError(f"{_database(uri)}: no MLflow store here yet; train first, or set MLFLOW_TRACKING_URI")
+    if (file := database(uri)) and not file.exists():
+        raise InputError(f"{file}: no MLflow store here yet; train first, or set MLFLOW_TRACKING_URI")
     return open_store(beside)
+
+
+@contextmanager
+def answering(uri: str) -> Iterator[None]:
+    """Turn a store's refusal to be written, in the block, into a RunError of one line.
+
+    Parameters
+    ----------
+    uri
+        Of the store.
+    """
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        raise RunError(f"MLflow store {uri}: cannot be written ({first_line(error)})") from None
 
 
 @lru_cache(maxsize=4)
@@ -175,7 +216,7 @@ def unreachable(uri: str) -> str | None:
     uri
         Of the store.
     """
-    if uri.startswith(SQLITE) and not _database(uri).exists():
+    if (file := database(uri)) and not file.exists():
         return "its disk has no such file"
     try:
         client(uri).search_experiments(max_results=1)
@@ -202,8 +243,8 @@ def make_experiment(uri: str, name: str) -> str:
     found = client(uri).get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
-    local = (_database(uri).parent / "artifacts").as_uri() if uri.startswith(SQLITE) else None
-    return str(client(uri).create_experiment(name, artifact_location=local))
+    file = database(uri)
+    return str(client(uri).create_experiment(name, artifact_location=artifacts(file).as_uri() if file else None))
 
 
 def search(uri: str, experiment: str, tags: Mapping[str, str], *, deleted: bool = False) -> list[Any]:
@@ -237,28 +278,4 @@ def search(uri: str, experiment: str, tags: Mapping[str, str], *, deleted: bool 
 
 
 def _uri(beside: Folder) -> str:
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{home(beside)}/mlflow.db"
-
-
-def _database(uri: str) -> Path:
-    """The file of an SQLite store."""
-    return Path(uri.removeprefix(SQLITE)).absolute()
-
-
-def _make_database(file: Path) -> None:
-    """Make MLflow's database if there is none: aside, and then linked to its place.
-
-    Its migrations take seconds, and a database of which a killed process made some is of no use to anybody.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if file.exists():
-        return
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".new-") as folder:
-        fresh = Path(folder, file.name)
-        client(f"{SQLITE}{fresh}").search_experiments(max_results=1)
-        try:
-            os.link(fresh, file)
-        except FileExistsError:
-            pass  # another process was quicker
-        except OSError:  # a file system without links
-            os.replace(fresh, file)
+    return os.environ.get("MLFLOW_TRACKING_URI") or address(home(beside) / "mlflow.db")

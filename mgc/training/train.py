@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from mgc.features.feature_set import FeatureSet
     from mgc.training.hardware import FeedName
 
+CHECKPOINTS = "checkpoints"
+"""Folder of the storage that has a folder for each run."""
 _HEAD = f"{'run':<34}{'training':>9}{'validation':>12}{'gap':>7}"
 
 
@@ -190,7 +192,10 @@ def train(
     folds = [config.fold] if config.fold or not config.folds else list(range(1, config.folds + 1))
     clips = clips_of.load(feature_set, *splits_of(config), lazily=lazily)
     data = {fold: learning_set(feature_set, replace(config, fold=fold), clips=clips) for fold in folds}
+    store.made(home, CHECKPOINTS)
     job = _Job(feature_set, data, place, store.open_store(feature_set.folder), home)
+    for sentence in (f"{f'fold {fold}: ' * bool(fold)}{gap}" for fold, each in data.items() for gap in each.gaps):
+        say(f"train: {sentence}")
     if config.split == "random":
         say(f"train: {LEAKY}")
     if seeds == 1 and len(folds) == 1:
@@ -258,30 +263,35 @@ class _Job:
         self, config: TrainConfig, name: str | None, parent: str | None, *, step: str, **settings: int
     ) -> Iterator[tuple[Run, Folder]]:
         """The interrupted run of the same training and its folder, or a new one's; claimed, and closed at the end."""
-        run, resumed = Run.resume_or_start(
-            self.uri,
-            EXPERIMENT,
-            self._key(config, name, parent, **settings),
-            name=name,
-            step=step,
-            config={**config.to_dict(), **settings},
-            tags={PLACE_TAG: str(self.place)},
-            parent=parent,
-            resumable=lambda run: self._folder(run).path is None or self._folder(run).kind() == "folder",
-        )
-        folder = self._folder(run)
-        if resumed:
-            say(f"train: goes on with the interrupted run {run.id}")
-        folder.make()
-        held = folder.claim("train: this very training is running,", "then see «mgc ui»")
-        with held, run.closing():
-            run.tag({STORAGE_TAG: str(folder)})
-            describe(run, self.feature_set, config)
-            yield run, folder
+        key, running = self._key(config, name, parent, **settings), "train: this very training is running,"
+        checkpoints, way_out = store.made(self.storage / CHECKPOINTS), "then see «mgc ui»"
+        with ExitStack() as held:
+            # or two that begin at the same moment would make a run each; members begin under the claim of their parent
+            with nullcontext() if parent else checkpoints.claim(running, way_out, f".lock-{key[:16]}"):
+                run, resumed = Run.resume_or_start(
+                    self.uri,
+                    EXPERIMENT,
+                    key,
+                    name=name,
+                    step=step,
+                    config={**config.to_dict(), **settings},
+                    tags={PLACE_TAG: str(self.place)},
+                    parent=parent,
+                    resumable=lambda run: self._folder(run).path is None or self._folder(run).kind() == "folder",
+                )
+                with nullcontext() if resumed else run.ending():
+                    folder = store.made(self._folder(run))
+                    held.enter_context(folder.claim(running, way_out))
+            if resumed:
+                say(f"train: goes on with the interrupted run {run.id}")
+            with run.closing():
+                run.tag({STORAGE_TAG: str(folder)})
+                describe(run, self.feature_set, config)
+                yield run, folder
 
     def _folder(self, run: Run) -> Folder:
         """Where a run's state and checkpoint are: where it says, or, if it was moved, in the storage of now."""
-        here, said = self.storage / "checkpoints" / run.id, run.record().tags.get(STORAGE_TAG)
+        here, said = self.storage / CHECKPOINTS / run.id, run.record().tags.get(STORAGE_TAG)
         if said and said != str(here) and (there := Folder.at(said)).kind() == "folder":
             return there
         return here

@@ -134,7 +134,43 @@ def test_more_folds_than_a_genre_has_artists_are_refused(tmp_path):
     assert len(learning_set(made, TrainConfig(folds=2, fold=1)).validation)
     with pytest.raises(InputError) as error:
         learning_set(made, TrainConfig(folds=3, fold=1))
-    assert str(error.value) == "`folds=3`: a genre has only 2 artists; take fewer folds"
+    assert str(error.value) == (
+        "`folds=3`: all clips of an artist are in one fold, and in training and validation there are too few "
+        "artists of «Blues» (2); at most `folds=2`"
+    )
+
+
+def test_where_a_genre_has_one_artist_the_ways_on_are_said(tmp_path):
+    made = make_sharded(
+        tmp_path / "set",
+        artist=lambda track: f"a{track % 2}",
+        genre=lambda track: track % 2,
+        training=(8,),
+        validation=(4,),
+    )
+    with pytest.raises(InputError, match=r"«Blues» .1., «Folk» .1.; leave `folds` out, or take `split=random`"):
+        learning_set(made, TrainConfig(folds=5, fold=1))
+
+
+# Genres
+
+
+def test_genres_that_a_split_lacks_are_named(uneven, tmp_path):
+    assert learning_set(uneven, TrainConfig()).gaps == ()
+    made = make_sharded(
+        tmp_path / "set", genre=lambda track: (track - 100) % 2 + (track >= 110), training=(10,), validation=(5,)
+    )
+    assert learning_set(made, TrainConfig()).gaps == (
+        "no training clips of «Jazz», «Rock»: they cannot be learnt",
+        "no validation clips of «Blues», «Rock»: validation does not tell how well they are learnt",
+    )
+
+
+@pytest.mark.parametrize("config", [TrainConfig(), TrainConfig(folds=3, fold=1), RANDOM])
+def test_a_set_of_one_genre_is_refused(tmp_path, config):
+    made = make_sharded(tmp_path / "set", genre=lambda _: 2, training=(20,), validation=(5,), test=(5,))
+    with pytest.raises(InputError, match="training clips of «Jazz» alone; a model needs two genres or more"):
+        learning_set(made, config)
 
 
 # Random

@@ -1,7 +1,9 @@
 """A sweep's folder and its runs: what is asked for is read back, and each trial is one run that ends once."""
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -15,8 +17,21 @@ from mgc.features.feature_set import FeatureSet
 from mgc.model import checkpoint
 from mgc.model.cnn import GenreCNN
 from mgc.sweep import tune
-from mgc.sweep.sweep_folder import OUTCOME, RUN_ID, SEARCHED, STATUS, SWEEP, TASK, SweepFolder, Task, trial_name
+from mgc.sweep.space import Space
+from mgc.sweep.sweep_folder import (
+    OUTCOME,
+    RUN_ID,
+    SEARCHED,
+    STATUS,
+    SWEEP,
+    TASK,
+    SweepFolder,
+    Task,
+    check_name,
+    trial_name,
+)
 from mgc.tracking import runs as tracking
+from mgc.tracking import store
 from mgc.tracking.runs import Run
 from mgc.training.fit_state import STATE
 
@@ -308,3 +323,48 @@ def test_the_run_of_a_trial_is_what_its_folder_says(a_sweep, trial):
 
 def test_features_of_the_sweep_can_be_opened(a_sweep, features):
     assert FeatureSet.open(a_sweep.features).manifest == features.manifest
+
+
+def test_a_sweep_of_a_copied_project_goes_on_in_the_copys_own_store(features, tmp_path, monkeypatch):
+    (tmp_path / "one").mkdir()
+    monkeypatch.chdir(tmp_path / "one")
+    store.open_store(features.folder)
+    made = begun(features, tmp_path / "one" / "mlflow_runs" / "sweeps" / "s")
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    copy = Folder.at(tmp_path / "two" / "mlflow_runs" / "sweeps" / "s")
+    (tmp_path / "one").rename(tmp_path / "kept")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"its MLflow store .* cannot be reached .*; set MLFLOW_TRACKING_URI"):
+        tune._resume(copy, features)
+    monkeypatch.chdir(tmp_path / "two")
+    found = tune._resume(copy, features)
+    assert (found.parent_run_id, found.uri) == (made.parent_run_id, store.open_store(features.folder))
+    assert str(tmp_path / "two") in found.uri
+    assert not (tmp_path / "one").exists()
+
+
+def test_a_sweep_is_found_from_another_working_directory_of_the_same_store(features, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/store/mlflow.db")
+    tree = Space.of({"model.dropout": {"uniform": [0, 0.5]}}, SMALL).tree()
+    made = begun(features, tmp_path / "a" / "s", space=tree)
+    made.parent.tag({tracking.STORAGE_TAG: str(made.folder)})
+    here = Folder.at(tmp_path / "b" / "s")
+    assert tune._found(here, features) == made.folder
+    assert tune._found(Folder.at(tmp_path / "b" / "t"), features) == Folder.at(tmp_path / "b" / "t")
+    asked = tune._Asked(SMALL, SweepConfig(), Space.of(tree, SMALL))
+    assert tune._found(here, features, asked) == made.folder
+    assert tune._found(here, features, replace(asked, sweep_config=SweepConfig(trials=3))) == here
+    other = replace(features, manifest=replace(features.manifest, fingerprint="0" * 64))
+    assert tune._found(here, other) == here
+
+
+@pytest.mark.parametrize("name", ["R&B sweep/1", "/", "..", ".", "", "a\nb", "a\0b", "é" * 101])
+def test_a_name_that_no_folder_can_have_is_refused(name, features):
+    with pytest.raises(InputError, match="names a folder; give printable characters without «/»"):
+        tune.tune(features, name=name)
+    assert not Path("mlflow_runs", "sweeps", "R&B sweep").exists()
+
+
+@pytest.mark.parametrize("name", ["R&B sweep 1", "50 %?#é", ".hidden", "x" * 200])
+def test_all_other_names_are_folders_names(name):
+    assert check_name(name) == name

@@ -102,7 +102,7 @@ def test_a_run_ends_as_its_work_did(uri, experiment, raised, status):
             raise raised
     record = run.record()
     assert record.status == status
-    assert record.tags.get("mgc.error") == {"FAILED": "ValueError: so", "KILLED": "KeyboardInterrupt: "}.get(status)
+    assert record.tags.get("mgc.error") == {"FAILED": "ValueError: so", "KILLED": "interrupted by SIGINT"}.get(status)
 
 
 def test_a_history_has_each_epoch_once_in_order(run):

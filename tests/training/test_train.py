@@ -6,13 +6,14 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
-from helpers.feature_sets import SPEC, make_features
+from helpers.feature_sets import SPEC, make_features, make_sharded
 from helpers.long_fit import LONG, PLAIN
 
 from mgc.config import ModelConfig, OptimConfig, TrainConfig
@@ -22,6 +23,7 @@ from mgc.dataset import clips
 from mgc.evaluation.evaluate import evaluate
 from mgc.evaluation.predictions import Predictions
 from mgc.model import checkpoint
+from mgc.sweep.tune import tune
 from mgc.tracking import runs as tracking
 from mgc.tracking import store
 from mgc.training import loop
@@ -335,6 +337,38 @@ def test_folds_validate_each_clip_once_and_never_see_the_test_split(features, cl
     (parent,) = runs_named(client, "folds")
     assert parent.data.tags["mgc.step"] == "folds"
     assert train(features.folder.path, replace(config, fold=2)).val_clips == 19
+
+
+def test_what_no_fit_can_learn_from_leaves_no_run(tmp_path, client):
+    two = make_sharded(
+        tmp_path / "two", artist=lambda track: f"a{track % 4}", genre=lambda t: t % 2, training=(12,), validation=(8,)
+    )
+    before = len(store.search(client.tracking_uri, tracking.EXPERIMENT, {}))
+    with pytest.raises(InputError, match=r"too few artists of «Blues» .2., «Folk» .2.; at most `folds=2`"):
+        train(two, replace(PLAIN, folds=5))
+    with pytest.raises(InputError, match="at most `folds=2`"):
+        tune(two, replace(PLAIN, folds=5, fold=1), name="no folds")
+    one = make_sharded(tmp_path / "one", genre=lambda _: 0, training=(12,), validation=(8,))
+    for step in (train, tune):
+        with pytest.raises(InputError, match="training clips of «Blues» alone"):
+            step(one, PLAIN)
+    assert len(store.search(client.tracking_uri, tracking.EXPERIMENT, {})) == before
+    assert not Path("mlflow_runs/sweeps/no folds").exists()
+
+
+def test_genres_that_a_split_lacks_are_said_before_anything_starts(tmp_path, capsys):
+    some = make_sharded(
+        tmp_path / "set", genre=lambda t: (t - 100) % 2 + (t >= 112), training=(12,), validation=(8,), test=(2,)
+    )
+    plain = replace(PLAIN, model=replace(PLAIN.model, channels=(4,)), epochs=1)
+    run = train(some, plain)
+    said = capsys.readouterr().err.splitlines()
+    assert said[1] == "train: no training clips of «Jazz», «Rock»: they cannot be learnt"
+    assert said[2].startswith("train: no validation clips of «Blues», «Rock»: ")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        evaluate(run, some, split="validation")
+    assert "evaluate: no validation clips of «Blues», «Rock»: their F1 counts as 0" in capsys.readouterr().err
 
 
 def test_a_random_split_is_tagged_leaky(features, client):

@@ -1,0 +1,45 @@
+"""Ray is started only where it can be."""
+
+import pytest
+
+from mgc.core import ray_session
+from mgc.core.errors import InputError
+from mgc.sweep.tune import tune
+from mgc.training.train import train
+
+
+@pytest.mark.parametrize("name", ["TMPDIR", "RAY_TMPDIR"])
+def test_a_folder_too_long_for_rays_sockets_is_named_before_anything_starts(tmp_path, monkeypatch, features, name):
+    monkeypatch.setenv("TMPDIR", "/tmp")
+    monkeypatch.setenv(name, f"/tmp/{'x' * 100}")
+    monkeypatch.chdir(tmp_path)
+    line = f"^{name}=/tmp/x+: is .* bytes too long .*; set RAY_TMPDIR to a short folder"
+    for start in (ray_session.check_sockets, lambda: tune(features), lambda: train(features, workers=2)):
+        with pytest.raises(InputError, match=line):
+            start()
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_ray_is_joined_the_folder_is_its_own_matter(monkeypatch):
+    monkeypatch.setenv("TMPDIR", f"/tmp/{'x' * 100}")
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    ray_session.check_sockets()
+
+
+def test_rays_own_limit_is_ours(monkeypatch):
+    """The longest folder that is let through is the longest that Ray takes."""
+    from ray._private.utils import validate_socket_filepath
+
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setattr(ray_session.os, "getpid", lambda: 12345)
+    for length in range(20, 60):
+        folder = "/" + "x" * length
+        monkeypatch.setenv("TMPDIR", folder)
+        socket = f"{folder}/ray/session_2026-11-25_15-39-19_123456_12345/sockets/plasma_store"
+        try:
+            ray_session.check_sockets()
+        except InputError:
+            with pytest.raises(OSError, match="AF_UNIX"):
+                validate_socket_filepath(socket)
+        else:
+            validate_socket_filepath(socket)
