@@ -41,10 +41,15 @@ def total(resource: str) -> float:
     return float(sum(node["Resources"].get(resource, 0) for node in nodes()))
 
 
+def working_nodes() -> list[dict[str, Any]]:
+    """The nodes that have CPUs or GPUs."""
+    return [node for node in nodes() if node["Resources"].keys() & {"CPU", "GPU"}]
+
+
 def smallest_object_store() -> float:
     """Bytes of the smallest object store of a node that can do work."""
-    able = (node["Resources"] for node in nodes() if node["Resources"].keys() & {"CPU", "GPU"})
-    return min((float(each.get("object_store_memory", 0)) for each in able), default=0.0)
+    stores = (float(node["Resources"].get("object_store_memory", 0)) for node in working_nodes())
+    return min(stores, default=0.0)
 
 
 @dataclass(frozen=True)
@@ -226,7 +231,7 @@ def ask_nodes(question: Callable[[], str | None]) -> Iterator[tuple[str, str]]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     own = ray.get_runtime_context().get_node_id()
-    able = [each for each in nodes() if each["Resources"].keys() & {"CPU", "GPU"} and each["NodeID"] != own]
+    able = [node for node in working_nodes() if node["NodeID"] != own]
     task = ray.remote(num_cpus=0, max_retries=0)(_called)
     there = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in able]
     answers = [task.options(scheduling_strategy=each).remote(question) for each in there]

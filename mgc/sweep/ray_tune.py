@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import optuna
 import ray
 from ray import tune as ray_tune
 
-from mgc.core.cluster import Demand, ask_nodes, check_shared, total
+from mgc.core.cluster import Demand, ask_nodes, check_shared, total, working_nodes
 from mgc.core.errors import InputError
 from mgc.core.ray_session import connect, mute, on_cluster
 from mgc.sweep.callbacks import TimeBudget, TrialWatch
@@ -188,8 +189,11 @@ class TuneSession:
             ),
         )
         self.sweep.folder.remove_folder(RAY_FILES)  # of a process that was killed
+        began, stage = time.monotonic(), watch.title.partition(":")[0]
         with self.room.demand.watched():
             tuner.fit()
+            seconds = time.monotonic() - began
+            self.sweep.parent.metrics({"nodes": len(working_nodes()), f"{stage}_seconds": seconds})
             self.sweep.folder.remove_folder(RAY_FILES)
             if not all(each.is_finished() for each in watch.trials):  # Tune takes Ctrl-C for itself
                 raise KeyboardInterrupt

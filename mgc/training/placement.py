@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mgc.core.cluster import Demand, check_shared
+from mgc.core.cluster import Demand, check_shared, working_nodes
 from mgc.core.errors import InputError, MgcError, RunError, StoreError
 from mgc.core.ray_session import connect, mute, on_cluster
 from mgc.training.fit_state import history
@@ -109,6 +109,11 @@ class Place:
         """What the workers ask Ray for."""
         what = "GPU workers" if self.gpu else "workers"
         return Demand(what, self.min_workers, {"CPU": 1, "GPU": 1} if self.gpu else {"CPU": 1}, self.minutes)
+
+    @property
+    def nodes(self) -> int:
+        """How many machines can do work now."""
+        return len(working_nodes()) if self.on_ray else 1
 
     def prepare(self, storage: Folder) -> None:
         """Join Ray, wait until there is room for the workers, and ask the nodes whether they see where state lives.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -255,7 +256,10 @@ class _Job:
         with self.run(config, name, parent, step="train") as (run, folder):
             clips = f"{len(data.training)} clips, {len(data.validation)} for validation"
             say(f"train: {clips}, on {self.place}; run {run.id}")
-            keep(run, self.place.fit(config, data, folder, EpochLogger(run, "train", config.epochs)), data)
+            began = time.monotonic()
+            fitted = self.place.fit(config, data, folder, EpochLogger(run, "train", config.epochs))
+            run.metrics({"nodes": self.place.nodes, "fit_seconds": time.monotonic() - began})
+            keep(run, fitted, data)
         return _trained(run, folder)
 
     @contextmanager

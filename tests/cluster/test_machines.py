@@ -224,7 +224,7 @@ def test_a_training_that_is_interrupted_or_loses_its_nodes_goes_on_with_those_th
     wait_until(lambda: "epochs," in two.said(training) or training.poll() is not None)
     training.send_signal(signal.SIGINT)
     assert training.wait(60) == 130
-    assert two.said(training).splitlines()[-1] == "interrupted"
+    assert two.said(training).splitlines()[-1] == "interrupted (SIGINT)"
     (run,) = runs_named(client, "lost")
     assert run.info.status == "KILLED"
 
