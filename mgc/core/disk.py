@@ -92,6 +92,14 @@ def size(path: str) -> int:
         raise _failed("looked at", path, error) from None
 
 
+def modified(path: str) -> float:
+    """When a file was last written, in Unix seconds; 0 where there is none or it may not be looked at."""
+    try:
+        return os.stat(path).st_mtime
+    except (OSError, ValueError):
+        return 0.0
+
+
 def open_regular(path: Path) -> FileIO:
     """Open a regular file for reading, unbuffered; OSError where it is not there or of another kind."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe must not block

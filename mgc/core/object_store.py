@@ -61,11 +61,18 @@ class ObjectStore:
 
     def sizes(self, names: Iterable[str]) -> list[int]:
         """Size of each file, -1 where there is none; asked once for each top-level folder of them."""
+        return [-1 if info is None else info.size for info in self._infos(names)]
+
+    def modified(self, names: Iterable[str]) -> list[float]:
+        """When each file was last written, in Unix seconds, 0 where there is none; asked for as sizes are."""
+        return [0.0 if info is None else (info.mtime_ns or 0) / 1e9 for info in self._infos(names)]
+
+    def _infos(self, names: Iterable[str]) -> list[pafs.FileInfo | None]:
         names = list(names)
-        sizes: dict[str, int] = {}
+        found: dict[str, pafs.FileInfo] = {}
         for top in sorted({name.partition("/")[0] if "/" in name else "" for name in names}):
-            sizes |= {f"{top}/{path}" if top else path: size for path, size in self._below(top).items()}
-        return [sizes.get(name, -1) for name in names]
+            found |= {f"{top}/{path}" if top else path: info for path, info in self._below(top).items()}
+        return [found.get(name) for name in names]
 
     def open(self, name: str) -> FileIO:
         """Copy a file to an anonymous temporary one, which ends with the process, and open that."""
@@ -134,11 +141,11 @@ class ObjectStore:
         except OSError as error:
             raise StoreError(f"{self.shown}: {first_line(error)}") from None
 
-    def _below(self, name: str) -> dict[str, int]:
-        """Sizes by relative path of all objects below a folder."""
+    def _below(self, name: str) -> dict[str, pafs.FileInfo]:
+        """What is known of all objects below a folder, by relative path."""
         import pyarrow.fs as pafs
 
         base = self.key(name)
         with self._asking():
             found = self.filesystem[0].get_file_info(pafs.FileSelector(base, recursive=True, allow_not_found=True))
-        return {entry.path[len(base) + 1 :]: entry.size for entry in found if entry.type == pafs.FileType.File}
+        return {entry.path[len(base) + 1 :]: entry for entry in found if entry.type == pafs.FileType.File}

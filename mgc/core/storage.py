@@ -200,6 +200,22 @@ class Folder:
         base = self.path
         return [disk.size(os.path.join(base, name)) for name in names] if base else self._objects.sizes(names)
 
+    def modified(self, names: Iterable[str]) -> list[float]:
+        """When each file was last written, in Unix seconds; 0 where there is none or it may not be looked at.
+
+        Parameters
+        ----------
+        names
+            Relative paths; an object store is asked as by ``sizes``.
+
+        Raises
+        ------
+        StoreError
+            The object store does not answer.
+        """
+        base = self.path
+        return [disk.modified(os.path.join(base, name)) for name in names] if base else self._objects.modified(names)
+
     # Reading
 
     def open(self, name: str) -> FileIO:
