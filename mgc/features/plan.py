@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from mgc.audio import decode as audio
 from mgc.audio.logmel import LogMelSpec
@@ -31,8 +30,10 @@ from mgc.features.layout import (
     PLAN,
     SHARDS,
     ShardName,
+    check_shards,
     parquet_bytes,
     read_manifest,
+    read_table,
     storage_failure,
 )
 
@@ -215,12 +216,13 @@ class Plan:
         """
         try:
             with folder.random_access(PLAN) as file:
-                table = pq.read_table(file)
+                table = read_table(file)
             metadata = table.schema.metadata
             if int(metadata[b"mgc.format"]) != FORMAT:
                 raise ValueError(f"format {metadata[b'mgc.format'].decode()}, this version reads {FORMAT}")
             fields = json.loads(metadata[RECIPE_KEY])
             recipe = Recipe(**fields | {"spec": LogMelSpec(**fields["spec"])})
+            check_shards(pc.unique(table["shard"]).to_pylist())
             return cls(recipe, table.cast(SCHEMA))
         except (FileNotFoundError, NotADirectoryError):
             return None

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from mgc.collection.splits import artist_leaks
 from mgc.core.atomic_files import is_temporary
@@ -32,6 +31,7 @@ from mgc.features.layout import (
     SHARDS,
     Manifest,
     ShardEntry,
+    read_table,
     storage_failure,
 )
 from mgc.features.plan import Plan, ShardPlan
@@ -173,7 +173,7 @@ def _shard(target: FeatureSet, entry: ShardEntry, shard: ShardPlan | None) -> tu
             lines.append(f"{len(data)} bytes, the manifest says {entry.bytes}")
         elif sha256 != entry.sha256:
             lines.append(f"its bytes have changed (sha256 {sha256[:12]}…, the manifest says {entry.sha256[:12]}…)")
-        table = pq.read_table(pa.BufferReader(data))
+        table = read_table(pa.BufferReader(data))
         if len(table) != entry.rows:
             lines.append(f"{len(table)} rows, the manifest says {entry.rows}")
         metadata = table.schema.metadata or {}
@@ -263,7 +263,7 @@ def _quarantine(folder: Folder, records: list[ShardRecord], *, whole: bool) -> l
     expected = quarantine(records)
     try:
         with folder.random_access(QUARANTINE) as file:
-            table = pq.read_table(file)
+            table = read_table(file)
         if not whole:
             table = table.filter(pc.is_in(table["track_id"], value_set=expected["track_id"].combine_chunks()))
     except FileNotFoundError:

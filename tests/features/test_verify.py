@@ -15,6 +15,7 @@ from helpers.wav_sets import BAD, GENRES, RECIPE, SPEC, finish, tracks
 
 from mgc.collection.tracks import SCHEMA as TRACKS
 from mgc.core.errors import InputError
+from mgc.core.object_store import ObjectStore
 from mgc.core.storage import Folder
 from mgc.features import shards
 from mgc.features.layout import (
@@ -122,7 +123,7 @@ def test_a_set_where_every_clip_of_a_shard_is_in_quarantine_is_ok(tmp_path):
 def test_a_set_in_an_object_store_is_verified_alike(copy, monkeypatch):
     """The store is a folder behind pyarrow's file systems: what counts is that all goes through ``Folder``."""
     store = pafs.SubTreeFileSystem(str(copy.parent), pafs.LocalFileSystem()), "set"
-    monkeypatch.setattr(Folder, "_store", property(lambda folder: store))
+    monkeypatch.setattr(ObjectStore, "filesystem", property(lambda _: store))
     result = verify("s3://bucket/set")
     assert (result.ok, result.clips, result.features) == (True, 18, "s3://bucket/set")
     (copy / SHARD).unlink()
