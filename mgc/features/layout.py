@@ -26,6 +26,7 @@ from mgc.core.errors import InputError, RunError, StoreError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from mgc.core.storage import Folder
 
@@ -186,13 +187,13 @@ def check_shards(files: Iterable[str]) -> None:
             raise ValueError(f"{str(file)[:200]!r} is no file of {SHARDS}/")
 
 
-def read_table(source: pa.NativeFile, columns: list[str] | None = None) -> pa.Table:
+def read_table(source: pa.NativeFile | Path, columns: list[str] | None = None) -> pa.Table:
     """Read a Parquet file, every value checked: pyarrow itself takes text that is not UTF-8, and fails at its use.
 
     Parameters
     ----------
     source
-        The open file.
+        The open file, or its path.
     columns
         Names of those to read, in any order; all by default.
 

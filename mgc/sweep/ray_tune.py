@@ -14,6 +14,7 @@ from ray import tune as ray_tune
 from mgc.core.cluster import Demand, ask_nodes, check_shared, total
 from mgc.core.errors import InputError
 from mgc.core.ray_session import connect, mute, on_cluster
+from mgc.core.storage import without_password
 from mgc.sweep.callbacks import TimeBudget, TrialWatch
 from mgc.sweep.resources import share
 from mgc.sweep.searcher import FolderSearcher, asha, ended_curves
@@ -69,8 +70,8 @@ class Room:
         check_shared("storage", storage)
         for node, answer in ask_nodes(partial(unreachable, uri)):
             raise InputError(
-                f"MLflow store {uri}: node {node} cannot reach it ({answer}); start «mlflow server» where all nodes "
-                "reach it, and set MLFLOW_TRACKING_URI"
+                f"MLflow store {without_password(uri)}: node {node} cannot reach it ({answer}); "
+                "start «mlflow server» where all nodes reach it, and set MLFLOW_TRACKING_URI"
             )
 
 

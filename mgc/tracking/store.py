@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from mgc.core.errors import InputError, RunError, first_line
 from mgc.core.ray_session import in_job, output_folder
-from mgc.core.storage import Folder
+from mgc.core.storage import Folder, without_password
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -118,7 +118,7 @@ def open_store(beside: Folder) -> str:
     except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
         unknown = isinstance(error, ImportError) or getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE"
         kind = InputError if unknown else RunError
-        raise kind(f"MLflow store {uri}: cannot be opened ({first_line(error)})") from None
+        raise kind(without_password(f"MLflow store {uri}: cannot be opened ({first_line(error)})")) from None
     return uri
 
 
