@@ -172,6 +172,7 @@ def mgc(*arguments, **options):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_keys_of_uris_and_of_the_environment_are_nowhere_afterwards(tmp_path):
     """All that commands print, and all files that they leave: MLflow's, the sets', Ray's logs."""
     store = Store()
@@ -188,13 +189,14 @@ def test_keys_of_uris_and_of_the_environment_are_nowhere_afterwards(tmp_path):
         work = tmp_path / "work"
         work.mkdir()
         environment = os.environ | {"RAY_TMPDIR": ray, "AWS_SESSION_TOKEN": "PLANTEDTOKEN"}
+        search = ["--name", "s", "--trials", "1", "--top", "0", "--without"]
         small = ["--channels", "4", "4", "--epochs", "1"]
         features, storage = ("--features", uri("set")), ("--storage", uri("storage"))
         for code, *command in (
             [0, "preprocess", "--root", uri("clips/clips.csv"), "--out", uri("set"), "--min-seconds", "1"],
             [0, "train", *features, *storage, "--verbose", "--preset", "plain_cnn", *small],
             [1, "predict", "--model", "{run}", uri("clips/test/Folk-0.wav"), uri("clips/absent.wav")],
-            [0, "tune", *features, *storage, "--trials", "1", "--preset", "plain_cnn", *small, "--name", "s"],
+            [0, "tune", *features, *storage, *search, "--preset", "plain_cnn", *small],
             [2, "train", "--features", uri("absent")],
         ):
             run = re.findall(r"\b[0-9a-f]{32}\b", said)
