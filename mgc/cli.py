@@ -146,6 +146,8 @@ class Verify(Command):
 
     features: Positional[str]
     """A finished feature set."""
+    sources: str | None = None
+    """The collection it was made from, by path or URI: hash its files too, and name those that are not as they were."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,7 +50,7 @@ def test_every_command_and_flag_is_the_contracts():
             "root", "out", "subset", "workers", "limit", "min_seconds", "max_quarantined", "clips_per_shard",
             "keep_damaged", "clip_timeout", "overwrite", "wait", "verbose",
         },
-        "verify": {"features"},
+        "verify": {"features", "sources"},
         "inspect": {"features", "out"},
         "train": {
             "features", "preset", "config_file", "allow_leaks", "seeds", "gpus", "workers", "feed", "run_name",
@@ -112,6 +112,7 @@ def test_every_command_and_flag_is_the_contracts():
         "audit --root ROOT --subset small",
         "download fma_small --root ROOT --base-url http://127.0.0.1/",
         "verify F",
+        "verify F --sources R",
         "inspect F --out sheet.png",
         "preprocess --root s3://b/R --out s3://b/F --keep-damaged --clip-timeout 9 --clips-per-shard 8 --overwrite",
         "preprocess --root R --out F --subset small --workers 1 --limit 9 --min-seconds 5.0 --max-quarantined 0.05",

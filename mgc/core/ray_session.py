@@ -78,8 +78,18 @@ def connect() -> None:
         check_sockets()
         _started_here = True
         here: dict[str, Any] = {} if on_cluster() else {"address": "local", "include_dashboard": False}
+        if here:
+            _on_loopback()
         ray.init(**here, logging_level=logging.INFO if _verbose else logging.ERROR, log_to_driver=_verbose)
         signals.catch_again()
+
+
+def _on_loopback() -> None:
+    """Let Ray, which listens on all interfaces on Linux and runs what it is sent, listen on loopback, as on macOS."""
+    from ray._private import ray_constants
+
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"  # for the processes that Ray starts
+    ray_constants.ENABLE_RAY_CLUSTER = False
 
 
 def disconnect() -> None:

@@ -43,6 +43,11 @@ URI = re.compile(r"[a-z][a-z0-9+.-]+://")
 _PASSWORD = re.compile(r"(?<=://)(?:[^/@:]*(?::[^@]*)?@)+")
 
 
+def without_password(text: str) -> str:
+    """A URI, or a text with URIs in it, as messages show it: without names and passwords before an ``@``."""
+    return _PASSWORD.sub("", text)
+
+
 @dataclass(frozen=True)
 class Folder:
     """A folder by its absolute path or its URI; it pickles as this string alone, so that tasks take it."""
@@ -78,7 +83,7 @@ class Folder:
         try:
             bucket = folder._objects.key("").partition("/")[0]
         except (OSError, ValueError) as error:
-            why = _PASSWORD.sub("", first_line(error))
+            why = without_password(first_line(error))
             if isinstance(error, OSError):
                 raise StoreError(f"{folder}: cannot be reached ({why})") from None
             raise InputError(
@@ -90,7 +95,7 @@ class Folder:
 
     def __str__(self) -> str:
         """The path or URI, without a password that is in it."""
-        return _PASSWORD.sub("", self.uri)
+        return without_password(self.uri)
 
     def __repr__(self) -> str:
         """As ``str``: tracebacks and logs show it."""

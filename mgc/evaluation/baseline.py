@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from mgc.audio import decode as audio
+from mgc.audio.quiet import quiet
 from mgc.collection.splits import SPLITS
 from mgc.collection.tracks import read_tracks
 from mgc.core.errors import ClipError, InputError
@@ -246,7 +247,7 @@ def _one_thread() -> None:
 
 def _clip_statistics(path: str, audio_root: Folder, seconds: float) -> NDArray[np.float32]:
     try:
-        with audio.open_clip(audio_root, path) as file:
+        with audio.open_clip(audio_root, path) as file, quiet():
             sample_rate = audio.native_rate(file)
             samples = audio.load(file, sample_rate=sample_rate, seconds=seconds).samples
     except ClipError as error:

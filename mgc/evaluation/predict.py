@@ -19,6 +19,7 @@ import torch
 
 from mgc.audio import decode as audio
 from mgc.audio.logmel import feature
+from mgc.audio.quiet import quiet
 from mgc.core.errors import ClipError, InputError, Reason, RunError, StoreError
 from mgc.core.results import Result
 from mgc.core.storage import URI, Folder
@@ -140,7 +141,8 @@ def predict(model: str | Path | HasCheckpoint | RunLike, clips: Sequence[str | P
     device = best_device()
     prepare(device)
     network.to(device)
-    answers = [_predict_clip(network, card, str(clip), batch_size(device)) for clip in clips]
+    with quiet():
+        answers = [_predict_clip(network, card, str(clip), batch_size(device)) for clip in clips]
     result = ClipPredictions(
         tuple(answer for answer in answers if isinstance(answer, ClipPrediction)),
         tuple(answer for answer in answers if isinstance(answer, NoPrediction)),

@@ -18,8 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mgc.core.errors import InputError, first_line
 from mgc.dataset.protocols import leak
 from mgc.evaluation.metrics import Scores, score
+from mgc.features.layout import read_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -164,12 +166,26 @@ class Predictions:
         -------
         Predictions or None
             None if the run was not evaluated on this split.
+
+        Raises
+        ------
+        InputError
+            The file is damaged.
         """
         with tempfile.TemporaryDirectory() as folder:
             file = run.fetch(_file(split), Path(folder))
             if file is None:
                 return None
-            table = pq.read_table(file)
+            try:
+                return cls._read(file)
+            except (OSError, pa.ArrowException, AttributeError, KeyError, TypeError, ValueError) as error:
+                raise InputError(
+                    f"run {run.id}: {_file(split)} is damaged ({first_line(error)}); «mgc evaluate» writes it again"
+                ) from None
+
+    @classmethod
+    def _read(cls, file: Path) -> Predictions:
+        table = read_table(file)
         facts = {name.decode(): value.decode() for name, value in table.schema.metadata.items()}
         source = Source(
             facts["split"],

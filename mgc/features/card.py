@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from typing import TYPE_CHECKING
 
 from mgc.features.layout import QUARANTINE
@@ -27,7 +28,7 @@ def dataset_card(manifest: Manifest) -> str:
     splits = list(manifest.clips)
     header = "| genre | " + " | ".join(splits) + " |\n|---|" + "---:|" * len(splits)
     table = "\n".join(
-        f"| {genre} | " + " | ".join(str(manifest.clips[split].get(genre, 0)) for split in splits) + " |"
+        f"| {_text(genre)} | " + " | ".join(str(manifest.clips[split].get(genre, 0)) for split in splits) + " |"
         for genre in manifest.genres
     )
     bands, frames = manifest.spec.shape
@@ -87,3 +88,8 @@ frame = pd.read_parquet("shards")
 first = np.frombuffer(frame["logmel"][0], "<f2").reshape({bands}, {frames})
 ```
 """  # noqa: S608 (the DuckDB line is prose)
+
+
+def _text(name: str) -> str:
+    """A name in a table of Markdown: text, with no tag, no column and no line of its own."""
+    return html.escape(" ".join(name.split()), quote=False).replace("|", r"\|")

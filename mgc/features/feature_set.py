@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mgc.core.errors import InputError, StoreError, first_line
 from mgc.core.storage import Folder
-from mgc.features.layout import MANIFEST, SCHEMA, Manifest, ShardEntry, read_manifest, storage_failure
+from mgc.features.layout import MANIFEST, SCHEMA, Manifest, ShardEntry, read_manifest, read_table, storage_failure
 from mgc.features.reader import MelDataset
 
 if TYPE_CHECKING:
@@ -81,8 +80,11 @@ class FeatureSet:
         file = f"{self.folder}/{entry.file}"
         try:
             with self.folder.random_access(entry.file) as stream:
-                table = pq.read_table(stream, columns=columns)
-        except (OSError, StoreError, pa.ArrowException) as error:
+                table = read_table(stream, columns).select(columns)
+            other = [name for name in columns if table.schema.field(name).type != SCHEMA.field(name).type]
+            if other or any(table[name].null_count for name in columns if name != "artist_id"):
+                raise ValueError(f"{', '.join(other)} of another type" if other else "values are missing")
+        except (OSError, StoreError, pa.ArrowException, KeyError, ValueError) as error:
             raise storage_failure(file, error) or InputError(
                 f"{file}: cannot be read ({first_line(error)}); preprocess again"
             ) from None

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mgc.collection.splits import SPLITS, leak_message
 from mgc.core.atomic_files import replacing
@@ -22,7 +21,7 @@ from mgc.core.errors import InputError, StoreError
 from mgc.core.results import Result
 from mgc.features.contact_sheet import draw
 from mgc.features.feature_set import FeatureSet, logmels
-from mgc.features.layout import QUARANTINE, storage_failure
+from mgc.features.layout import QUARANTINE, read_table, storage_failure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -199,7 +198,7 @@ def _checked(out: Path, folder: Folder) -> Path:
 def _rows(folder: Folder, file: str, columns: list[str]) -> list[dict[str, Any]]:
     """Read some columns of a file; each row with its ``file`` and its number there, ``row``."""
     with _reading(folder, file) as stream:
-        rows = pq.read_table(stream, columns=columns).select(columns).to_pylist()
+        rows = read_table(stream, columns).select(columns).to_pylist()
     return [values | {"file": file, "row": row} for row, values in enumerate(rows)]
 
 
@@ -252,7 +251,7 @@ def _spectrograms(target: FeatureSet, chosen: dict[str, list[dict[str, Any]]]) -
     found = {}
     for file, numbers in places.items():
         with _reading(target.folder, file) as stream:
-            table = pq.read_table(stream, columns=["track_id", "std_db", "logmel"]).take(numbers)
+            table = read_table(stream, ["track_id", "std_db", "logmel"]).take(numbers)
             z_NFT = logmels(table, spec.shape).astype(np.float32)
         for clip, std, z_FT in zip(table["track_id"].to_pylist(), table["std_db"].to_pylist(), z_NFT, strict=True):
             found[clip] = (z_FT - z_FT.max()) * np.float32(std) if std else np.full_like(z_FT, -spec.top_db)

@@ -25,6 +25,9 @@ from mgc.collection.splits import SPLITS
 from mgc.core.errors import InputError, RunError, StoreError, first_line
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
     from mgc.core.storage import Folder
 
 FORMAT = 2
@@ -150,6 +153,7 @@ class Manifest:
         fields["genres"] = tuple(fields["genres"])
         fields["artist_leaks"] = tuple(fields["artist_leaks"])
         fields["shards"] = tuple(ShardEntry(**entry) for entry in fields["shards"])
+        check_shards(entry.file for entry in fields["shards"])
         return cls(**fields)
 
 
@@ -174,6 +178,33 @@ def read_manifest(folder: Folder) -> Manifest | None:
         ) from None
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
+
+
+def check_shards(files: Iterable[str]) -> None:
+    """Raise ``ValueError`` for a file of a shard that is not directly in ``shards/``: it may lie outside the set."""
+    for file in files:
+        if not re.fullmatch(rf"{SHARDS}/[^/]+\.parquet", str(file)):
+            raise ValueError(f"{str(file)[:200]!r} is no file of {SHARDS}/")
+
+
+def read_table(source: pa.NativeFile | Path, columns: list[str] | None = None) -> pa.Table:
+    """Read a Parquet file, every value checked: pyarrow itself takes text that is not UTF-8, and fails at its use.
+
+    Parameters
+    ----------
+    source
+        The open file, or its path.
+    columns
+        Names of those to read, in any order; all by default.
+
+    Raises
+    ------
+    OSError, pyarrow.ArrowException, ValueError
+        The file is damaged.
+    """
+    table = pq.read_table(source, columns=columns)
+    table.validate(full=True)
+    return table
 
 
 def parquet_bytes(table: pa.Table) -> pa.Buffer:

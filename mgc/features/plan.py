@@ -31,7 +31,9 @@ from mgc.features.layout import (
     PLAN,
     SHARDS,
     ShardName,
+    check_shards,
     parquet_writer,
+    read_table,
     storage_failure,
 )
 from mgc.features.recipe import Recipe
@@ -252,12 +254,13 @@ class Plan:
         """
         try:
             with folder.random_access(PLAN) as file:
-                table = pq.read_table(file)
+                table = read_table(file)
             metadata = table.schema.metadata
             if int(metadata[b"mgc.format"]) != FORMAT:
                 raise ValueError(f"format {metadata[b'mgc.format'].decode()}, this version reads {FORMAT}")
             fields = json.loads(metadata[RECIPE_KEY])
             recipe = Recipe(**fields | {"spec": LogMelSpec(**fields["spec"])})
+            check_shards(pc.unique(table["shard"]).to_pylist())
             return cls._from(recipe, table.cast(SCHEMA))
         except (FileNotFoundError, NotADirectoryError):
             return None

@@ -22,8 +22,9 @@ import pyarrow.parquet as pq
 
 from mgc.audio import decode as audio
 from mgc.audio.logmel import feature
+from mgc.audio.quiet import quiet
 from mgc.collection.splits import SPLITS
-from mgc.core.errors import ClipError, Reason, StoreError
+from mgc.core.errors import ClipError, InputError, Reason, StoreError, first_line
 from mgc.features import child_process
 from mgc.features.layout import (
     QUARANTINE_SCHEMA,
@@ -31,6 +32,7 @@ from mgc.features.layout import (
     ShardEntry,
     ShardName,
     parquet_bytes,
+    read_table,
     storage_failure,
 )
 
@@ -215,7 +217,8 @@ def _open(root: Folder, clip: dict[str, Any]) -> FileIO | ClipError:
 def _attempt(source: tuple[dict[str, Any], FileIO | ClipError], recipe: Recipe) -> dict[str, Any] | ClipError:
     clip, file = source
     try:
-        return file if isinstance(file, ClipError) else extract(clip, file, recipe)
+        with quiet():
+            return file if isinstance(file, ClipError) else extract(clip, file, recipe)
     except ClipError as error:
         return error
 
@@ -237,12 +240,12 @@ def is_written(out: Folder, shard: ShardPlan) -> bool:
     """
     try:
         with out.random_access(shard.file) as file:
-            metadata = pq.read_schema(file).metadata or {}
-    except (OSError, StoreError, pa.ArrowException) as error:
+            fingerprint = (pq.read_schema(file).metadata or {}).get(FINGERPRINT_KEY)
+    except (OSError, StoreError, pa.ArrowException, ValueError) as error:  # ValueError: a name that is not UTF-8
         if failure := storage_failure(f"{out}/{shard.file}", error):
             raise failure from None
         return False  # absent or damaged
-    return bool(metadata.get(FINGERPRINT_KEY, b"").decode() == shard.fingerprint)
+    return bool(fingerprint == shard.fingerprint.encode())
 
 
 def read_record(out: Folder, file: str) -> ShardRecord:
@@ -262,15 +265,22 @@ def read_record(out: Folder, file: str) -> ShardRecord:
 
     Raises
     ------
-    OSError, StoreError, pyarrow.ArrowException, KeyError, ValueError
-        The file cannot be read, or is no shard.
+    InputError
+        The file is not there, damaged, or no shard.
+    RunError
+        The disk or the object store cannot be read.
     """
-    name = ShardName.parse(file)
-    if name is None:
-        raise ValueError(f"{file}: not the name of a shard")
-    data = out.read(file)
-    table = pq.read_table(pa.BufferReader(data), columns=["split", "genre"])
-    return _record(ShardEntry(file, name.split, len(table), len(data), hashlib.sha256(data).hexdigest()), table)
+    try:
+        name = ShardName.parse(file)
+        if name is None:
+            raise ValueError("not the name of a shard")
+        data = out.read(file)
+        table = read_table(pa.BufferReader(data), ["split", "genre"])
+        return _record(ShardEntry(file, name.split, len(table), len(data), hashlib.sha256(data).hexdigest()), table)
+    except (OSError, StoreError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise storage_failure(f"{out}/{file}", error) or InputError(
+            f"{out}/{file}: damaged ({first_line(error)}); delete it and run the same «mgc preprocess» again"
+        ) from None
 
 
 def _record(entry: ShardEntry, table: pa.Table) -> ShardRecord:

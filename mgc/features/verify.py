@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from mgc.collection.splits import artist_leaks
 from mgc.core.atomic_files import is_temporary
@@ -32,10 +31,12 @@ from mgc.features.layout import (
     SHARDS,
     Manifest,
     ShardEntry,
+    read_table,
     storage_failure,
 )
 from mgc.features.plan import Plan, ShardPlan
 from mgc.features.shards import FINGERPRINT_KEY, QUARANTINE_KEY, ShardRecord, quarantine, totals
+from mgc.features.sources import changed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,16 +78,30 @@ class Verification(Result):
     """Duration of the verification."""
     features: str
     """Path or URI of the set."""
+    sources: int | None = None
+    """Source files that were hashed; None where that was not asked for."""
+    changed: tuple[Problem, ...] = ()
+    """Source files that are missing or hold something else than when the set was made."""
 
     def problem(self) -> RunError | None:
-        """Return an error if anything is wrong with the set."""
-        return None if self.ok else RunError(f"{self.features}: {len(self.problems)} problems")
+        """Return an error if anything is wrong with the set or its sources."""
+        return None if self.ok else RunError(f"{self.features}: {len(self.problems) + len(self.changed)} problems")
 
     def __str__(self) -> str:
         """Say what is wrong and how to repair it."""
+        return "\n".join([self._of_set(), *self._of_sources()])
+
+    def _of_sources(self) -> list[str]:
+        if not self.changed:
+            return [] if self.sources is None else [f"all {self.sources} source files are as they were"]
+        lines = [f"{each.file}: {each.problem}" for each in self.changed]
+        count = f"{len(self.changed)} of {self.sources} source files are not as they were"
+        return [*lines, f"{count}; bring them back, or preprocess into a new folder"]
+
+    def _of_set(self) -> str:
         files = {each.file for each in self.problems}
         sound = f"{self.clips} clips, {self.bytes / 1e6:.1f} MB"
-        if self.ok:
+        if not self.problems:
             return f"{self.features}: all {self.shards} shards ({sound}) are as manifest and plan say"
         there = {each.file for each in self.problems if each.problem != MISSING}
         if PLAN in files:  # all but the shards is written anew, and a folder without plan and manifest is refused
@@ -104,13 +119,15 @@ class Verification(Result):
         )
 
 
-def verify(features: str | Path | FeatureSet) -> Verification:
+def verify(features: str | Path | FeatureSet, *, sources: str | Path | None = None) -> Verification:
     """Check that every file of a finished feature set is what its manifest and its plan say.
 
     Parameters
     ----------
     features
         The set, or its folder: a path or a URI.
+    sources
+        The collection that it was made from, by path or URI; its files are then hashed too.
 
     Returns
     -------
@@ -120,7 +137,7 @@ def verify(features: str | Path | FeatureSet) -> Verification:
     Raises
     ------
     InputError
-        There is no such set, or it is unfinished.
+        There is no such set or no such collection, or the set is unfinished.
     RunError
         The disk or the object store cannot be read.
     """
@@ -144,14 +161,17 @@ def verify(features: str | Path | FeatureSet) -> Verification:
     problems += [(MANIFEST, line) for line in _against_shards(manifest, sound)] if whole else []
     problems += [(QUARANTINE, line) for line in _quarantine(folder, sound, whole=whole)]
     problems += _strangers(folder, {entry.file for entry in manifest.shards} | planned.keys())
+    count, differences = (None, []) if sources is None else changed(sources, target, [one.entry.file for one in sound])
     return Verification(
-        ok=not problems,
+        ok=not problems and not differences,
         problems=tuple(Problem(file, line) for file, line in problems),
         shards=len(manifest.shards),
         clips=sum(record.entry.rows for record in sound),
         bytes=sum(record.entry.bytes for record in sound),
         seconds=round(time.monotonic() - start, 2),
         features=str(folder),
+        sources=count,
+        changed=tuple(Problem(path, line) for path, line in differences),
     )
 
 
@@ -173,7 +193,7 @@ def _shard(target: FeatureSet, entry: ShardEntry, shard: ShardPlan | None) -> tu
             lines.append(f"{len(data)} bytes, the manifest says {entry.bytes}")
         elif sha256 != entry.sha256:
             lines.append(f"its bytes have changed (sha256 {sha256[:12]}…, the manifest says {entry.sha256[:12]}…)")
-        table = pq.read_table(pa.BufferReader(data))
+        table = read_table(pa.BufferReader(data))
         if len(table) != entry.rows:
             lines.append(f"{len(table)} rows, the manifest says {entry.rows}")
         metadata = table.schema.metadata or {}
@@ -263,7 +283,7 @@ def _quarantine(folder: Folder, records: list[ShardRecord], *, whole: bool) -> l
     expected = quarantine(records)
     try:
         with folder.random_access(QUARANTINE) as file:
-            table = pq.read_table(file)
+            table = read_table(file)
         if not whole:
             table = table.filter(pc.is_in(table["track_id"], value_set=expected["track_id"].combine_chunks()))
     except FileNotFoundError:

@@ -15,6 +15,7 @@ from ray import tune as ray_tune
 from mgc.core.cluster import Demand, ask_nodes, check_shared, total, working_nodes
 from mgc.core.errors import InputError
 from mgc.core.ray_session import connect, mute, on_cluster
+from mgc.core.storage import without_password
 from mgc.sweep.callbacks import TimeBudget, TrialWatch
 from mgc.sweep.resources import share
 from mgc.sweep.searcher import FolderSearcher, asha, ended_curves
@@ -70,8 +71,8 @@ class Room:
         check_shared("storage", storage)
         for node, answer in ask_nodes(partial(unreachable, uri)):
             raise InputError(
-                f"MLflow store {uri}: node {node} cannot reach it ({answer}); start «mlflow server» where all nodes "
-                "reach it, and set MLFLOW_TRACKING_URI"
+                f"MLflow store {without_password(uri)}: node {node} cannot reach it ({answer}); "
+                "start «mlflow server» where all nodes reach it, and set MLFLOW_TRACKING_URI"
             )
 
 

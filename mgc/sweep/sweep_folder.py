@@ -200,6 +200,8 @@ class TrialFolder:
     folder: Folder = field(init=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or "/" in self.name or self.name in ("", ".", ".."):
+            raise InputError(f"{self.sweep.folder}: names a trial {self.name!r}: damaged; start a new sweep")
         object.__setattr__(self, "folder", self.sweep.folder / TRIALS / self.name)
 
     @property

@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 
 from mgc.core import signals
 from mgc.core.errors import InputError, RunError, WaitError, first_line
+from mgc.core.storage import without_password
 from mgc.tracking import metric_names
 from mgc.tracking.model_program import log_program
 from mgc.tracking.provenance import provenance
@@ -243,8 +244,10 @@ class Run:
             client(uri).get_run(run_id)
         except MlflowException as error:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # unknown, or no id at all
-                raise InputError(f"run {run_id}: the MLflow store {uri} has no such run; «mgc ui» lists them") from None
-            raise RunError(f"MLflow store {uri}: does not answer ({first_line(error)})") from None
+                raise InputError(
+                    f"run {run_id}: the MLflow store {without_password(uri)} has no such run; «mgc ui» lists them"
+                ) from None
+            raise RunError(without_password(f"MLflow store {uri}: does not answer ({first_line(error)})")) from None
         return cls(uri, run_id)
 
     @classmethod

@@ -24,7 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from mgc.core.errors import InputError, RunError, first_line, path_error
 from mgc.core.ray_session import in_job, output_folder
-from mgc.core.storage import Folder
+from mgc.core.storage import Folder, without_password
 from mgc.tracking.database import address, artifacts, database, prepare
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def open_store(beside: Folder) -> str:
     except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError) as error:
         unknown = isinstance(error, ImportError) or getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE"
         kind = InputError if unknown else RunError
-        raise kind(f"MLflow store {uri}: cannot be opened ({first_line(error)})") from None
+        raise kind(without_password(f"MLflow store {uri}: cannot be opened ({first_line(error)})")) from None
     return uri
 
 

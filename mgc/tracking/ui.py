@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from mgc.core.errors import InputError
 from mgc.core.progress import say
-from mgc.core.storage import Folder
+from mgc.core.storage import Folder, without_password
 from mgc.tracking.store import existing_store
 
 MOST = 65_535
@@ -35,12 +35,15 @@ def serve(port: int, *, as_json: bool = False) -> NoReturn:
     """
     given = os.environ.get("MLFLOW_TRACKING_URI", "")
     if given.startswith("http"):
-        raise InputError(f"MLFLOW_TRACKING_URI={given}: is a server with its own UI; open it in a browser")
+        raise InputError(
+            f"MLFLOW_TRACKING_URI={without_password(given)}: is a server with its own UI; open it in a browser"
+        )
     _check(port)
     uri = existing_store(Folder.at(Path.cwd()))
-    say(f"MLflow UI of {uri}: http://127.0.0.1:{port}")
+    shown = without_password(uri)
+    say(f"MLflow UI of {shown}: http://127.0.0.1:{port}")
     if as_json:  # now, because the server takes this process's place
-        print(json.dumps({"uri": uri, "url": f"http://127.0.0.1:{port}"}), flush=True)
+        print(json.dumps({"uri": shown, "url": f"http://127.0.0.1:{port}"}), flush=True)
     server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
     # one worker for one person: it answers in half the time that MLflow's default of four takes (15 s against 34 s)
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # of language models' evaluation; 1.4 GB

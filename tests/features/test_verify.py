@@ -15,6 +15,7 @@ from helpers.wav_sets import BAD, GENRES, RECIPE, SPEC, finish, tracks
 
 from mgc.collection.tracks import SCHEMA as TRACKS
 from mgc.core.errors import InputError
+from mgc.core.object_store import ObjectStore
 from mgc.core.storage import Folder
 from mgc.features import shards
 from mgc.features.layout import (
@@ -57,7 +58,8 @@ def problems(path):
     """What is found, by file."""
     result = verify(path)
     said = json.loads(json.dumps(result.to_dict()))
-    assert said.keys() == {"ok", "problems", "shards", "clips", "bytes", "seconds", "features"}
+    keys = {"ok", "problems", "shards", "clips", "bytes", "seconds", "features", "sources", "changed"}
+    assert said.keys() == keys
     assert said["ok"] == (not said["problems"]) == (result.problem() is None)
     found = {}
     for problem in said["problems"]:
@@ -122,7 +124,7 @@ def test_a_set_where_every_clip_of_a_shard_is_in_quarantine_is_ok(tmp_path):
 def test_a_set_in_an_object_store_is_verified_alike(copy, monkeypatch):
     """The store is a folder behind pyarrow's file systems: what counts is that all goes through ``Folder``."""
     store = pafs.SubTreeFileSystem(str(copy.parent), pafs.LocalFileSystem()), "set"
-    monkeypatch.setattr(Folder, "_store", property(lambda folder: store))
+    monkeypatch.setattr(ObjectStore, "filesystem", property(lambda _: store))
     result = verify("s3://bucket/set")
     assert (result.ok, result.clips, result.features) == (True, 18, "s3://bucket/set")
     (copy / SHARD).unlink()
@@ -143,6 +145,46 @@ def test_progress_is_shown(copy, capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert "verify: 6/6 shards" in err
+
+
+# Sources
+
+
+@pytest.fixture
+def music(clips, tmp_path):
+    """A copy of the collection, to be changed."""
+    return shutil.copytree(clips[0], tmp_path / "music")
+
+
+def test_sources_that_are_as_they_were_are_no_problem(whole, music):
+    result = verify(whole, sources=music)
+    assert (result.ok, result.sources, result.changed) == (True, 18, ())
+    assert str(result).splitlines()[-1] == "all 18 source files are as they were"
+    assert verify(whole).sources is None
+
+
+def test_a_source_of_the_same_size_that_is_gone_or_unreadable_is_named(whole, music, capsys):
+    (music / "training/Folk-0.wav").write_bytes((music / "training/Folk-1.wav").read_bytes())  # of the same size
+    (music / "test/Rock-0.wav").unlink()
+    (music / "test/Jazz-0.wav").unlink()
+    (music / "test/Jazz-0.wav").mkdir()
+    result = verify(whole, sources=music)
+    assert (result.ok, result.problems, result.sources) == (False, (), 18)
+    said = {each.file: each.problem for each in result.changed}
+    assert said.keys() == {"training/Folk-0.wav", "test/Rock-0.wav", "test/Jazz-0.wav"}
+    assert said["training/Folk-0.wav"].startswith("has changed (sha1 ")
+    assert said["test/Rock-0.wav"] == "missing"
+    assert said["test/Jazz-0.wav"].startswith("cannot be read (")
+    assert str(result).splitlines()[-1].startswith("3 of 18 source files are not as they were; bring them back")
+    assert (result.problem().exit_code, str(result.problem())) == (1, f"{whole.folder}: 3 problems")
+    assert "sources: 18/18 files" in capsys.readouterr().err
+
+
+def test_a_csv_file_stands_for_its_folder_and_no_collection_is_refused(whole, music):
+    (music / "clips.csv").touch()
+    assert verify(whole, sources=music / "clips.csv").ok
+    with pytest.raises(InputError, match=r"`sources=.*nowhere`: no such file or folder"):
+        verify(whole, sources=music / "nowhere")
 
 
 # No set

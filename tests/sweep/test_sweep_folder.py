@@ -48,6 +48,12 @@ def trial(a_sweep):
     return a_sweep.trial("trial 1")
 
 
+@pytest.mark.parametrize("name", ["../../x", "/tmp/x", "..", "", None])
+def test_a_trial_lies_in_the_folder_of_its_sweep(a_sweep, name):
+    with pytest.raises(InputError, match=r"names a trial .*: damaged"):
+        a_sweep.trial(name)
+
+
 def beside(a_sweep, name):
     sweeps, _ = a_sweep.folder.parent
     return sweeps / name
