@@ -114,6 +114,13 @@ def locked(folder: Path, lock: str = LOCK) -> Iterator[None]:
     """Hold the lock of a folder; ``LockedError`` where another process does.
 
     The lock is the kernel's (``flock``), so that it ends with its process, however that ends.
+
+    Parameters
+    ----------
+    folder
+        The folder, which is there.
+    lock
+        Name of the lock's file in it.
     """
     while True:
         file = (folder / lock).open("a+")

@@ -106,7 +106,15 @@ class ObjectStore:
             raise InputError(f"{self.shown}: there is no bucket named {bucket}; make it or choose another")
 
     def write(self, name: str, data: bytes | pa.Buffer) -> None:
-        """Write a file in one piece: a stream that is closed early would leave a part of it as the file."""
+        """Write a file in one piece: a stream that is closed early would leave a part of it as the file.
+
+        Parameters
+        ----------
+        name
+            Of the file; one that is there is replaced.
+        data
+            The whole content.
+        """
         with self._asking(), self.filesystem[0].open_output_stream(self.key(name)) as stream:
             stream.write(data)
 

@@ -216,7 +216,15 @@ def parquet_bytes(table: pa.Table) -> pa.Buffer:
 
 
 def parquet_writer(stream: pa.NativeFile | IO[bytes], schema: pa.Schema) -> pq.ParquetWriter:
-    """Begin a Parquet file, to be written part by part; each part is a row group."""
+    """Begin a Parquet file, to be written part by part; each part is a row group.
+
+    Parameters
+    ----------
+    stream
+        The open file.
+    schema
+        Of all parts.
+    """
     return pq.ParquetWriter(stream, schema, compression="zstd", use_dictionary=["split", "genre"])
 
 

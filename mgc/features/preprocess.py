@@ -37,6 +37,7 @@ from mgc.features.quarantine import as_csv, check_share, report
 from mgc.features.recipe import Recipe
 from mgc.features.settle import settle
 from mgc.features.shard_tasks import KEPT, Job, Written, cause, warm_up, write_shards
+from mgc.features.sources import replaced
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -163,6 +164,15 @@ def preprocess(
         if present is None or present.fingerprint != plan.fingerprint or not plan.stands_in(target):
             plan = settle(target, plan, overwrite=overwrite)
         missing = {shard.file for shard in plan.shards if not shards.is_written(target, shard)}
+        there = [shard for shard in plan.shards if shard.file not in missing]
+        if others := replaced(there, audio_root, target):
+            first, count = next(iter(others.values()))[0], sum(map(len, others.values()))
+            if not overwrite:
+                raise InputError(
+                    f"`root={root}`: {count} clips were replaced since their features were made, the first is {first}; "
+                    "`overwrite=True` makes their shards again"
+                )
+            missing |= others.keys()
         derived = all(target.kind(name) == "file" for name in (QUARANTINE, CARD))
         if present is not None and present.fingerprint == plan.fingerprint and derived and not missing:
             check_share(present.quarantined, len(plan.table), max_quarantined, target)

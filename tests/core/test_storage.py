@@ -123,6 +123,9 @@ def test_what_is_there_is_seen(folder):
     names = ["a/deep/y.mp3", "b.txt", "absent", "a/absent", "absent/x", ODD, "a/x.mp3", "b.txt", ".hidden"]
     assert folder.sizes(iter(names)) == [12, 5, -1, -1, -1, len(ODD.encode()), 7, 5, 7]
     assert folder.sizes([]) == []
+    written, absent_file = folder.modified([*folder.files()[:1], "nowhere"])
+    assert abs(written - time.time()) < 60
+    assert absent_file == 0
 
 
 def test_what_is_not_there_is_none_and_empty_and_not_found(folder):

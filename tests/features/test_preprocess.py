@@ -342,6 +342,31 @@ def test_a_folder_of_somebody_elses_is_refused(collection, no_ray, tmp_path):
     refused("not empty", root=collection, out=tmp_path)
 
 
+def test_a_source_replaced_by_another_of_the_same_size_is_noticed(
+    ray_session, made, copy, collection, tmp_path, capsys
+):
+    other = shutil.copytree(collection.parent, tmp_path / "other")
+    for file in other.rglob("*.*"):
+        file.touch()  # newer than their features, and the same
+    assert preprocess(other / "clips.csv", copy, **OPTIONS).written == 0
+    assert "are newer than their features: comparing what is in them" in capsys.readouterr().err
+    with (copy / MANIFEST).open() as manifest:
+        file = json.load(manifest)["shards"][0]["file"]
+    victim = pq.read_table(copy / file, columns=["path"])["path"][0].as_py()
+    data = bytearray((other / victim).read_bytes())
+    data[-1000:] = bytes(1000)
+    (other / victim).write_bytes(data)
+    refused(
+        f"1 clips were replaced since their features were made, the first is {victim}",
+        root=other / "clips.csv",
+        out=copy,
+    )
+    before = {file: file.stat().st_mtime_ns for file in (copy / "shards").iterdir()}
+    preprocess(other / "clips.csv", copy, **OPTIONS, overwrite=True)
+    assert [path.name for path, time in before.items() if path.stat().st_mtime_ns != time] == [Path(file).name]
+    assert preprocess(other / "clips.csv", copy, **OPTIONS).written == 0
+
+
 def test_overwrite_replaces_what_differs_and_nothing_else(ray_session, made, copy, collection, tmp_path):
     other = shutil.copytree(collection.parent, tmp_path / "other")
     soundfile.write(other / "absent.wav", np.zeros(6 * RATE), RATE)
