@@ -6,7 +6,6 @@ mount namespace). Each command, too, begins on an empty disk.
 
 from __future__ import annotations
 
-import io
 import json
 import signal
 
@@ -75,60 +74,57 @@ def runs_named(client, name):
     return runs_where(client, f"tags.`mlflow.runName` = '{name}'")
 
 
-def test_the_training_is_the_same_on_two_machines_and_evaluated_and_predicted_from_a_third(two, client, tmp_path):
+def test_a_model_trained_on_two_machines_is_evaluated_and_used_from_a_third(two, client, tmp_path):
     trained = answer(two.run("train", *FIT, "--epochs", "3", "--workers", "2"))
-    alone = answer(two.run("train", *FIT, "--epochs", "3"))
-    assert trained["train_accuracy"] == pytest.approx(alone["train_accuracy"], abs=0.05)  # but for dropout's masks
     assert trained["checkpoint"] == f"s3://music/state/checkpoints/{trained['run_id']}"
-    left = {
-        path.partition("/")[2] for path in two.store.contents("state/checkpoints") if path.startswith(trained["run_id"])
-    }
+    left = {path.partition("/")[2] for path in two.store.contents("state/checkpoints") if trained["run_id"] in path}
     assert left == {"model.json", "model.safetensors"}
     assert epochs_of(client, trained["run_id"]) == [1, 2, 3]
+    assert client.get_run(trained["run_id"]).data.metrics["nodes"] == 2
 
     scores = answer(two.run("evaluate", "--run", trained["run_id"], "--features", SET, "--json"))
     assert (scores["n"], scores["split"]) == (13, "test")
-
-    clip = io.BytesIO()
-    soundfile.write(clip, np.random.default_rng(0).uniform(-0.5, 0.5, 24_000), 16_000, format="WAV")
-    (tmp_path / "clip.wav").write_bytes(clip.getvalue())
-    for model in (trained["run_id"], trained["checkpoint"]):
-        (predicted,) = answer(two.run("predict", "--model", model, tmp_path / "clip.wav", "--json"))["clips"]
-        assert predicted["genre"] in ("Blues", "Folk", "Jazz", "Rock")
+    soundfile.write(tmp_path / "clip.wav", np.random.default_rng(0).uniform(-0.5, 0.5, 24_000), 16_000)
+    found = answer(two.run("predict", "--model", trained["checkpoint"], tmp_path / "clip.wav", "--json"))
+    assert found["clips"][0]["genre"] in ("Blues", "Folk", "Jazz", "Rock")
 
 
-def test_a_training_survives_its_driver_and_a_node_and_no_epoch_is_trained_twice(two, client):
+def test_a_training_waits_for_a_node_and_survives_its_driver_and_a_node_and_no_epoch_is_trained_twice(machines, client):
     """The driver is killed, and the command given again on another disk; then a node is killed, and another joins."""
+    machines.have_only(1)
     command = ["train", *FIT, "--epochs", "12", "--workers", "2", "--run-name", "killed"]
-    first = two.start(*command)
-    wait_until(lambda: "epochs," in two.said(first))
-    two.kill(first)
-    second = two.start(*command)
-    wait_until(lambda: "goes on with the interrupted run" in two.said(second))
+    first = machines.start(*command)
+    wait_until(lambda: "2 workers × 1 CPU wait; the cluster has 1 CPU" in machines.said(first))
+    assert not runs_named(client, "killed")  # nothing has begun
+    machines.have_workers(2)
+    wait_until(lambda: "epochs," in machines.said(first) or first.poll() is not None)
+    machines.kill(first)
+    second = machines.start(*command)
+    wait_until(lambda: "goes on with the interrupted run" in machines.said(second) or second.poll() is not None)
     (run,) = runs_named(client, "killed")
     before = len(epochs_of(client, run.info.run_id))
     wait_until(lambda: len(epochs_of(client, run.info.run_id)) > before or second.poll() is not None)
-    two.kill(two.workers[0])
-    two.have_workers(2)
-    trained = finish(two, second)
+    machines.kill(machines.workers[0])
+    machines.have_workers(2)
+    trained = finish(machines, second)
     assert trained["run_id"] == run.info.run_id
     assert epochs_of(client, run.info.run_id) == list(range(1, 13))
     assert [each.info.status for each in runs_named(client, "killed")] == ["FINISHED"]
     assert trained["train_accuracy"] > 0.9
 
 
-def test_a_sweep_survives_its_driver_and_a_node(two, client):
+def test_a_sweep_on_one_cpu_survives_its_driver_and_takes_up_a_node_and_loses_one(machines, client):
+    machines.have_only(1)
     command = ["tune", *FIT, "--epochs", "6", "--trials", "3", "--search", "random", "--no-asha", "--top", "0"]
     command += ["--name", "R&B sweep"]
-    first = two.start(*command)
-    wait_until(lambda: len(two.store.contents("state/sweeps/R&B sweep/trials")) >= 3)
-    wait_until(lambda: any(name.endswith("state.safetensors") for name in two.store.contents("state/sweeps")))
-    two.kill(first)
-    second = two.start(*command)
-    wait_until(lambda: "search:" in two.said(second) or second.poll() is not None)
-    two.kill(two.workers[0])
-    two.have_workers(2)
-    result = finish(two, second)
+    first = machines.start(*command)
+    wait_until(lambda: any(name.endswith("state.safetensors") for name in machines.store.contents("state/sweeps")))
+    machines.kill(first)
+    second = machines.start(*command)
+    machines.have_workers(2)
+    wait_until(lambda: "search:" in machines.said(second) or second.poll() is not None)
+    machines.kill(machines.workers[0])
+    result = finish(machines, second)
     assert (result["trials"], result["failed"], result["pruned"]) == (3, 0, 0)
     trials = runs_where(client, "tags.`mgc.step` = 'trial'")
     assert len(trials) == 3
@@ -136,11 +132,6 @@ def test_a_sweep_survives_its_driver_and_a_node(two, client):
     for run in trials:
         assert epochs_of(client, run.info.run_id) == list(range(1, 7))
     assert result["config_file"] == "s3://music/state/sweeps/R%26B%20sweep/best_config.json"
-    again = answer(two.run(*command))  # finished: nothing is trained, Ray is not needed
-    assert again["winner_run_id"] == result["winner_run_id"]
-    code, _, err = two.run(*command, "--trials", "5")
-    assert code == 2
-    assert "--name R&B sweep: is there already, with other settings" in err
 
 
 SLOW = """
@@ -204,22 +195,6 @@ def test_preprocessing_goes_from_no_node_to_two_and_back_and_loses_its_driver_an
 # Waiting, and asking
 
 
-def test_one_cpu_is_enough_for_a_sweep_and_too_few_for_two_workers_until_another_node_joins(machines, client):
-    machines.have_only(1)
-    swept = answer(machines.run("tune", *FIT, "--epochs", "1", "--trials", "2", "--top", "0", "--name", "one CPU"))
-    assert (swept["trials"], swept["failed"]) == (2, 0)
-    code, _, err = machines.run("train", *FIT, "--epochs", "1", "--workers", "2", "--wait", "0.15")
-    assert code == 2
-    assert "2 workers × 1 CPU wait; the cluster has 1 CPU" in err
-    assert "--wait 0.15: 2 workers × 1 CPU did not come in this time; the cluster has 1 CPU" in err
-    assert "Traceback" not in err
-    waiting = machines.start("train", *FIT, "--epochs", "1", "--workers", "2", "--run-name", "waiting")
-    wait_until(lambda: "wait; the cluster has 1 CPU" in machines.said(waiting))
-    assert not runs_named(client, "waiting")  # nothing has begun
-    machines.have_workers(2)
-    assert finish(machines, waiting)["epochs"] == 1
-
-
 def test_a_training_that_is_interrupted_or_loses_its_nodes_goes_on_with_those_there_are(two, client):
     command = ["train", *FIT, "--epochs", "8", "--workers", "2", "--run-name", "lost"]
     training = two.start(*command)
@@ -230,14 +205,14 @@ def test_a_training_that_is_interrupted_or_loses_its_nodes_goes_on_with_those_th
     (run,) = runs_named(client, "lost")
     assert run.info.status == "KILLED"
 
-    training = two.start(*command, "--wait", "0.8")
+    training = two.start(*command, "--wait", "0.6")
     wait_until(lambda: f"run {run.info.run_id}" in two.said(training) or training.poll() is not None)
     for node in two.workers:
         two.kill(node)
     assert training.wait(180) == 2
     said = two.said(training)
     assert "2 workers × 1 CPU wait; the cluster has 0 CPU" in said
-    assert said.splitlines()[-1].startswith("mgc: --wait 0.8: 2 workers × 1 CPU did not come in this time; the cluster")
+    assert said.splitlines()[-1].startswith("mgc: --wait 0.6: 2 workers × 1 CPU did not come in this time; the cluster")
     assert [run.info.status for run in runs_named(client, "lost")] == ["KILLED"]
 
     two.have_workers(1)

@@ -45,11 +45,13 @@ def space(tmp_path_factory):
     return file
 
 
+SWEPT = SweepConfig(trials=5, concurrent=4, top=1, seeds=2, without=("model.norm",))
+
+
 @pytest.fixture(scope="module")
 def swept(features, ray_session, space):
     """Four trials at once on two cores, which share one SQLite store."""
-    settings = SweepConfig(trials=5, concurrent=4, top=1, seeds=2, without=("model.norm",))
-    return tune.tune(features.folder.path, BASE, settings, space=space, name="first")
+    return tune.tune(features.folder.path, BASE, SWEPT, space=space, name="first")
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +192,13 @@ def test_a_finished_sweep_resumed_says_the_same_and_runs_nothing(swept, parent, 
     monkeypatch.setattr(tune, "TuneSession", None)  # Ray is not needed
     assert tune.tune(features.folder.path, BASE, resume="first") == swept
     assert {child.info.run_id: child.info.end_time for child in children_of(parent)} == before
+
+
+def test_a_sweep_begun_again_by_its_name_goes_on_and_by_other_settings_is_refused(swept, features, space, monkeypatch):
+    monkeypatch.setattr(tune, "TuneSession", None)  # Ray is not needed
+    assert tune.tune(features.folder.path, BASE, SWEPT, space=space, name="first") == swept
+    with pytest.raises(InputError, match=r"`name=first`: is there already, with other settings; choose another, or"):
+        tune.tune(features.folder.path, BASE, replace(SWEPT, trials=9), space=space, name="first")
 
 
 def kill_a_trial(folder: Path) -> None:
