@@ -10,14 +10,13 @@ from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from mgc.collection.names import same_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import pyarrow as pa
     from numpy.typing import NDArray
 
 SPLITS = ("training", "validation", "test")
@@ -159,6 +158,8 @@ def artist_leaks(table: pa.Table) -> list[Leak]:
     """
     by_id: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     by_name: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    import pyarrow as pa  # here, because training asks this module for the splits' names where there is no pyarrow
+
     table = table.select(["split", "artist_id", "artist_name"])
     table = table.filter(pa.array(_scattered(table, "artist_id") | _scattered(table, "artist_name")))
     for row in table.to_pylist():
@@ -178,6 +179,9 @@ def artist_leaks(table: pa.Table) -> list[Leak]:
 
 def _scattered(table: pa.Table, name: str) -> NDArray[np.bool_]:
     """Whether a row's artist, by this column, is in more than one split, for each row [shape=(rows,)]."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     artists = pc.dictionary_encode(table[name].combine_chunks())
     groups: dict[str, int] = {}
     names = map(same_name, artists.dictionary.to_pylist())

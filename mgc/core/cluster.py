@@ -5,8 +5,8 @@ Nodes come and go, so nothing here is counted once: who needs CPUs or GPUs state
 
 from __future__ import annotations
 
-import _thread
 import math
+import signal
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -125,7 +125,9 @@ class Demand:
                     said = now
                 if short and interrupt and now - short >= 60 * self.minutes:
                     over.set()
-                    _thread.interrupt_main()
+                    signal.pthread_kill(
+                        threading.main_thread().ident or 0, signal.SIGINT
+                    )  # out of whatever it waits for
                     return
 
         watcher = threading.Thread(target=watch, daemon=True)

@@ -276,11 +276,10 @@ def _splits_of(target: Folder, *, overwrite: bool) -> dict[str, str]:
 
 def _start(target: Folder, plan: Plan, missing: set[str], demand: Demand) -> str:
     """Start Ray if shards are missing, and import MLflow meanwhile; return the store's URI."""
-    if missing:
-        clips = sum(len(plan.deal[file]) for file in missing)
-        say(f"preprocess: {clips} clips in {len(missing)} shards; starting Ray …")
+    clips = sum(len(plan.deal[file]) for file in missing)
+    line = f"preprocess: {clips} clips in {len(missing)} shards; starting Ray …" if missing else ""
     with ThreadPoolExecutor(1) as aside:
-        uri = aside.submit(_open_store, target)
+        uri = aside.submit(_open_store, target, line)
         if missing:
             connect()
             demand.wait()
@@ -288,10 +287,14 @@ def _start(target: Folder, plan: Plan, missing: set[str], demand: Demand) -> str
         return uri.result()
 
 
-def _open_store(target: Folder) -> str:
+def _open_store(target: Folder, line: str) -> str:
+    """Open the store, and then say a line."""
     from mgc.tracking import store
 
-    return store.open_store(target)
+    uri = store.open_store(target)
+    if line:
+        say(line)
+    return uri
 
 
 def _draw(table: pa.Table, limit: int) -> pa.Table:

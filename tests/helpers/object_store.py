@@ -38,18 +38,18 @@ class Store:
             self.s3.put_object(Bucket=bucket, Key=f"{prefix}/{path}", Body=data)
 
     def contents(self, prefix, *, bucket=BUCKET):
-        """Bytes by path of all objects below a prefix, but for those that stand for a folder."""
+        """Bytes by path of all objects below a prefix, but for those that stand for a folder, and locks of the killed."""
         found = self.s3.list_objects_v2(Bucket=bucket, Prefix=f"{prefix}/").get("Contents", [])
         assert len(found) < 1000
         return {
             entry["Key"].removeprefix(f"{prefix}/"): self.s3.get_object(Bucket=bucket, Key=entry["Key"])["Body"].read()
             for entry in found
-            if not entry["Key"].endswith("/")  # of pyarrow, where it has deleted a file
+            if not entry["Key"].endswith(("/", "/.lock"))  # of pyarrow, where it has deleted a file
         }
 
     def times(self, prefix):
         found = self.s3.list_objects_v2(Bucket=BUCKET, Prefix=f"{prefix}/")["Contents"]
-        return {entry["Key"]: entry["LastModified"] for entry in found}
+        return {entry["Key"]: entry["LastModified"] for entry in found if not entry["Key"].endswith("/")}
 
 
 def contents(folder):

@@ -66,7 +66,7 @@ def test_help_of_a_job_is_that_of_its_command(name):
     assert {"preprocess.py": "--max-quarantined", "sweep.py": "--concurrent"}[name] in done.stdout
 
 
-@pytest.mark.parametrize("name", ["preprocess.py", "sweep.py"])
+@pytest.mark.parametrize("name", ["preprocess.py", "train.py", "sweep.py", "end_to_end.py"])
 def test_wrong_flags_end_a_job_with_code_2(name):
     done = script(name, "--no-such-flag")
     assert done.returncode == 2
@@ -228,20 +228,18 @@ def test_a_submitted_job_refuses_a_relative_out_and_says_why(head, collection):
     assert not (REPO / "features").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("job", ["train.py", "sweep.py", "end_to_end.py"])
-def test_every_job_refuses_relative_places_and_wrong_flags_before_anything_is_written(head, job, tmp_path):
+def test_every_job_refuses_relative_places_before_anything_is_written(job, tmp_path):
     root = ["--root", tmp_path] if job == "end_to_end.py" else []
-    set_ = make_features(tmp_path / "set").folder.path
+    features = make_features(tmp_path / "set").folder.path
+    environment = os.environ | {"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}"}  # by which a job knows that it is one
     for flags, said in (
         (["--features", "set"], "--features set: must be absolute in a Ray job"),
-        (["--features", set_, "--storage", "state"], "--storage state: must be absolute in a Ray job"),
-        (["--features", set_, "--no-such-flag"], "no-such-flag"),
+        (["--features", features, "--storage", "state"], "--storage state: must be absolute in a Ray job"),
     ):
-        done = submit(head, f"pipelines/{job}", *root, *flags)
-        assert done.returncode != 0
-        assert said in done.stdout, done.stdout
-        assert "Traceback" not in done.stdout
+        done = script(job, *root, *flags, cwd=tmp_path, env=environment)
+        assert done.returncode == 2
+        assert said in done.stderr.splitlines()[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
@@ -256,7 +254,6 @@ def test_the_training_job_keeps_its_state_and_its_run_beside_the_features(head, 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "train: 44 clips, 12 for validation, on 2 CPU workers" in done.stdout
     assert "train: 2/2 epochs" in done.stdout
-    assert "\x1b" not in done.stdout.split("train: ", 1)[1].split("Job '")[0]  # fit for a file
     (checkpoint,) = (tmp_path / "state" / "checkpoints").iterdir()
     assert sorted(path.name for path in checkpoint.iterdir()) == ["model.json", "model.safetensors"]
     assert (tmp_path / "mlflow_runs" / "mlflow.db").exists()
