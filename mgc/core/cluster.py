@@ -125,9 +125,8 @@ class Demand:
                     said = now
                 if short and interrupt and now - short >= 60 * self.minutes:
                     over.set()
-                    signal.pthread_kill(
-                        threading.main_thread().ident or 0, signal.SIGINT
-                    )  # out of whatever it waits for
+                    main = threading.main_thread().ident or 0
+                    signal.pthread_kill(main, signal.SIGINT)  # out of whatever it waits for
                     return
 
         watcher = threading.Thread(target=watch, daemon=True)

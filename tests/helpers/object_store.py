@@ -38,7 +38,7 @@ class Store:
             self.s3.put_object(Bucket=bucket, Key=f"{prefix}/{path}", Body=data)
 
     def contents(self, prefix, *, bucket=BUCKET):
-        """Bytes by path of all objects below a prefix, but for those that stand for a folder, and locks of the killed."""
+        """Bytes by path of all objects below a prefix, but for those that stand for a folder, and left locks."""
         found = self.s3.list_objects_v2(Bucket=bucket, Prefix=f"{prefix}/").get("Contents", [])
         assert len(found) < 1000
         return {

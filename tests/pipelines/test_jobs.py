@@ -109,26 +109,6 @@ def test_the_preprocessing_job_as_a_script_audits_and_makes_the_set(collection, 
     assert FeatureSet.open(tmp_path / "set").manifest.genres == ("a", "b")
 
 
-@pytest.mark.slow
-def test_the_sweep_job_as_a_script_scores_its_winner_on_the_test_split(tmp_path):
-    features = make_features(tmp_path / "set")
-    config = tmp_path / "config.json"
-    config.write_text(json.dumps({"optim": {"batch_size": 8}}))
-    flags = ["--preset", "plain_cnn", "--config", config, "--epochs", "1", "--trials", "1", "--name", "small", "--json"]
-    stages = ["--top", "1", "--seeds", "2", "--without"]
-    done = script("sweep.py", "--features", features.folder.path, *flags, *stages, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    result = last_line(done.stdout)
-    assert (result["trials"], result["failed"]) == (1, 0)
-    assert result["best_config"]["optim"]["batch_size"] == 8
-    assert result["best_config"]["optim"]["schedule"] == "constant"
-    assert result["best_config"]["epochs"] == 1
-    assert (result["test"]["run_id"], result["test"]["split"]) == (result["winner_run_id"], "test")
-    assert (result["test"]["n"], result["test"]["looks"]) == (13, 1)
-    assert (result["champion"]["champion"], result["champion"]["promoted"]) == (result["winner_run_id"], True)
-    assert (tmp_path / "mlflow_runs" / "sweeps" / "small" / "best_config.json").exists()
-
-
 # Through ray job submit
 
 

@@ -21,7 +21,7 @@ from mgc.core.storage import Folder
 from mgc.evaluation.evaluate import evaluate
 from mgc.evaluation.predictions import Predictions
 from mgc.sweep import tune
-from mgc.sweep.sweep_folder import RUN_ID, SWEEP
+from mgc.sweep.sweep_folder import RUN_ID
 from mgc.tracking import runs as tracking
 from mgc.tracking import store
 from mgc.tracking.runs import OUTCOME_TAG, REASON_TAG, STAGE_TAG, STEP_TAG
@@ -333,7 +333,6 @@ def test_a_sweep_killed_again_and_again_ends_as_its_undisturbed_twin(features, r
     line = [sys.executable, "-c", DRIVER, str(Path(__file__).parents[1]), str(features.folder.path), "disturbed"]
     trials = folder / "trials"
     for moment, signal_number, reached in [
-        ("before its first trial", signal.SIGKILL, lambda: (folder / SWEEP).exists()),
         ("in an epoch", signal.SIGINT, lambda: list(trials.glob(f"*/{STATE}"))),
         ("one ended, two on the way", signal.SIGKILL, lambda: (trials / "trial 3" / STATE).exists()),
         ("the best retrained", signal.SIGKILL, lambda: list(trials.glob(f"again*/{STATE}"))),

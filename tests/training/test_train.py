@@ -1,10 +1,8 @@
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
-import threading
 import time
 import warnings
 from dataclasses import replace
@@ -374,31 +372,3 @@ def test_genres_that_a_split_lacks_are_said_before_anything_starts(tmp_path, cap
 def test_a_random_split_is_tagged_leaky(features, client):
     result = train(features.folder.path, replace(PLAIN, epochs=1, split="random"))
     assert client.get_run(result.run_id).data.tags["mgc.leaky"] == "true"
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)  # Ray's workers give way to whatever else runs
-def test_a_killed_ray_worker_costs_no_epoch_and_no_metric_twice(features, client, ray_session, undisturbed):
-    """Ray Train starts the workers again; they go on from the last epoch, and reach what one process reaches."""
-    killed = []
-
-    def kill_one():
-        while not killed:
-            found = runs_named(client, "one worker killed")
-            if found and len(steps(client, found[0].info.run_id)) >= 2:
-                pids = subprocess.run(["pgrep", "-f", "ray::.*TrainWorker"], capture_output=True, text=True).stdout
-                os.kill(int(pids.split()[0]), signal.SIGKILL)
-                killed.append(pids)
-            time.sleep(0.02)
-
-    thread = threading.Thread(target=kill_one, daemon=True)
-    thread.start()
-    result = train(features.folder.path, LONG, workers=2, run_name="one worker killed")
-    assert killed
-    assert steps(client, result.run_id) == list(range(1, LONG.epochs + 1))
-    assert len(runs_named(client, "one worker killed")) == 1
-    for name in ("train_accuracy", "val_accuracy", "val_loss"):
-        assert getattr(result, name) == pytest.approx(getattr(undisturbed, name), abs=1e-3), name
-    for name in ("epoch/train_loss", "epoch/val_loss"):
-        one, other = curve(client, result.run_id, name), curve(client, undisturbed.run_id, name)
-        assert one == pytest.approx(other, abs=1e-2)
