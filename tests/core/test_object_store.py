@@ -22,6 +22,7 @@ from mgc import cli
 from mgc.collection import tracks
 from mgc.collection.splits import SPLITS
 from mgc.config import ModelConfig, TrainConfig
+from mgc.core import lease
 from mgc.core.errors import InputError
 from mgc.core.progress import Progress
 from mgc.core.storage import Folder
@@ -264,6 +265,7 @@ def test_a_model_is_trained_from_a_set_in_the_store(store, features):
 
 KILLED_AT = """
 import os, signal, sys
+from mgc.core import lease
 from mgc.core.progress import Progress
 from mgc.features.preprocess import preprocess
 from mgc.core.storage import Folder
@@ -285,6 +287,7 @@ def watched(self, name, data):
         die()
 
 
+lease.DEAD_SECONDS = 6.0
 for line in sys.stdin:  # a forked process each, because importing Ray takes seconds
     moment = line.strip()
     pid = os.fork()
@@ -320,6 +323,7 @@ def test_a_driver_killed_at_any_moment_goes_on_and_leaves_nothing_else(
     assert seen[0] == {PLAN}
     assert seen[1] & shards
     assert seen[2] == undisturbed.keys() - {MANIFEST}
+    monkeypatch.setattr(lease, "DEAD_SECONDS", 6.0)
     monkeypatch.setattr(module, "connect", lambda: 1 / 0)  # all shards are there
     assert preprocess(root, out, **OPTIONS).written == 0
     assert store.contents("killed") == {f"set/{path}": data for path, data in undisturbed.items()}
@@ -366,10 +370,9 @@ def test_a_bucket_that_is_deleted_half_way_fails_with_one_line_and_a_later_run_g
     def delete():
         """As long as a task writes into it meanwhile, it is not empty."""
         while True:
-            now = store.contents("set", bucket="volatile")
-            kept.update(now)
-            for path in now:
-                store.s3.delete_object(Bucket="volatile", Key=f"set/{path}")
+            kept.update(store.contents("set", bucket="volatile"))
+            for entry in store.s3.list_objects_v2(Bucket="volatile").get("Contents", []):  # the lock, too
+                store.s3.delete_object(Bucket="volatile", Key=entry["Key"])
             with suppress(store.s3.exceptions.ClientError):
                 store.s3.delete_bucket(Bucket="volatile")
                 return
