@@ -380,6 +380,7 @@ def run(arguments: list[str], job: Job | None = None) -> int:
     except MgcError as error:
         return _fail(error, command)
     except KeyboardInterrupt:
+        disconnect()  # or Ray's threads would abort the process at its exit
         say(f"interrupted ({signals.received()})")
         return signals.exit_code()
     except BrokenPipeError:  # the reader of ``mgc --help | head`` has gone

@@ -146,7 +146,7 @@ def task(block, *, job):  # pickled by value
     return shard_tasks.write_shard(block, job=job)
 
 shard_tasks.write_shard = task
-sys.exit(cli.run(sys.argv[1:]))
+cli.main(sys.argv[1:])
 """
 """The command, with tasks that take their time."""
 
@@ -176,7 +176,7 @@ def test_preprocessing_goes_from_no_node_to_two_and_back_and_loses_its_driver_an
     machines.have_workers(1)
     wait_until(shards)
     first.send_signal(signal.SIGTERM)  # as Kubernetes ends a pod; SIGKILL is tried in features/test_exactly_once.py
-    assert first.wait(60) == 143
+    assert first.wait(60) == 143, machines.said(first)
     assert machines.said(first).splitlines()[-1] == "interrupted (SIGTERM)"
     second = machines.start(*command, code=SLOW)
     before = len(shards())
