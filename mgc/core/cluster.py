@@ -127,6 +127,8 @@ class Demand:
                     over.set()
                     main = threading.main_thread().ident or 0
                     signal.pthread_kill(main, signal.SIGINT)  # out of whatever it waits for
+                    while not done.wait(15):  # Ray Train gives up its workers at the third
+                        signal.pthread_kill(main, signal.SIGINT)
                     return
 
         watcher = threading.Thread(target=watch, daemon=True)
