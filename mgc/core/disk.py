@@ -133,13 +133,18 @@ def locked(folder: Path, lock: str = LOCK) -> Iterator[None]:
             if not _same_file(file, folder / lock):
                 continue  # its holder has just ended and removed it: the next round makes a new one
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.write(f"{this_process()}\n")
             file.flush()
             try:
                 yield
             finally:
                 (folder / lock).unlink(missing_ok=True)
             return
+
+
+def this_process() -> str:
+    """What a lock says of its holder: the process and its machine."""
+    return f"process {os.getpid()} on {socket.gethostname()}"
 
 
 def _same_file(file: IO[str], path: Path) -> bool:

@@ -62,6 +62,11 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def last_line(text: str) -> str:
+    """The last line of a text that is not empty: of a traceback, what was raised."""
+    return text.strip().splitlines()[-1]
+
+
 def path_error(message: str, error: OSError) -> MgcError:
     """The error to raise for an ``OSError`` about a path that the user gave.
 

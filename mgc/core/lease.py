@@ -6,15 +6,13 @@ for ``DEAD_SECONDS``, its holder was killed, and the lock is taken over. ``Folde
 
 from __future__ import annotations
 
-import os
-import socket
 import threading
 import time
 import uuid
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from mgc.core.disk import LOCK, LockedError
+from mgc.core.disk import LOCK, LockedError, this_process
 from mgc.core.errors import StoreError
 from mgc.core.progress import say
 
@@ -42,8 +40,7 @@ def leased(folder: Folder, lock: str = LOCK) -> Iterator[None]:
         Its file that is there during the block.
     """
     _wait_for_dead(folder, lock)
-    holder = f"process {os.getpid()} on {socket.gethostname()}"
-    mine = f"{holder}\n{uuid.uuid4().hex}\n"
+    mine = f"{this_process()}\n{uuid.uuid4().hex}\n"
     folder.write(lock, f"{mine}0".encode())
     time.sleep(SETTLE_SECONDS)
     if not (found := _read(folder, lock)).startswith(mine):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from mgc.core.cluster import total
 from mgc.core.errors import RunError
 from mgc.core.progress import Progress
 from mgc.core.ray_session import mute
@@ -68,7 +69,7 @@ def warm_up() -> None:
     import ray
 
     task = ray.remote(num_cpus=1)(_import)
-    for _ in range(int(ray.cluster_resources().get("CPU", 0))):
+    for _ in range(int(total("CPU"))):
         task.remote()
 
 
@@ -151,7 +152,7 @@ def _begin(
     import ray
     import ray.data
 
-    planned = planned[: max(GROUP, 2 * int(ray.cluster_resources().get("CPU", 0)))]
+    planned = planned[: max(GROUP, 2 * int(total("CPU")))]
     blocks = [
         shard.clips.append_column("fingerprint", pa.array([shard.fingerprint] * shard.count)) for shard in planned
     ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray import tune as ray_tune
 
-from mgc.core.errors import InputError
+from mgc.core.errors import InputError, last_line
 from mgc.sweep.live_table import LiveTable
 from mgc.sweep.trial import METRIC
 from mgc.tracking.runs import REASON_TAG
@@ -148,4 +148,4 @@ class TrialWatch(ray_tune.Callback):  # type: ignore[misc]
 
 def died(trial: Trial) -> str:
     """Why a trial's process died, in one line."""
-    return str(trial.get_error() or "its process died").strip().splitlines()[-1]
+    return last_line(str(trial.get_error() or "its process died"))

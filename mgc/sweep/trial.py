@@ -9,6 +9,7 @@ import ray
 import torch
 from ray import tune as ray_tune
 
+from mgc.core.errors import last_line
 from mgc.tracking.runs import OUTCOME_TAG
 from mgc.training.placement import Place
 from mgc.training.run_logging import keep
@@ -77,7 +78,7 @@ def _run(trial: TrialFolder, shared: dict[str, ray.ObjectRef[LearningSet]], reso
 
 def reason_of(error: BaseException) -> str:
     """Why a trial failed, in one line: the last of the error's message."""
-    return f"{type(error).__name__}: {error}".strip().splitlines()[-1]
+    return last_line(f"{type(error).__name__}: {error}")
 
 
 def train_trial(

@@ -216,14 +216,9 @@ class _Asked:
 
     def is_of(self, sweep: SweepFolder) -> bool:
         """Whether a sweep was begun with these settings."""
-        own, its = (
-            json.loads(json.dumps(settings))
-            for settings in (
-                [self.config.to_dict(), self.space.tree(), asdict(self.sweep_config)],
-                [sweep.base, sweep.space, asdict(sweep.config)],
-            )
-        )
-        return bool(own == its)
+        own = [self.config.to_dict(), self.space.tree(), asdict(self.sweep_config)]
+        its = [sweep.base, sweep.space, asdict(sweep.config)]
+        return bool(json.loads(json.dumps(own)) == json.loads(json.dumps(its)))  # lists, no tuples
 
 
 def _begin(folder: Folder, workers: _Workers, asked: _Asked) -> SweepFolder:

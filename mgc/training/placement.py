@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mgc.core.cluster import Demand, check_shared, working_nodes
-from mgc.core.errors import InputError, MgcError, RunError, StoreError
+from mgc.core.errors import InputError, MgcError, RunError, StoreError, last_line
 from mgc.core.ray_session import connect, mute, on_cluster
 from mgc.training.fit_state import history
 from mgc.training.hardware import FeedName, feed_for
@@ -211,7 +211,7 @@ class Place:
             try:
                 fitted = trainer.fit().return_value
             except Exception as error:
-                raise RunError(f"train: {str(error).strip().splitlines()[-1]}") from error
+                raise RunError(f"train: {last_line(str(error))}") from error
         folder.remove_folder(RAY_FILES)
         if isinstance(fitted, MgcError):
             raise fitted

@@ -281,7 +281,7 @@ class _Job:
                     config={**config.to_dict(), **settings},
                     tags={PLACE_TAG: str(self.place)},
                     parent=parent,
-                    resumable=lambda run: self._folder(run).path is None or self._folder(run).kind() == "folder",
+                    resumable=self._resumable,
                 )
                 with nullcontext() if resumed else run.ending():
                     folder = store.made(self._folder(run))
@@ -299,6 +299,11 @@ class _Job:
         if said and said != str(here) and (there := Folder.at(said)).kind() == "folder":
             return there
         return here
+
+    def _resumable(self, run: Run) -> bool:
+        """Whether a run's folder is there; an object store has no empty folders, so there it need not be."""
+        folder = self._folder(run)
+        return folder.path is None or folder.kind() == "folder"
 
     def _key(self, config: TrainConfig, name: str | None, parent: str | None, **settings: int) -> str:
         """Hash of all that decides a run."""
