@@ -14,6 +14,7 @@ else that an object store can answer.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -311,6 +312,25 @@ class Folder:
             (self.path / name).mkdir(parents=True, exist_ok=True)
         else:
             self._objects.make()
+
+    def make_writable(self, name: str = "") -> None:
+        """Make a folder as ``make`` does, and see that it may be written.
+
+        Parameters
+        ----------
+        name
+            Relative path; the folder itself by default.
+
+        Raises
+        ------
+        OSError
+            It cannot be made, or written, on the disk.
+        InputError, StoreError
+            As ``make``.
+        """
+        self.make(name)
+        if self.path and not os.access(self.path / name, os.W_OK):
+            raise PermissionError(errno.EACCES, "no permission")
 
     def write(self, name: str, data: bytes | pa.Buffer) -> None:
         """Write a file whole or not at all; it replaces what is there.

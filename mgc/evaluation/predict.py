@@ -23,7 +23,7 @@ from mgc.audio.quiet import quiet
 from mgc.core.errors import ClipError, InputError, Reason, RunError, StoreError
 from mgc.core.results import Result
 from mgc.core.storage import URI, Folder
-from mgc.features.shards import PADDING_SECONDS, TOLERATED_LOSS
+from mgc.features.shards import is_damaged
 from mgc.model import checkpoint
 from mgc.model.cnn import together
 from mgc.model.device import best_device, prepare
@@ -223,7 +223,7 @@ def _windows(clip: str, card: Card, warnings: list[str]) -> Iterator[NDArray[np.
         if heard < MIN_REST * spec.seconds:
             warnings.append(f"only {heard:.2g} s of audio, the model has learnt from {spec.seconds:g} s")
         promised = audio.promised_seconds(file, heard)
-        if heard < (1 - TOLERATED_LOSS) * promised - PADDING_SECONDS:
+        if is_damaged(heard, promised):
             of = f" of {promised:.1f}" if promised < math.inf else ""
             warnings.append(f"damaged, {heard:.1f}{of} s of audio came out")
             warnings += filter(None, [audio.why_short(file, promised)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
@@ -33,9 +32,7 @@ def claimed(target: Folder) -> Iterator[None]:
     made = [path for path in (target.path, *target.path.parents) if not os.path.exists(path)] if target.path else []
     try:
         try:
-            target.make()
-            if target.path and not os.access(target.path, os.W_OK):
-                raise PermissionError(errno.EACCES, "no permission")
+            target.make_writable()
         except OSError as error:
             raise InputError(f"`out={target}`: cannot be written ({error.strerror or error})") from None
         with target.claim("`out`"):

@@ -179,7 +179,7 @@ def extract(clip: dict[str, Any], file: FileIO, recipe: Recipe) -> dict[str, Any
     spec = recipe.spec
     try:
         samples, seconds, promised = audio.load(file, sample_rate=spec.sample_rate, seconds=spec.seconds)
-        damaged = seconds < (1 - TOLERATED_LOSS) * promised - PADDING_SECONDS
+        damaged = is_damaged(seconds, promised)
         if damaged and not recipe.keep_damaged:
             detail = f"{seconds:.2f} of {promised:.2f} s of audio came out"
             why = audio.why_short(file, spec.seconds)
@@ -205,6 +205,19 @@ def extract(clip: dict[str, Any], file: FileIO, recipe: Recipe) -> dict[str, Any
         "std_db": made.std_db,
         "logmel": made.z_FT.tobytes(),
     }
+
+
+def is_damaged(seconds: float, promised: float) -> bool:
+    """Whether clearly less audio came out of a file than its headers and size promise.
+
+    Parameters
+    ----------
+    seconds
+        What came out.
+    promised
+        What they promise, in seconds.
+    """
+    return seconds < (1 - TOLERATED_LOSS) * promised - PADDING_SECONDS
 
 
 def _open(root: Folder, clip: dict[str, Any]) -> FileIO | ClipError:

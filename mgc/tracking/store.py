@@ -8,7 +8,6 @@ each other.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import sqlite3
@@ -75,9 +74,7 @@ def made(folder: Folder, name: str = "") -> Folder:
         It cannot be made or written.
     """
     try:
-        folder.make(name)
-        if folder.path and not os.access(folder.path / name, os.W_OK):
-            raise PermissionError(errno.EACCES, "no permission")
+        folder.make_writable(name)
     except OSError as error:
         raise path_error(
             f"{folder}: cannot be written ({error.strerror}); `storage` says where states and checkpoints are to be",
