@@ -163,7 +163,7 @@ def _held(there: dict[str, float], each: dict[str, float]) -> int:
 
 
 def _has(each: dict[str, float]) -> str:
-    """What the cluster has of the resources of a demand, and whether other work may hold it."""
+    """What the cluster has of a demand's CPUs and GPUs, in use or not."""
     return " and ".join(f"{total(name):g} {name}" for name in each if name in ("CPU", "GPU"))
 
 
