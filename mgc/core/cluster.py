@@ -21,6 +21,7 @@ from mgc.core.ray_session import grows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import FrameType
 
     from mgc.core.storage import Folder
 
@@ -106,6 +107,8 @@ class Demand:
     def watched(self) -> Iterator[None]:
         """During the block, say when nodes were lost so that the cluster is too small, and end the wait for new ones.
 
+        After the block Ctrl-C does what it did before: Ray Train and Ray Tune leave handlers of their own.
+
         Raises
         ------
         WaitError
@@ -113,6 +116,14 @@ class Demand:
         """
         done, over = threading.Event(), threading.Event()
         interrupt = threading.current_thread() is threading.main_thread()
+        before = signal.getsignal(signal.SIGINT)
+
+        def end_wait(number: int, frame: FrameType | None) -> None:
+            if over.is_set():
+                raise KeyboardInterrupt
+
+        if interrupt and before is signal.SIG_IGN:  # a shell's "command &" in a script
+            signal.signal(signal.SIGINT, end_wait)
 
         def watch() -> None:
             short, said = None, 0.0
@@ -142,6 +153,8 @@ class Demand:
         finally:
             done.set()
             watcher.join()
+            if interrupt:
+                signal.signal(signal.SIGINT, before)
 
     def _room(self) -> int:
         """How many of the processes the cluster's nodes could hold if they had nothing else to do."""

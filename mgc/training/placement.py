@@ -6,7 +6,6 @@ node has died, and from which this process learns of the epochs.
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -225,15 +224,11 @@ class Place:
 
 @contextmanager
 def _interrupts() -> Iterator[None]:
-    """Let Ctrl-C be a KeyboardInterrupt: Ray Train makes it an exit with code 0, and keeps its handler afterwards."""
-    before = signal.getsignal(signal.SIGINT)
+    """Let Ctrl-C be a KeyboardInterrupt: Ray Train makes it an exit with code 0."""
     try:
         yield
     except SystemExit:
         raise KeyboardInterrupt from None
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -1,6 +1,9 @@
 """What is asked of a cluster is waited for, said, and given up; a folder is one that all nodes see."""
 
+import os
+import signal
 import time
+from functools import partial
 
 import pytest
 
@@ -51,7 +54,17 @@ def test_room_that_others_hold_is_waited_for(ray_session):
     Demand("workers", 2, {"CPU": 1}, 1).wait()
 
 
-def test_a_cluster_that_has_become_too_small_ends_the_work(ray_session):
+@pytest.fixture
+def on_ctrl_c():
+    """Sets what SIGINT does in this process, for one test."""
+    before = signal.getsignal(signal.SIGINT)
+    yield partial(signal.signal, signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
+def test_a_cluster_that_has_become_too_small_ends_the_work(ray_session, on_ctrl_c, handler):
+    on_ctrl_c(handler)  # it is ignored by what a script starts with "&"
     with (
         pytest.raises(InputError, match="3 workers × 1 CPU did not come in this time"),
         Demand("workers", 3, {"CPU": 1}, 0.05).watched(),
@@ -61,6 +74,21 @@ def test_a_cluster_that_has_become_too_small_ends_the_work(ray_session):
         time.sleep(6)
     with pytest.raises(KeyboardInterrupt), Demand("workers", 2, {"CPU": 1}, 0.05).watched():
         raise KeyboardInterrupt  # the user's own stays what it is
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_handler_that_a_library_leaves_behind_does_not_take_later_ctrl_cs(ray_session, on_ctrl_c):
+    on_ctrl_c(signal.default_int_handler)
+    with Demand("trials", 1, {"CPU": 1}, 1).watched():
+        signal.signal(signal.SIGINT, lambda number, frame: None)
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_ctrl_c_that_is_ignored_stays_ignored(ray_session, on_ctrl_c):
+    on_ctrl_c(signal.SIG_IGN)
+    with Demand("trials", 1, {"CPU": 1}, 1).watched():
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.mark.parametrize("minutes", [-1, float("nan")])
