@@ -106,6 +106,8 @@ class Audit(Command):
     """FMA folder, folder with a folder per genre, or CSV file (path,genre[,split,artist])."""
     subset: str = "small"
     """Of an FMA folder: small, medium or large."""
+    allow_outside: bool = False
+    """Of a CSV file: take paths that lead out of its folder, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +122,8 @@ class Preprocess(OnRay):
     """Folder of the feature set, by path or URI; what is finished in it is kept, new clips get new shards."""
     subset: str = "small"
     """Of an FMA folder: small, medium or large."""
+    allow_outside: bool = False
+    """Of a CSV file: take paths that lead out of its folder, too."""
     workers: int | None = None
     """Tasks at a time; as many as there are CPUs, at any moment, by default."""
     limit: int | None = None

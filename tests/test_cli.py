@@ -45,10 +45,10 @@ def test_every_command_and_flag_is_the_contracts():
     assert {name: set(defaults) for name, defaults in flags.items()} == {
         "toy": {"out", "clips_per_genre", "seed"},
         "download": {"name", "root", "base_url"},
-        "audit": {"root", "subset"},
+        "audit": {"root", "subset", "allow_outside"},
         "preprocess": {
-            "root", "out", "subset", "workers", "limit", "min_seconds", "max_quarantined", "clips_per_shard",
-            "keep_damaged", "clip_timeout", "overwrite", "wait", "verbose",
+            "root", "out", "subset", "allow_outside", "workers", "limit", "min_seconds", "max_quarantined",
+            "clips_per_shard", "keep_damaged", "clip_timeout", "overwrite", "wait", "verbose",
         },
         "verify": {"features", "sources"},
         "inspect": {"features", "out"},

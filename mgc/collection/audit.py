@@ -113,7 +113,7 @@ class AuditReport(Result):
         return [f"LEAK: {leak_message(leaks)}" if leaks else "artists: none is in more than one split"]
 
 
-def audit(root: str | Path, *, subset: str = "small") -> AuditReport:
+def audit(root: str | Path, *, subset: str = "small", allow_outside: bool = False) -> AuditReport:
     """Audit the collection at ``root``.
 
     Parameters
@@ -122,6 +122,8 @@ def audit(root: str | Path, *, subset: str = "small") -> AuditReport:
         An FMA folder, a folder with a folder per genre, or a CSV file, by path or URI, as ``read_tracks`` takes it.
     subset
         Of an FMA folder: ``small``, ``medium`` or ``large``.
+    allow_outside
+        Of a CSV file: take paths that lead out of its folder, too.
 
     Returns
     -------
@@ -141,7 +143,7 @@ def audit(root: str | Path, *, subset: str = "small") -> AuditReport:
     >>> report.clips, report.ok  # doctest: +SKIP
     (8000, True)
     """
-    tracks = read_tracks(root, subset=subset)
+    tracks = read_tracks(root, subset=subset, allow_outside=allow_outside)
     splits, genres = tracks.table["split"].to_pylist(), tracks.table["genre"].to_pylist()
     cells = Counter(zip(genres, splits, strict=True))
     paths = tracks.table["path"].to_pylist()

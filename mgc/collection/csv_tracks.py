@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mgc.core.storage import Folder
 
 
-def read_csv(folder: Folder, name: str, kinds: str) -> Iterator[dict[str, Any]]:
+def read_csv(folder: Folder, name: str, kinds: str, *, allow_outside: bool = False) -> Iterator[dict[str, Any]]:
     """Read the clips of a CSV file, line by line.
 
     Parameters
@@ -30,6 +30,8 @@ def read_csv(folder: Folder, name: str, kinds: str) -> Iterator[dict[str, Any]]:
         The file's name.
     kinds
         Ends a message: what a root may be.
+    allow_outside
+        Take paths that lead out of the folder, too.
 
     Yields
     ------
@@ -46,7 +48,13 @@ def read_csv(folder: Folder, name: str, kinds: str) -> Iterator[dict[str, Any]]:
     """
     file, line = f"{folder}/{name}", 0
     for line, cells in _lines(folder, name, kinds):
-        yield _row(cells, folder, f"{file}, line {line}")
+        row = _row(cells, folder, f"{file}, line {line}")
+        if not allow_outside and (os.path.isabs(row["path"]) or row["path"].split("/")[0] == ".."):
+            raise InputError(
+                f"{file}, line {line}: path={cells['path']!r} is outside the file's folder; put the file above all its "
+                "clips, or pass `allow_outside=True`"
+            )
+        yield row
     if not line:
         raise InputError(f"{file}: no rows below the header; add a line per clip")
 

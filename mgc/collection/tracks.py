@@ -7,7 +7,8 @@
 - **A folder per genre** (GTZAN's layout): ``ROOT/blues/blues.00000.wav``; the artists are unknown, the split is drawn,
   unless folders are named like splits: ``ROOT/train/blues/1.wav``.
 - **A CSV file**: ``path,genre[,split,artist][,title][,duration]``; paths are relative to the file's folder; without
-  the column ``split`` one is drawn, with all clips of an artist in one split.
+  the column ``split`` one is drawn, with all clips of an artist in one split. A path that leads out of the folder is
+  refused, unless ``allow_outside`` is given.
 
 Each may be on a disk or in an object store (``s3://bucket/fma``).
 
@@ -89,7 +90,12 @@ class Tracks:
 
 
 def read_tracks(
-    root: str | Path, *, subset: str = "small", seed: int = 0, known_splits: Callable[[], Mapping[str, str]] = dict
+    root: str | Path,
+    *,
+    subset: str = "small",
+    seed: int = 0,
+    known_splits: Callable[[], Mapping[str, str]] = dict,
+    allow_outside: bool = False,
 ) -> Tracks:
     """Read the tracks table of a collection.
 
@@ -104,6 +110,8 @@ def read_tracks(
     known_splits
         Gives the split by path of clips that have one already: where a split is drawn, these clips and all others of
         their artists keep it. It is called only there.
+    allow_outside
+        Of a CSV file: take paths that lead out of its folder, too.
 
     Returns
     -------
@@ -137,7 +145,7 @@ def read_tracks(
         table = _table(rows)
     else:
         folder, csv_file = folder.parent
-        table, left_out = _table(read_csv(folder, csv_file, _KINDS)), {}
+        table, left_out = _table(read_csv(folder, csv_file, _KINDS, allow_outside=allow_outside)), {}
         notes = without_decoder(path for part in table["path"].chunks for path in part.to_pylist())
     table, merged = _with_one_spelling(table)
     if table["split"].null_count:

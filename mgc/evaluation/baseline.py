@@ -154,7 +154,7 @@ def baseline(
     for name in SPLITS:
         if missing := gap(manifest.genres, clips.labels_N[splits_N == name], name, "its figures do not tell of them"):
             say(f"baseline: {missing}")
-    audio_root = read_tracks(root).audio_root
+    audio_root = read_tracks(root, allow_outside=True).audio_root
     uri = store.open_store(feature_set.folder)
     statistics_ND = _statistics(audio_root, clips.paths, manifest.spec.seconds, workers)
 

@@ -81,6 +81,7 @@ def preprocess(
     out: str | Path,
     *,
     subset: str = "small",
+    allow_outside: bool = False,
     workers: int | None = None,
     limit: int | None = None,
     min_seconds: float = 5.0,
@@ -102,6 +103,8 @@ def preprocess(
         their own.
     subset
         Subset of an FMA folder: ``"small"``, ``"medium"`` or ``"large"``.
+    allow_outside
+        Of a CSV file: take paths that lead out of its folder, too.
     workers
         Tasks at a time; as many as the cluster has CPUs, at any moment, by default.
     limit
@@ -150,7 +153,12 @@ def preprocess(
     recipe = Recipe(min_seconds=min_seconds, keep_damaged=keep_damaged, clips_per_shard=clips_per_shard)
     demand = Demand("tasks", 1, {"CPU": 1}, wait)
     with _storage_failures(), claimed(target):
-        tracks = read_tracks(root, subset=subset, known_splits=lambda: _splits_of(target, overwrite=overwrite))
+        tracks = read_tracks(
+            root,
+            subset=subset,
+            known_splits=lambda: _splits_of(target, overwrite=overwrite),
+            allow_outside=allow_outside,
+        )
         for note in tracks.notes:
             say(note)
         genres, audio_root = tracks.genres, tracks.audio_root

@@ -325,14 +325,25 @@ def test_a_csv_gives_its_split_artist_title_and_duration(tmp_path):
     assert rows["2.mp3"]["artist_id"] is rows["2.mp3"]["artist_name"] is rows["2.mp3"]["duration"] is None
 
 
-def test_absolute_paths_inside_the_folder_are_the_relative_ones_and_outside_stay(tmp_path):
+def test_absolute_paths_inside_the_folder_are_the_relative_ones_and_outside_stay_where_allowed(tmp_path):
     relative = read_tracks(write_csv(tmp_path, "path,genre\nsub/1.mp3,Rock\n2.mp3,Pop\n"))
     absolute = read_tracks(write_csv(tmp_path, f"path,genre\n{tmp_path}/sub/1.mp3,Rock\n2.mp3,Pop\n"))
     assert absolute.table.equals(relative.table)
     rows = f"/music/1.mp3,Rock\n../2.mp3,Rock\n{tmp_path}/../3.mp3,Pop\n"
-    outside = read_tracks(write_csv(tmp_path, f"path,genre\n{rows}"))
+    outside = read_tracks(write_csv(tmp_path, f"path,genre\n{rows}"), allow_outside=True)
     assert set(outside.table["path"].to_pylist()) == {"/music/1.mp3", "../2.mp3", f"{tmp_path.parent}/3.mp3"}
     assert (outside.audio_root / "/music/1.mp3").path == Path("/music/1.mp3")
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../2.mp3", "a/../../2.mp3", "./..//2.mp3", ".."])
+def test_a_path_that_leads_out_of_the_files_folder_is_refused(tmp_path, path):
+    file = write_csv(tmp_path, f"path,genre\n1.mp3,Rock\n{path},Pop\n")
+    with pytest.raises(InputError, match="is outside the file's folder") as caught:
+        read_tracks(file)
+    said = caught.value.for_command_line()
+    assert said.startswith(f"{file}, line 3: path={path!r} ")
+    assert said.endswith("or pass --allow-outside")
+    assert "..mp3" in read_tracks(write_csv(tmp_path, "path,genre\n..mp3,Rock\n2.mp3,Pop\n")).table["path"].to_pylist()
 
 
 def test_a_drawn_split_keeps_an_artist_in_one_split_however_the_name_is_spelt(tmp_path):
@@ -433,7 +444,7 @@ def test_files_are_found_however_their_names_are_composed(tmp_path, written, nam
     (root / there).parent.mkdir(parents=True)
     (root / there).write_bytes(b"x")
     text = f"path,genre\n{there.replace(E_ACUTE, written).replace(E_AND_ACUTE, written)},Rock\n1.mp3,Pop\n"
-    found = read_tracks(write_csv(root, text))
+    found = read_tracks(write_csv(root, text), allow_outside=True)
     assert set(found.table["path"].to_pylist()) == {there, "1.mp3"}
 
 
