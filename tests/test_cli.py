@@ -15,9 +15,14 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from helpers import feature_sets
+from helpers.feature_sets import make_features
 
 from mgc import cli
 from mgc.config import PRESETS, ModelConfig, SweepConfig, TrainConfig
+from mgc.core.storage import Folder
+from mgc.tracking import store
+from mgc.tracking.runs import EXPERIMENT
 
 HEAVY = ("torch", "ray", "mlflow", "librosa", "pandas", "matplotlib", "sklearn", "pyarrow", "numpy")
 
@@ -317,6 +322,20 @@ def test_output_never_fails_the_work(way, line, expected, tmp_path):
             assert "uk" in done.stdout
     if way == "an encoding that lacks the genre":
         assert "\\u017b" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("way", ["standard output on a full disk", "all closed", "an encoding that lacks the genre"])
+def test_output_never_loses_a_training(way, tmp_path, monkeypatch):
+    monkeypatch.setattr(feature_sets, "GENRES", ("Żuk", "b", "c", "d"))
+    make_features(tmp_path / "set")
+    line = "train --features set --preset plain_cnn --channels 2 2 --epochs 1"
+    command = ["sh", "-c", WAYS[way], "sh", sys.executable, "-m", "mgc.cli", *line.split()]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    monkeypatch.chdir(tmp_path)
+    (run,) = store.search(store.existing_store(Folder.at("set")), EXPERIMENT, {})
+    assert run.info.status == "FINISHED"
 
 
 def test_a_file_is_never_opened_in_the_place_of_a_closed_stream(tmp_path):

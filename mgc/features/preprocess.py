@@ -24,7 +24,7 @@ from mgc.collection.tracks import read_tracks
 from mgc.core.cluster import Demand
 from mgc.core.errors import InputError, RunError, StoreError
 from mgc.core.progress import say
-from mgc.core.ray_session import connect, output_folder
+from mgc.core.ray_session import check_sockets, connect, output_folder
 from mgc.core.results import Result
 from mgc.core.storage import Folder
 from mgc.features import shards
@@ -286,6 +286,8 @@ def _start(target: Folder, plan: Plan, missing: set[str], demand: Demand) -> str
     """Start Ray if shards are missing, and import MLflow meanwhile; return the store's URI."""
     clips = sum(len(plan.deal[file]) for file in missing)
     line = f"preprocess: {clips} clips in {len(missing)} shards; starting Ray …" if missing else ""
+    if missing:
+        check_sockets()
     with ThreadPoolExecutor(1) as aside:
         uri = aside.submit(_open_store, target, line)
         if missing:

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias
 
 from mgc.config import SweepConfig, TrainConfig, overlay
 from mgc.core.errors import InputError
-from mgc.core.storage import Folder
+from mgc.core.storage import Folder, without_password
 from mgc.model import checkpoint
 from mgc.sweep.space import nested
 from mgc.tracking.metric_names import EPOCH
@@ -103,9 +103,13 @@ class SweepFolder:
         return sweep
 
     def write(self) -> None:
-        """Make the folder; from now on the sweep can be resumed."""
+        """Make the folder; from now on the sweep can be resumed.
+
+        The store's password is not written: whoever resumes gives it again (MLFLOW_TRACKING_URI).
+        """
         self.folder.make(TRIALS)
         facts = {name: value for name, value in asdict(self).items() if name != "folder"}
+        facts["uri"] = without_password(self.uri)
         self.folder.write(SWEEP, (json.dumps(facts, indent=1) + "\n").encode())
 
     @property

@@ -2,11 +2,15 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from helpers.wav_sets import tracks as wav_tracks
 
 from mgc.core import ray_session
+from mgc.core.disk import LOCK
 from mgc.core.errors import InputError
+from mgc.features.preprocess import preprocess
 from mgc.sweep.tune import tune
 from mgc.training.train import train
 
@@ -15,12 +19,22 @@ from mgc.training.train import train
 def test_a_folder_too_long_for_rays_sockets_is_named_before_anything_starts(tmp_path, monkeypatch, features, name):
     monkeypatch.setenv("TMPDIR", "/tmp")
     monkeypatch.setenv(name, f"/tmp/{'x' * 100}")
-    monkeypatch.chdir(tmp_path)
+    clips = tmp_path / "clips"
+    rows = wav_tracks(clips, {"training": 1, "test": 1}, seconds=1).to_pylist()
+    lines = [f"{row['path']},{row['genre']},{row['split']}" for row in rows]
+    (clips / "clips.csv").write_text("\n".join(["path,genre,split", *lines]))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
     line = f"^{name}=/tmp/x+: is .* bytes too long .*; set RAY_TMPDIR to a short folder"
-    for start in (ray_session.check_sockets, lambda: tune(features), lambda: train(features, workers=2)):
+    for start in (
+        ray_session.check_sockets,
+        lambda: preprocess(clips / "clips.csv", "set", min_seconds=0),
+        lambda: train(features, workers=2),
+        lambda: tune(features),
+    ):
         with pytest.raises(InputError, match=line):
             start()
-    assert not list(tmp_path.iterdir())
+    assert [path for path in Path().rglob("*") if path.is_file() and path.name != LOCK] == []
 
 
 def test_where_ray_is_joined_the_folder_is_its_own_matter(monkeypatch):

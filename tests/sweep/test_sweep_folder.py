@@ -105,6 +105,9 @@ def test_a_sweep_is_read_as_it_was_written(a_sweep, settings):
     assert type(read.config.without) is tuple
     assert read.train_config({}) == SMALL
     assert read.parent == Run(a_sweep.uri, a_sweep.parent_run_id)
+    replace(written, uri="http://me:PLANTED@host:5000").write()
+    assert SweepFolder.read(written.folder).uri == "http://host:5000"
+    assert b"PLANTED" not in written.folder.read(SWEEP)
 
 
 def test_an_unknown_sweep_is_answered_with_those_there_are(a_sweep):
