@@ -30,7 +30,7 @@ _NAMES = {
     "search": "sweep.tune:tune",
     "evaluate": "evaluation.evaluate:evaluate",
     "compare": "evaluation.compare:compare",
-    "predict": "evaluation.predict:predict",
+    "predict": "library.predict:predict",
     "promote": "evaluation.promote:promote",
     "report": "sweep.report:report",
 }

@@ -3,10 +3,10 @@ from mgc.collection.audit import audit
 from mgc.config import PRESETS, AugmentConfig, ModelConfig, OptimConfig, SweepConfig, TrainConfig
 from mgc.evaluation.compare import compare
 from mgc.evaluation.evaluate import evaluate
-from mgc.evaluation.predict import predict
 from mgc.evaluation.promote import promote
 from mgc.features.feature_set import FeatureSet
 from mgc.features.preprocess import extract_features
+from mgc.library.predict import predict
 from mgc.sweep.report import report
 from mgc.sweep.tune import tune as search
 from mgc.training.train import train as fit

@@ -296,12 +296,14 @@ class Baseline(Command):
 class Predict(Command):
     """Predict the genre of audio files of any length."""
 
-    step = "evaluation.predict:predict"
+    step = "library.predict:predict"
 
     model: str
     """Checkpoint folder; MLflow run, of a parent run its models together; or «champion», the one of the registry."""
     clips: Positional[tuple[str, ...]]
     """Audio files, by path or URI (s3://…)."""
+    precision: float = 0.9
+    """Share of right answers, on validation clips, that is left when what is marked unsure is left out."""
 
 
 @dataclass(frozen=True, kw_only=True)

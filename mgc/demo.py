@@ -23,16 +23,16 @@ from mgc.core.errors import InputError
 from mgc.core.progress import stage
 from mgc.core.results import Result
 from mgc.evaluation.evaluate import evaluate
-from mgc.evaluation.predict import predict
 from mgc.features.preprocess import preprocess
+from mgc.library.predict import predict
 from mgc.sweep.tune import tune
 from mgc.training.train import train
 
 if TYPE_CHECKING:
     from mgc.collection.audit import AuditReport
     from mgc.evaluation.evaluate import Evaluation
-    from mgc.evaluation.predict import ClipPrediction
     from mgc.features.preprocess import Preprocessed
+    from mgc.library.predict import ClipPrediction
     from mgc.sweep.tune import SweepResult
     from mgc.training.train import TrainedRun
 

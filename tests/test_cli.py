@@ -70,7 +70,7 @@ def test_every_command_and_flag_is_the_contracts():
         "promote": {"run"},
         "report": {"run", "out"},
         "baseline": {"features", "root", "split", "workers"},
-        "predict": {"model", "clips"},
+        "predict": {"model", "clips", "precision"},
         "ui": {"port"},
         "demo": {"out"},
     }  # fmt: skip

@@ -23,13 +23,13 @@ from helpers.wav_sets import tracks as wav_tracks
 from mgc.core.errors import InputError, MgcError
 from mgc.core.storage import Folder, without_password
 from mgc.evaluation.evaluate import evaluate
-from mgc.evaluation.predict import predict
 from mgc.evaluation.predictions import Predictions
 from mgc.evaluation.run_page import make
 from mgc.features.card import dataset_card
 from mgc.features.feature_set import FeatureSet
 from mgc.features.layout import MANIFEST, PLAN
 from mgc.features.plan import Plan
+from mgc.library.predict import predict
 from mgc.model import checkpoint
 from mgc.sweep.sweep_folder import SweepFolder
 from mgc.training import fit_state

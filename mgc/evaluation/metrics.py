@@ -6,7 +6,7 @@ Shape suffixes: N clips, G genres, S seeds, K kinds of clip, R resamples.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -116,14 +116,32 @@ def score(labels_N: NDArray[np.int64], probabilities_NG: NDArray[np.float32], ge
         accuracy=float(right_N.mean()),
         ci95=wilson(int(right_N.sum()), len(labels_N)),
         macro_f1=float(columns[2].mean()),
-        ece=sum(each.clips * abs(each.accuracy - each.confidence) for each in reliability) / len(labels_N),
+        ece=_calibration_error(reliability),
         per_genre=per_genre,
         confusion=confusion_GG.tolist(),
         reliability=reliability,
     )
 
 
-def bins(confidence_N: NDArray[np.float32], right_N: NDArray[np.bool_]) -> tuple[Bin, ...]:
+def calibration_error(confidence_N: NDArray[np.floating[Any]], right_N: NDArray[np.bool_]) -> float:
+    """Compute the expected calibration error: how far confidence is from accuracy in ``bins``, on the mean over clips.
+
+    Parameters
+    ----------
+    confidence_N : np.ndarray [shape=(N,)]
+        Probability of the predicted genre.
+    right_N : np.ndarray [shape=(N,), dtype=bool]
+        Whether it is the true one.
+    """
+    return _calibration_error(bins(confidence_N, right_N))
+
+
+def _calibration_error(reliability: tuple[Bin, ...]) -> float:
+    clips = sum(each.clips for each in reliability)
+    return sum(each.clips * abs(each.accuracy - each.confidence) for each in reliability) / clips
+
+
+def bins(confidence_N: NDArray[np.floating[Any]], right_N: NDArray[np.bool_]) -> tuple[Bin, ...]:
     """Sort clips by confidence into ``BINS`` bins of equal width; a bin holds its upper edge.
 
     C. Guo, G. Pleiss, Y. Sun, K. Q. Weinberger: «On Calibration of Modern Neural Networks» (ICML 2017), section 2.

@@ -15,8 +15,10 @@ import numpy as np
 import torch
 
 from mgc.core.errors import InputError
+from mgc.core.storage import Folder
 from mgc.dataset.batches import batches
 from mgc.dataset.protocols import learning_set
+from mgc.evaluation.calibration import Calibration
 from mgc.evaluation.predictions import Member, Predictions, Source
 from mgc.model import checkpoint
 from mgc.model.device import best_device, prepare
@@ -46,6 +48,8 @@ class TrainedModel:
     model: GenreCNN
     """On the CPU, in evaluation mode."""
     card: Card
+    calibration: Calibration | None
+    """None of a model that was trained before there was one, and of a trial that was not retrained."""
 
 
 def read_models(run: Run) -> list[TrainedModel]:
@@ -83,7 +87,11 @@ def read_each(runs: Sequence[Run]) -> list[TrainedModel]:
         A run kept no checkpoint.
     """
     with tempfile.TemporaryDirectory() as folder:
-        return [TrainedModel(each, *checkpoint.read(each.checkpoint(Path(folder, each.id)))) for each in runs]
+        places = [each.checkpoint(Path(folder, each.id)) for each in runs]
+        return [
+            TrainedModel(run, *checkpoint.read(place), Calibration.read(Folder.at(place)))
+            for run, place in zip(runs, places, strict=True)
+        ]
 
 
 def predict_clips(models: Sequence[TrainedModel], clips: Clips, source: Source) -> list[Predictions]:

@@ -88,14 +88,41 @@ class GenreCNN(nn.Module):
         torch.Tensor [shape=(B, G)]
             Logits.
         """
-        frames = mel_B1FT.shape[3]
-        if not self.window or frames == self.window:
-            return self._logits(mel_B1FT)
-        count = math.ceil(frames / self.window)
-        starts = [round(index * (frames - self.window) / (count - 1)) for index in range(count)]
+        return self.hear(mel_B1FT)[0]
+
+    def hear(self, mel_B1FT: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the logits of clips, and of each of their windows.
+
+        Parameters
+        ----------
+        mel_B1FT
+            Z-scored spectrograms [shape=(B, 1, F, T), dtype=float32].
+
+        Returns
+        -------
+        logits_BG : torch.Tensor [shape=(B, G)]
+            What ``forward`` gives.
+        logits_KBG : torch.Tensor [shape=(K, B, G)]
+            Of the K windows that ``starts`` lists.
+        """
+        starts = self.starts(mel_B1FT.shape[3])
+        if len(starts) == 1:
+            logits_BG = self._logits(mel_B1FT)
+            return logits_BG, logits_BG.unsqueeze(0)
         windows_KB1FW = torch.stack([mel_B1FT[..., start : start + self.window] for start in starts])
-        votes_KBG: Tensor = self._logits(windows_KB1FW.flatten(0, 1)).unflatten(0, (count, -1))
-        return votes_KBG.mean(0)
+        logits_KBG: Tensor = self._logits(windows_KB1FW.flatten(0, 1)).unflatten(0, (len(starts), -1))
+        return logits_KBG.mean(0), logits_KBG
+
+    def starts(self, frames: int) -> list[int]:
+        """First frames of the windows that cover a clip evenly; a network without windows hears the clip as one.
+
+        Parameters
+        ----------
+        frames
+            Of the clip.
+        """
+        count = math.ceil(frames / self.window) if self.window else 1
+        return [round(index * (frames - self.window) / (count - 1)) for index in range(count)] if count > 1 else [0]
 
     def _logits(self, mel_B1FT: Tensor) -> Tensor:
         mel_BFT = self.input_norm(mel_B1FT.squeeze(1))
@@ -117,11 +144,12 @@ class Ensemble(nn.Module):
     Parameters
     ----------
     members
-        The networks; each takes and gives what ``GenreCNN`` does.
+        The networks, all of one window.
     """
 
-    def __init__(self, members: Sequence[nn.Module]) -> None:
+    def __init__(self, members: Sequence[GenreCNN]) -> None:
         super().__init__()
+        self.window = members[0].window
         self.members = nn.ModuleList(members)
 
     def forward(self, mel_B1FT: Tensor) -> Tensor:
@@ -137,11 +165,40 @@ class Ensemble(nn.Module):
         torch.Tensor [shape=(B, G)]
             Logits.
         """
-        log_KBG = torch.stack([member(mel_B1FT).log_softmax(1) for member in self.members])
-        return log_KBG.logsumexp(0) - math.log(len(self.members))
+        return self.hear(mel_B1FT)[0]
+
+    def hear(self, mel_B1FT: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the logarithm of the mean probabilities of clips, and of each of their windows.
+
+        Parameters
+        ----------
+        mel_B1FT
+            Z-scored spectrograms [shape=(B, 1, F, T), dtype=float32].
+
+        Returns
+        -------
+        logits_BG : torch.Tensor [shape=(B, G)]
+            What ``forward`` gives.
+        logits_KBG : torch.Tensor [shape=(K, B, G)]
+            Of the windows.
+        """
+        whole, windows = zip(*(member.hear(mel_B1FT) for member in self._members()), strict=True)
+        return _mean(whole), _mean(windows)
+
+    def starts(self, frames: int) -> list[int]:
+        """First frames of the windows: see ``GenreCNN.starts``."""
+        return self._members()[0].starts(frames)
+
+    def _members(self) -> list[GenreCNN]:
+        return list(self.members)  # type: ignore[arg-type]
 
 
-def together(models: Sequence[nn.Module]) -> nn.Module:
+def _mean(logits: Sequence[Tensor]) -> Tensor:
+    """Logits [shape=(…, G)] whose softmax is the mean of the softmax of each of these."""
+    return torch.stack([each.log_softmax(-1) for each in logits]).logsumexp(0) - math.log(len(logits))
+
+
+def together(models: Sequence[GenreCNN]) -> GenreCNN | Ensemble:
     """Return one network in evaluation mode: a single model itself, several as their ensemble.
 
     Parameters

@@ -7,14 +7,16 @@ Shape suffixes: B clips in a batch, F mel bands, T frames, G genres.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from torch import Tensor, nn
+
+    from mgc.model.cnn import Ensemble, GenreCNN
 
 BATCH_ON_CPU = 16
 """Clips in a batch of inference on the CPU."""
@@ -49,12 +51,36 @@ def logits(model: nn.Module, batches: Iterable[Tensor]) -> Iterator[Tensor]:
     torch.Tensor [shape=(B, G), dtype=float32]
         Logits, on the device of the model.
     """
+    return _each(model, lambda mel_B1FT: model(mel_B1FT).float(), batches)
+
+
+def heard(model: GenreCNN | Ensemble, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """As ``logits``, with those of each window that the model hears.
+
+    Parameters
+    ----------
+    model
+        The network.
+    batches
+        Spectrograms [shape=(B, F, T), any float dtype, on any device].
+
+    Yields
+    ------
+    logits_BG : torch.Tensor [shape=(B, G), dtype=float32]
+        Of the clips.
+    logits_KBG : torch.Tensor [shape=(K, B, G), dtype=float32]
+        Of the windows that ``model.starts`` lists.
+    """
+    return _each(model, lambda mel_B1FT: tuple(each.float() for each in model.hear(mel_B1FT)), batches)
+
+
+def _each(model: nn.Module, call: Callable[[Tensor], Any], batches: Iterable[Tensor]) -> Iterator[Any]:
     device, training = next(model.parameters()).device, model.training
     model.eval()
     try:
         for mel_BFT in batches:
             with torch.inference_mode():
-                logits_BG = model(mel_BFT.to(device).float().unsqueeze(1)).float()
-            yield logits_BG
+                answer = call(mel_BFT.to(device).float().unsqueeze(1))
+            yield answer
     finally:
         model.train(training)

@@ -10,7 +10,9 @@ from mgc.core.errors import InputError
 from mgc.core.progress import Progress
 from mgc.core.ray_session import output_folder
 from mgc.dataset.protocols import leak
+from mgc.evaluation import calibration
 from mgc.evaluation import figures as plots
+from mgc.evaluation.calibration import Calibration
 from mgc.evaluation.predictions import Predictions, Source
 from mgc.features.feature_set import FeatureSet
 from mgc.model import checkpoint
@@ -135,12 +137,13 @@ def keep(run: tracking.Run, fitted: Fitted, data: LearningSet) -> None:
     curves = plots.learning_curves([asdict(point) for point in fitted.history], fitted.best_epoch)
     run.figure(curves, "pictures/curves.png")
     model, card = checkpoint.read(fitted.checkpoint)
-    names = (checkpoint.WEIGHTS, checkpoint.CARD)
+    predictions = validation_predictions(run, fitted, data, card.config.split)
+    predictions.keep(run)
+    Calibration.fit(predictions.labels_N, predictions.probabilities_NG).write(fitted.checkpoint)
+    names = (checkpoint.WEIGHTS, checkpoint.CARD, calibration.FILE)
     with fitted.checkpoint.on_this_machine(*names) as here:
         for name in names:
             run.file(here / name, tracking.CHECKPOINT)
-    predictions = validation_predictions(run, fitted, data, card.config.split)
-    predictions.keep(run)
     confusion = plots.confusion_matrix(predictions.score(), predictions.source.title)
     run.figure(confusion, "pictures/confusion_validation.png")
     sample = data.clips.take(data.training[:PICTURED])

@@ -19,9 +19,9 @@ from mgc.core.errors import InputError
 from mgc.dataset import clips
 from mgc.evaluation import promote as module
 from mgc.evaluation.evaluate import evaluate, evaluate_once
-from mgc.evaluation.predict import predict
 from mgc.evaluation.predictions import Predictions, Source
 from mgc.evaluation.promote import promote
+from mgc.library.predict import predict
 from mgc.model import checkpoint
 from mgc.model.cnn import Ensemble, GenreCNN
 from mgc.tracking import registry, store

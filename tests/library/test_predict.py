@@ -14,7 +14,7 @@ from mgc import cli
 from mgc.audio.logmel import LogMelSpec, log_mel, standardize
 from mgc.config import ModelConfig, TrainConfig
 from mgc.core.errors import InputError
-from mgc.evaluation.predict import predict
+from mgc.library.predict import predict
 from mgc.model import checkpoint, inference
 from mgc.model.cnn import GenreCNN
 
@@ -107,10 +107,10 @@ def test_a_result_prints_a_line_a_file_and_gives_plain_values(model, tmp_path):
     result = predict(model, clips)
     for line, clip in zip(str(result).splitlines(), result.clips, strict=True):
         assert line.startswith(clip.path)
-        assert line.endswith(f"  {clip.genre} ({max(clip.probabilities.values()):.0%})")
+        assert line.endswith(f"  {clip.genre} ({max(clip.probabilities.values()):.0%}), unsure")
     plain = json.loads(json.dumps(result.to_dict()))
     assert [each["path"] for each in plain["clips"]] == [str(clip) for clip in clips]
-    assert plain["clips"][0].keys() == {"path", "genre", "probabilities", "warning"}
+    assert plain["clips"][0].keys() == {"path", "genre", "probabilities", "unsure", "warning"}
     assert plain["failed"] == []
     assert result.problem() is None
 
@@ -145,7 +145,7 @@ def test_a_bad_file_does_not_take_the_predictions_of_good_ones(model, tmp_path, 
     assert answer["clips"] == list(predict(model, good).to_dict()["clips"])
     assert [each["path"] for each in answer["failed"]] == [str(clips[index]) for index in (1, 3, 4)]
     assert answer["failed"][0]["why"].startswith("not_audio: ")
-    assert len(said.splitlines()) == 1
+    assert len(said.splitlines()) == 2
     assert f"3 of 5 files give no prediction: {tmp_path}/broken.mp3: not_audio" in said
     lines = str(predict(model, clips)).splitlines()
     assert [line.split()[0] for line in lines] == [str(clips[index]) for index in (0, 2, 1, 3, 4)]
@@ -156,7 +156,9 @@ def test_a_file_much_shorter_than_what_was_learnt_from_says_so(model, tmp_path):
     short, long = predict(model, [write(tmp_path / "s.wav", 0.8), write(tmp_path / "l.wav", 1.2)]).clips
     assert short.warning == "only 0.8 s of audio, the model has learnt from 2 s"
     assert long.warning is None
-    assert str(predict(model, [tmp_path / "s.wav"])).endswith("%), only 0.8 s of audio, the model has learnt from 2 s")
+    assert str(predict(model, [tmp_path / "s.wav"])).endswith(
+        "%), unsure, only 0.8 s of audio, the model has learnt from 2 s"
+    )
 
 
 def test_a_damaged_file_is_predicted_from_what_is_there_and_says_so(model, odd_mp3, tmp_path):
