@@ -26,6 +26,7 @@ from mgc.core.errors import MgcError
 from mgc.core.progress import drop_output, flush, open_streams, say, show
 from mgc.core.ray_session import disconnect, show_logs
 from mgc.core.results import Result
+from mgc.serving.limits import Limits
 
 Preset: TypeAlias = Literal["plain_cnn", "regularized", "short_chunk"]
 DESCRIPTION = "Music genre classification: from a folder of MP3s to a tracked model."
@@ -307,17 +308,39 @@ class Predict(Command):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ui(Command):
+class Server(Command):
+    """What commands share that answer until Ctrl-C: they announce themselves as JSON when they begin."""
+
+    def arguments(self) -> dict[str, Any]:
+        """The step's arguments, of which one says whether to announce as JSON."""
+        return {**super().arguments(), "as_json": self.json}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serve(Server):
+    """Serve a model on this machine: a page to drop a music file on, and an API."""
+
+    step = "serving.serve:serve"
+
+    model: str
+    """Checkpoint folder; MLflow run, of a parent run its models together; or «champion», the one of the registry."""
+    host: str = "127.0.0.1"
+    """Interface to listen on; others than loopback want a token: MGC_TOKEN, or one that is made and said."""
+    port: int = 8000
+    """Port on this machine."""
+    precision: float = 0.9
+    """Share of right answers, on validation clips, that is left when what is marked unsure is left out."""
+    limits: OmitArgPrefixes[Limits] = field(default_factory=Limits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ui(Server):
     """Open MLflow's own UI on the project's store."""
 
     step = "tracking.ui:serve"
 
     port: int = 5000
     """Port on this machine."""
-
-    def arguments(self) -> dict[str, Any]:
-        """The step's arguments: as the server takes this process's place, it announces itself as JSON."""
-        return {**super().arguments(), "as_json": self.json}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -347,6 +370,7 @@ COMMANDS: dict[str, type[Command]] = {
     "report": Report,
     "baseline": Baseline,
     "predict": Predict,
+    "serve": Serve,
     "ui": Ui,
     "demo": Demo,
 }

@@ -71,6 +71,7 @@ def test_every_command_and_flag_is_the_contracts():
         "report": {"run", "out"},
         "baseline": {"features", "root", "split", "workers"},
         "predict": {"model", "clips", "precision"},
+        "serve": {"model", "host", "port", "precision", "limits"},
         "ui": {"port"},
         "demo": {"out"},
     }  # fmt: skip
@@ -129,6 +130,8 @@ def test_every_command_and_flag_is_the_contracts():
         "promote ID",
         "crown ID",
         "predict --model M a.mp3 b.mp3",
+        "serve --model M --host 0.0.0.0 --port 8000 --precision 0.8 --max-mb 50 --max-seconds 600 --decode-timeout 9",
+        "serve --model M --upload-timeout 30 --at-once 4",
         "ui --port 5000",
         "demo --out DIR",
     ],
@@ -159,7 +162,7 @@ def test_a_commands_fields_are_its_steps_parameters(name):
     module, _, function = kind.step.partition(":")
     parameters = inspect.signature(getattr(import_module(f"mgc.{module}"), function)).parameters
     own = {each.name for each in fields(kind)} - {"json", "debug", "verbose", "preset", "config_file"}
-    assert own | ({"as_json"} if name == "ui" else set()) <= parameters.keys()
+    assert own | ({"as_json"} if issubclass(kind, cli.Server) else set()) <= parameters.keys()
 
 
 @pytest.mark.parametrize(

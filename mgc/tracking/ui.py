@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sys
 from pathlib import Path
 from typing import NoReturn
 
+from mgc.core import ports
 from mgc.core.errors import InputError
 from mgc.core.progress import say
 from mgc.core.storage import Folder, without_password
 from mgc.tracking.store import existing_store
-
-MOST = 65_535
-"""The largest port."""
 
 
 def serve(port: int, *, as_json: bool = False) -> NoReturn:
@@ -38,7 +35,7 @@ def serve(port: int, *, as_json: bool = False) -> NoReturn:
         raise InputError(
             f"MLFLOW_TRACKING_URI={without_password(given)}: is a server with its own UI; open it in a browser"
         )
-    _check(port)
+    ports.check(port)
     uri = existing_store(Folder.at(Path.cwd()))
     shown = without_password(uri)
     say(f"MLflow UI of {shown}: http://127.0.0.1:{port}")
@@ -48,23 +45,3 @@ def serve(port: int, *, as_json: bool = False) -> NoReturn:
     # one worker for one person: it answers in half the time that MLflow's default of four takes (15 s against 34 s)
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # of language models' evaluation; 1.4 GB
     os.execv(sys.executable, [*server, "--port", str(port), "--workers", "1"])
-
-
-def _check(port: int) -> None:
-    """Refuse a port that cannot be used now, and offer the next one that can."""
-    if not 1 <= port <= MOST:
-        raise InputError(f"`port={port}`: must be from 1 to {MOST}")
-    why = _unusable(port)
-    if why:
-        free = next((other for other in range(port + 1, MOST + 1) if not _unusable(other)), None)
-        raise InputError(f"`port={port}`: {why}" + (f"; {free} is free" if free else ""))
-
-
-def _unusable(port: int) -> str:
-    with socket.socket() as server:
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
-        try:
-            server.bind(("127.0.0.1", port))
-        except OSError as error:
-            return (error.strerror or str(error)).lower()
-    return ""
