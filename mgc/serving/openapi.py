@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +60,7 @@ _HEALTH = _object(
     {
         "status": {"const": "ok"},
         "model": {"type": "string", "description": "The beginning of the model's fingerprint."},
-        "genres": {"type": "array", "items": {"type": "string"}},
+        "genres": {"type": "array", "items": {"type": "string"}, "description": "That it knows."},
     }
 )
 
@@ -147,5 +146,4 @@ def page(description: dict[str, Any]) -> str:
     """
     text = (resources.files("mgc.serving") / "page" / "docs.html.j2").read_text("utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["kind"] = lambda schema: json.dumps(schema.get("type", schema.get("const"))).replace('"', "")
     return environment.from_string(text).render(api=description)

@@ -10,7 +10,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import jsonschema
+import numpy as np
 import pytest
+import soundfile
 from helpers.serving import ALWAYS_SURE, GENRES, serving, small_model, wav, written
 
 from mgc.core.errors import InputError
@@ -82,9 +84,6 @@ def test_a_spectrogram_is_there_if_it_is_asked_for_and_small(server, tmp_path):
 
 def test_the_lowest_band_is_the_last_row(server, tmp_path):
     rate = 22_050
-    import numpy as np
-    import soundfile
-
     soundfile.write(tmp_path / "low.wav", np.sin(2 * np.pi * 100 * np.arange(2 * rate) / rate), rate)
     picture = server.predict((tmp_path / "low.wav").read_bytes(), "?spectrogram=1")[1]["spectrogram"]
     rows = np.frombuffer(base64.b64decode(picture["pixels"]), np.uint8).reshape(picture["height"], -1).mean(1)
@@ -348,7 +347,7 @@ def test_health_names_the_model_and_its_genres(server):
 
 
 def test_the_pages_are_whole_and_load_nothing_from_elsewhere(server):
-    for page in PAGES[:2] + ["/docs", "/style.css"]:
+    for page in [*PAGES[:2], "/docs", "/style.css"]:
         status, headers, text = server.ask("GET", page)
         assert status == 200
         assert "charset=utf-8" in headers["content-type"]

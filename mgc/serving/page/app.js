@@ -11,6 +11,7 @@ const STEP = 5; // seconds of an arrow key
 
 let genres = [];
 let shown = null; // the answer on the page
+let total = 0; // seconds from the left to the right of its pictures
 let place = 0; // seconds
 let sending = null;
 
@@ -18,7 +19,7 @@ const colour = (genre) => {
   const number = Math.max(genres.indexOf(genre), 0);
   return HUES[number] || `hsl(${(number * 137.5) % 360} 42% 58%)`;
 };
-const percent = (share) => (share > 0 && share < 0.005 ? "< 1 %" : `${Math.round(100 * share)} %`);
+const percent = (share) => (share > 0 && share < 0.005 ? "< 1%" : `${Math.round(100 * share)}%`);
 const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
 const ranked = (probabilities) => Object.entries(probabilities).sort((a, b) => b[1] - a[1]);
 const element = (name, className, text) => {
@@ -103,6 +104,8 @@ function clear() {
 function show(file, found) {
   shown = found;
   place = 0;
+  const heard = found.windows[found.windows.length - 1].end;
+  total = found.seconds - heard < 0.5 ? heard : found.seconds;
   if (audio.src) URL.revokeObjectURL(audio.src);
   $("play").disabled = false;
   audio.src = URL.createObjectURL(file);
@@ -115,17 +118,17 @@ function show(file, found) {
   $("bars").replaceChildren(...ranked(found.probabilities).map(bar));
   $("answer").hidden = false;
   body.classList.add("answered");
-  stage.setAttribute("aria-valuemax", found.seconds.toFixed(1));
+  stage.setAttribute("aria-valuemax", total.toFixed(1));
   draw();
   move(0);
   $("genre").focus({ preventScroll: true });
 }
 
 function sureness(found) {
-  if (!found.unsure) return [`Sure: at ${percent(found.threshold)} and above, its answers were right often enough.`];
+  if (!found.unsure) return [`Sure: from ${percent(found.threshold)} on, answers of this model were right often enough.`];
   const why = found.threshold === null
-    ? "no confidence of this model is known to be right often enough."
-    : `only from ${percent(found.threshold)} on were its answers right often enough.`;
+    ? "of no confidence is it known that answers of this model are right often enough."
+    : `answers of this model were right often enough only from ${percent(found.threshold)} on.`;
   return [element("strong", "", "Unsure"), `The likeliest genre, but ${why}`];
 }
 
@@ -147,9 +150,9 @@ function bar([genre, share]) {
 
 function draw() {
   if (!shown) return;
-  drawSpectrogram(shown.spectrogram, shown.seconds);
-  drawTimeline(shown.windows, shown.seconds);
-  drawTicks(shown.seconds);
+  drawSpectrogram(shown.spectrogram);
+  drawTimeline(shown.windows);
+  drawTicks();
 }
 
 function fitted(id) {
@@ -166,7 +169,7 @@ function heat(value) {
   return MAP[low].map((part, index) => part + (at - low) * (MAP[low + 1][index] - part));
 }
 
-function drawSpectrogram({ width, height, end, pixels }, seconds) {
+function drawSpectrogram({ width, height, end, pixels }) {
   const bytes = Uint8Array.from(atob(pixels), (letter) => letter.charCodeAt(0));
   const colours = Array.from({ length: 256 }, (_, value) => heat(value));
   const picture = new ImageData(width, height);
@@ -176,10 +179,10 @@ function drawSpectrogram({ width, height, end, pixels }, seconds) {
   const canvas = fitted("spectrogram");
   const context = canvas.getContext("2d");
   context.imageSmoothingQuality = "high";
-  context.drawImage(source, 0, 0, canvas.width * Math.min(end / seconds, 1), canvas.height);
+  context.drawImage(source, 0, 0, canvas.width * Math.min(end / total, 1), canvas.height);
 }
 
-function drawTimeline(windows, seconds) {
+function drawTimeline(windows) {
   const canvas = fitted("timeline");
   const context = canvas.getContext("2d");
   const order = ranked(shown.probabilities).map(([genre]) => genre);
@@ -187,10 +190,11 @@ function drawTimeline(windows, seconds) {
   const points = windows.map((each) => [(each.start + each.end) / 2, each.probabilities]);
   points.unshift([windows[0].start, windows[0].probabilities]); // flat beyond the outer windows' middles
   points.push([last.end, last.probabilities]);
+  context.strokeStyle = getComputedStyle(body).getPropertyValue("--card");
   let floor = points.map(() => 0);
   for (const genre of order) {
     const top = points.map(([, shares], index) => floor[index] + shares[genre]);
-    const x = (index) => (points[index][0] / seconds) * canvas.width;
+    const x = (index) => (points[index][0] / total) * canvas.width;
     const y = (share) => (1 - share) * canvas.height;
     context.beginPath();
     points.forEach((_, index) => context.lineTo(x(index), y(floor[index])));
@@ -198,17 +202,18 @@ function drawTimeline(windows, seconds) {
     context.closePath();
     context.fillStyle = colour(genre);
     context.fill();
+    context.stroke();
     floor = top;
   }
 }
 
-function drawTicks(seconds) {
+function drawTicks() {
   const most = Math.max(2, Math.floor($("ticks").clientWidth / 90));
-  const step = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600].find((each) => seconds / each <= most) || 1200;
+  const step = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600].find((each) => total / each <= most) || 1200;
   const ticks = [];
-  for (let at = 0; at <= seconds; at += step) {
-    const tick = element("span", at > 0.97 * seconds ? "last" : "", clock(at));
-    tick.style.left = `${(100 * at) / seconds}%`;
+  for (let at = 0; at <= total + 0.5; at += step) {
+    const tick = element("span", at > 0.97 * total ? "last" : "", clock(at));
+    tick.style.left = `${Math.min((100 * at) / total, 100)}%`;
     ticks.push(tick);
   }
   $("ticks").replaceChildren(...ticks);
@@ -223,20 +228,19 @@ function at(seconds) {
 
 function move(seconds) {
   place = seconds;
-  const total = shown.seconds;
   $("cursor").style.left = `${Math.min((100 * seconds) / total, 100)}%`;
-  $("clock").textContent = `${clock(seconds)} / ${clock(total)}`;
+  $("clock").textContent = `${clock(seconds)} / ${clock(Math.round(total))}`;
   const [genre, share] = ranked(at(seconds).probabilities)[0];
   const mark = element("i");
   mark.style.background = colour(genre);
   $("here").replaceChildren(mark, `${genre} ${percent(share)}`);
   stage.setAttribute("aria-valuenow", seconds.toFixed(1));
-  stage.setAttribute("aria-valuetext", `${clock(seconds)} of ${clock(total)}: ${genre} ${percent(share)}`);
+  stage.setAttribute("aria-valuetext", `${clock(seconds)} of ${clock(Math.round(total))}: ${genre} ${percent(share)}`);
 }
 
 function seek(seconds) {
   if (!shown) return;
-  const wanted = Math.max(0, Math.min(seconds, shown.seconds));
+  const wanted = Math.max(0, Math.min(seconds, total));
   if (audio.readyState > 0) audio.currentTime = wanted;
   move(wanted);
 }
@@ -244,13 +248,13 @@ function seek(seconds) {
 function toggle() {
   if ($("play").disabled) return;
   if (!audio.paused) return audio.pause();
-  if (place >= shown.seconds - 0.1) seek(0);
+  if (place >= total - 0.2) seek(0);
   audio.play().catch(() => {});
 }
 
 function follow() {
   if (shown && !audio.paused) {
-    move(Math.min(audio.currentTime, shown.seconds));
+    move(Math.min(audio.currentTime, total));
     requestAnimationFrame(follow);
   }
 }
@@ -275,7 +279,7 @@ $("play").addEventListener("click", toggle);
 
 const pointed = (event) => {
   const box = stage.getBoundingClientRect();
-  seek(((event.clientX - box.left) / box.width) * shown.seconds);
+  seek(((event.clientX - box.left) / box.width) * total);
 };
 stage.addEventListener("pointerdown", (event) => {
   if (event.button !== 0) return;
@@ -287,7 +291,7 @@ stage.addEventListener("pointermove", (event) => {
 });
 stage.addEventListener("keydown", (event) => {
   const to = { ArrowRight: place + STEP, ArrowUp: place + STEP, ArrowLeft: place - STEP, ArrowDown: place - STEP };
-  Object.assign(to, { Home: 0, End: shown?.seconds });
+  Object.assign(to, { Home: 0, End: total });
   if (event.key in to) seek(to[event.key]);
   else if (event.key === " ") toggle();
   else return;
