@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import secrets
 from typing import TYPE_CHECKING, NoReturn
 
 import uvicorn
@@ -16,12 +14,11 @@ from mgc.evaluation.calibration import PRECISION
 from mgc.library.genre_model import load
 from mgc.serving.app import SHOWN, application
 from mgc.serving.limits import Limits
+from mgc.serving.token import token_for
 
 if TYPE_CHECKING:
     from mgc.library.genre_model import ModelLike
 
-TOKEN = "MGC_TOKEN"  # noqa: S105 (a name)
-"""The environment variable with the token that requests must show."""
 STOP_SECONDS = 5
 """How long files in work may take after Ctrl-C."""
 
@@ -62,7 +59,7 @@ def serve(
     """
     with ports.listen(port, host) as listener:
         loaded = load(model)
-        app = application(loaded, limits or Limits(), _token(host), precision=precision)
+        app = application(loaded, limits or Limits(), token_for(host), precision=precision)
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         say(f"mgc serves the model {loaded.fingerprint[:SHOWN]}: {address}")
         if as_json:
@@ -74,12 +71,3 @@ def serve(
         )  # fmt: skip
         asyncio.run(uvicorn.Server(config).serve(sockets=[listener]))
     raise KeyboardInterrupt  # uvicorn has raised the signal again before, unless nobody handles it
-
-
-def _token(host: str) -> str | None:
-    """The server's token: what the environment has, or a new one where others reach the server."""
-    token = os.environ.get(TOKEN)
-    if not token and not ports.is_loopback(host):
-        token = secrets.token_urlsafe(24)
-        say(f"token, of this start alone ({TOKEN} sets one that stays): {token}")
-    return token or None
