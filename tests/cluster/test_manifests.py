@@ -8,6 +8,7 @@ import re
 import pytest
 from helpers.manifests import (
     CLUSTER,
+    RAY_KINDS,
     REPO,
     admission_problems,
     capacity_problems,
@@ -23,13 +24,15 @@ from helpers.manifests import (
     ray_cluster,
     resources,
     schema_problems,
+    service_problems,
     storage_problems,
     version_problems,
     worker_nodes,
 )
 
 JOBS = ["kuberay/preprocess.yaml", "kuberay/sweep.yaml"]
-RAY = [*JOBS, "kuberay/interactive.yaml"]
+SERVICE = "kuberay/serve.yaml"
+RAY = [*JOBS, SERVICE, "kuberay/interactive.yaml"]
 PLAIN = ["kuberay/mlflow.yaml", "kuberay/network.yaml"]
 PAGE = REPO / "docs" / "cluster.md"
 
@@ -64,7 +67,7 @@ def changed(name, path, value=None, *, rename=None):
 @pytest.fixture(scope="module")
 def schemas(kuberay):
     """KubeRay's schemas, by kind."""
-    kinds = {"RayJob": "rayjobs", "RayCluster": "rayclusters"}
+    kinds = {"RayJob": "rayjobs", "RayService": "rayservices", "RayCluster": "rayclusters"}
     return {kind: json.loads((kuberay / f"{name}.v1.schema.json").read_text()) for kind, name in kinds.items()}
 
 
@@ -118,6 +121,9 @@ WORKER = "spec rayClusterSpec workerGroupSpecs 0"
         ("kuberay/sweep.yaml", "spec entrypoint", "entryPoint"),
         ("kuberay/sweep.yaml", f"{HEAD} securityContext", "securitycontext"),
         ("kuberay/sweep.yaml", f"{WORKER} template spec tolerations 0 effect", "efect"),
+        (SERVICE, "spec serveConfigV2", "serveConfig"),
+        (SERVICE, "spec excludeHeadPodFromServeSvc", "excludeHeadPod"),
+        (SERVICE, "spec rayClusterConfig workerGroupSpecs 0 replicas", "replica"),
         ("kuberay/interactive.yaml", "spec enableInTreeAutoscaling", "enableAutoscaling"),
         ("kuberay/interactive.yaml", "spec autoscalerOptions idleTimeoutSeconds", "idleTimeoutMinutes"),
     ],
@@ -134,6 +140,7 @@ def test_a_misspelt_field_of_a_ray_manifest_is_found(name, path, wrong, schemas)
         ("kuberay/preprocess.yaml", f"{HEAD} containers 0 envFrom", "envfrom"),
         ("kuberay/sweep.yaml", f"{WORKER} {POD} resources limits", "limit"),
         ("kuberay/interactive.yaml", "spec headGroupSpec template spec containers 0 ports 0 containerPort", "port"),
+        (SERVICE, f"spec rayClusterConfig workerGroupSpecs 0 {POD} env 2 valueFrom secretKeyRef", "secretRef"),
         ("kuberay/mlflow.yaml", "0 spec accessModes", "accessMode"),
         ("kuberay/mlflow.yaml", "1 spec template spec containers 0 readinessProbe httpGet", "http"),
         ("kuberay/mlflow.yaml", "1 spec template spec volumes 0 persistentVolumeClaim", "claim"),
@@ -151,6 +158,7 @@ def test_a_misspelt_field_of_a_pod_or_a_plain_resource_is_found(name, path, wron
     ("name", "path", "value"),
     [
         ("kuberay/preprocess.yaml", "metadata name", "x" * 48),
+        (SERVICE, "metadata name", "x" * 48),
         ("kuberay/interactive.yaml", "metadata name", "x" * 54),
         ("kuberay/sweep.yaml", "metadata name", "MGC"),
         ("kuberay/sweep.yaml", "spec shutdownAfterJobFinishes", None),
@@ -224,7 +232,7 @@ def test_ray_is_that_of_the_lock_file_and_asks_for_a_token(name):
 
 @pytest.mark.parametrize("name", [*RAY, "kuberay/mlflow.yaml"])
 def test_pods_have_our_image_no_root_and_what_a_job_needs(name):
-    pods = [manifest for manifest in documents(name) if manifest["kind"] in ("RayJob", "RayCluster", "Deployment")]
+    pods = [manifest for manifest in documents(name) if manifest["kind"] in (*RAY_KINDS, "Deployment")]
     assert pods
     assert [problem for manifest in pods for problem in pod_problems(manifest)] == []
 
@@ -271,6 +279,41 @@ def test_a_job_keeps_everything_in_the_bucket_and_is_tried_again(name):
 def test_workers_have_what_a_job_asks_for(name):
     (manifest,) = documents(name)
     assert capacity_problems(manifest["spec"]["entrypoint"], worker_nodes(manifest)) == []
+
+
+def test_the_service_is_one_of_ray_serve_and_of_our_application():
+    assert service_problems(*documents(SERVICE)) == []
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("import_path:", "import_paths:"),
+        ("pipelines.serve:app", "pipelines.serve:apps"),
+        ("route_prefix: /", "prefix: /"),
+        ("model: champion", "modell: champion"),
+        ("at_once: 8", "at_onces: 8"),
+        ("at_once: 8", "at_once: 0"),
+        ("num_replicas: 2", "num_replicas: 3"),
+        ("num_replicas: 2", "num_replica: 2"),
+        ("num_cpus: 4", "num_cpus: 5"),
+        ("num_cpus: 4", "num_cpu: 4"),
+        ("deployments:\n      - name: genre", "deployments:\n      - name: genres"),
+    ],
+)
+def test_a_mistake_in_the_config_of_ray_serve_is_found(right, wrong):
+    (manifest,) = documents(SERVICE)
+    config = manifest["spec"]["serveConfigV2"]
+    assert right in config
+    manifest["spec"]["serveConfigV2"] = config.replace(right, wrong)
+    assert service_problems(manifest)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_service_without_its_token_or_its_path_is_found(number):
+    (manifest,) = documents(SERVICE)
+    del manifest["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["env"][number]
+    assert service_problems(manifest)
 
 
 def test_machines_of_the_launcher_have_what_the_jobs_of_the_page_ask_for():

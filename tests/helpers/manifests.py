@@ -22,7 +22,8 @@ from mgc.cli import parse
 REPO = Path(__file__).parents[2]
 CLUSTER = REPO / "cluster"
 KUBERNETES = "1.37"
-RAY_KINDS = ("RayJob", "RayCluster")
+RAY_KINDS = {"RayJob": "rayClusterSpec", "RayService": "rayClusterConfig", "RayCluster": None}
+"""Where in its specification each has that of its RayCluster."""
 
 
 def documents(name):
@@ -39,7 +40,7 @@ def locked(package):
 
 
 def schema_problems(manifest, schema):
-    """What KubeRay's own schema says of a RayJob or a RayCluster."""
+    """What KubeRay's own schema says of a RayJob, a RayService or a RayCluster."""
     errors = Draft202012Validator(schema).iter_errors(manifest)
     return [f"{error.json_path}: {error.message}" for error in errors]
 
@@ -64,7 +65,7 @@ def resources(manifest):
 
 
 def pod_templates(manifest):
-    """The pod templates of a RayJob, a RayCluster or a Deployment, by name."""
+    """The pod templates of a RayJob, a RayService, a RayCluster or a Deployment, by name."""
     spec = manifest["spec"]
     if manifest["kind"] == "Deployment":
         return {"pod": spec["template"]}
@@ -76,14 +77,15 @@ def pod_templates(manifest):
 
 def ray_cluster(manifest):
     """The specification of the RayCluster."""
-    return manifest["spec"]["rayClusterSpec"] if manifest["kind"] == "RayJob" else manifest["spec"]
+    where = RAY_KINDS[manifest["kind"]]
+    return manifest["spec"][where] if where else manifest["spec"]
 
 
 def admission_problems(manifest):
     """What KubeRay's operator refuses although the schema allows it."""
     spec, found = manifest["spec"], []
     ray = ray_cluster(manifest) if "clusterSelector" not in spec else {}
-    longest = {"RayJob": 47, "RayCluster": 53}[manifest["kind"]]
+    longest = {"RayJob": 47, "RayService": 47, "RayCluster": 53}[manifest["kind"]]
     if not re.fullmatch(rf"[a-z]([a-z0-9-]{{0,{longest - 2}}}[a-z0-9])?", manifest["metadata"]["name"]):
         found.append(f"the name must be a DNS label of at most {longest} characters")
     if manifest["kind"] == "RayJob":
@@ -202,6 +204,39 @@ def job_problems(entrypoint):
     except SystemExit:
         return [" ".join(said.getvalue().split())]
     return []
+
+
+def service_problems(manifest):
+    """What Ray Serve says of its config, our application of its arguments, and what of it does not fit its workers."""
+    from ray.serve.schema import ServeDeploySchema  # here, because tests that fork want a process without Ray
+
+    from pipelines import serve
+
+    try:
+        given = yaml.safe_load(manifest["spec"]["serveConfigV2"])
+        config = ServeDeploySchema.model_validate(given)
+        if given != config.model_dump(exclude_unset=True):  # it passes over what it does not know
+            return ["a field that Ray Serve does not know"]
+        (application,) = config.applications
+        assert getattr(serve, application.import_path.removeprefix("pipelines.serve:")) is serve.app
+        built = serve.app(application.args)
+    except Exception as error:
+        return [str(error)]
+    (deployment,) = application.deployments
+    name = built._bound_deployment.name
+    found = [] if deployment.name == name else [f"{deployment.name}: the deployment is {name}"]
+    cpus = deployment.ray_actor_options.num_cpus
+    room = sum(number * int(has_cpus // cpus) for number, has_cpus, _ in worker_nodes(manifest))
+    if room < deployment.num_replicas:
+        found.append(f"room for {room} replicas, not {deployment.num_replicas}")
+    for name, template in pod_templates(manifest).items():
+        (container,) = template["spec"]["containers"]
+        given = {each["name"]: each for each in container["env"]}
+        if "secretKeyRef" not in given.get("MGC_TOKEN", {}).get("valueFrom", {}):
+            found.append(f"{name}: no token from a secret")
+        if given.get("PYTHONPATH", {}).get("value") != "/opt/mgc":
+            found.append(f"{name}: pipelines/ is not on the path")
+    return found
 
 
 def flags_of(entrypoint):
