@@ -12,7 +12,18 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-GUIDE = {"index", "quickstart", "preprocessing", "training", "sweeps", "evaluation", "cluster", "files", "limits"}
+GUIDE = {
+    "index",
+    "quickstart",
+    "preprocessing",
+    "training",
+    "sweeps",
+    "evaluation",
+    "serving",
+    "cluster",
+    "files",
+    "limits",
+}
 INSIDE = {"architecture", "results", "benchmarks", "log"}
 NOTEBOOK = {"extract_features", "FeatureSet", "fit", "search", "evaluate", "compare", "predict", "audit", "PRESETS"}
 WORDS = 900
