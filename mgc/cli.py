@@ -307,6 +307,42 @@ class Predict(Command):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Label(OnRay):
+    """Label a whole library: the genre of every audio file, on all CPUs and GPUs; a second run does what is new."""
+
+    step = "library.label:label"
+
+    root: Positional[str]
+    """The library: any tree of folders, by path or URI (s3://…)."""
+    model: str
+    """Checkpoint folder, MLflow run, or «champion», as of predict."""
+    out: str
+    """Folder of the label set, by path or URI."""
+    precision: float = 0.9
+    """Share of right answers, on validation clips, that is left when what is marked unsure is left out."""
+    workers: int | None = None
+    """Tasks at a time; as many as there are CPUs, at any moment, by default."""
+    clip_timeout: float = 300.0
+    """Seconds that decoding one file may take before it is quarantined."""
+    overwrite: bool = False
+    """Replace labels of another model or precision."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Playlists(Command):
+    """Write a playlist (M3U8) a genre from a label set, the most confident tracks first."""
+
+    step = "library.playlists:playlists"
+
+    labels: Positional[str]
+    """A finished label set."""
+    out: str
+    """Folder of the playlists; paths in them are relative to it."""
+    unsure: bool = False
+    """Take tracks that the model is unsure of, too."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Ui(Command):
     """Open MLflow's own UI on the project's store."""
 
@@ -347,6 +383,8 @@ COMMANDS: dict[str, type[Command]] = {
     "report": Report,
     "baseline": Baseline,
     "predict": Predict,
+    "label": Label,
+    "playlists": Playlists,
     "ui": Ui,
     "demo": Demo,
 }

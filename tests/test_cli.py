@@ -71,6 +71,10 @@ def test_every_command_and_flag_is_the_contracts():
         "report": {"run", "out"},
         "baseline": {"features", "root", "split", "workers"},
         "predict": {"model", "clips", "precision"},
+        "label": {
+            "root", "model", "out", "precision", "workers", "clip_timeout", "overwrite", "wait", "verbose",
+        },
+        "playlists": {"labels", "out", "unsure"},
         "ui": {"port"},
         "demo": {"out"},
     }  # fmt: skip
@@ -129,6 +133,8 @@ def test_every_command_and_flag_is_the_contracts():
         "promote ID",
         "crown ID",
         "predict --model M a.mp3 b.mp3",
+        "label Music --model M --out L --precision .8",
+        "playlists L --out P --unsure",
         "ui --port 5000",
         "demo --out DIR",
     ],

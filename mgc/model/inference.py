@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from mgc.model.cnn import Ensemble, GenreCNN
 
-BATCH_ON_CPU = 16
+BATCH_ON_CPU = 2
 """Clips in a batch of inference on the CPU."""
 BATCH_ON_GPU = 64
 """Clips in a batch of inference on a GPU: their first feature map, 0.7 GB, keeps it busy for far longer than
