@@ -114,7 +114,7 @@ def _dataset(files: Sequence[str], plan: LabelPlan, job: LabelJob, workers: int 
         return data.map_batches(label_shard, compute=tasks, **arguments)
     return data.map_batches(listen_shard, compute=tasks, **arguments).map_batches(
         Network,
-        batch_size=None,
+        batch_size=1,  # a row is a shard
         batch_format="pyarrow",
         num_cpus=0,
         num_gpus=1,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from mgc.core.atomic_files import write_text
 from mgc.core.errors import InputError, path_error
 from mgc.core.results import Result
-from mgc.core.storage import Folder
+from mgc.core.storage import URI
 from mgc.library.labels import Labels
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Playlists(Result):
     unsure: int
     """Tracks that are in no playlist, because the model is unsure of them."""
     gone: int
-    """Tracks that are in none, because their file is not there any more."""
+    """Tracks that are in none, because their file is not there any more, or has a name with a line break."""
 
     def __str__(self) -> str:
         width = max(map(len, self.files), default=0)
@@ -68,21 +68,21 @@ def playlists(labels: str | Path | Labels, out: str | Path, *, unsure: bool = Fa
     31
     """
     found = labels if isinstance(labels, Labels) else Labels.open(labels)
-    root = Folder.at(found.manifest.root).path
-    if root is None:
-        raise InputError(
-            f"`labels={found.folder}`: its library {found.manifest.root} is in an object store, which no player opens"
-        )
+    root = Path(found.manifest.root)
+    if URI.match(found.manifest.root):
+        raise InputError(f"`labels={found.folder}`: its library {root} is in an object store, which no player opens")
     target = Path(out).absolute()
     rows = sorted(found.table(COLUMNS).to_pylist(), key=lambda row: (-row["confidence"], row["path"]))
     sure = [row for row in rows if unsure or not row["unsure"]]
-    there = [row for row in sure if (root / row["path"]).is_file()]
+    there = [row for row in sure if _one_line(row["path"]) and (root / row["path"]).is_file()]
     files: dict[str, int] = {}
     try:
         target.mkdir(parents=True, exist_ok=True)
         for genre in found.manifest.settings.genres:
             its = [row for row in there if row["genre"] == genre]
             name = f"{file_name(genre)}.m3u8"
+            while name in files:  # two genres that a disk takes for one
+                name = f"_{name}"
             if its:
                 write_text("\n".join(_lines(genre, its, root, target)) + "\n", target / name)
                 files[name] = len(its)
@@ -95,15 +95,16 @@ def playlists(labels: str | Path | Labels, out: str | Path, *, unsure: bool = Fa
 
 def _lines(genre: str, rows: Iterable[dict[str, object]], root: Path, target: Path) -> Iterable[str]:
     yield "#EXTM3U"
-    yield f"#PLAYLIST:{_one_line(genre)}"
+    yield f"#PLAYLIST:{' '.join(genre.split())}"
     for row in rows:
         path = os.path.relpath(root / str(row["path"]), target)
-        yield f"#EXTINF:{round(float(str(row['seconds'])))},{_one_line(Path(path).stem)}"
+        yield f"#EXTINF:{round(float(str(row['seconds'])))},{Path(path).stem}"
         yield path if not path.startswith("#") else f"./{path}"
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+def _one_line(text: str) -> bool:
+    """Whether a text can be a line of a playlist."""
+    return len(text.splitlines()) == 1
 
 
 def file_name(genre: str) -> str:
