@@ -23,21 +23,25 @@ from mgc.core.results import Result
 from mgc.core.storage import Folder
 from mgc.evaluation.calibration import PRECISION
 from mgc.features.claim import claimed
-from mgc.features.layout import MANIFEST, PLAN, QUARANTINE, SHARDS, parquet_bytes
+from mgc.features.layout import MANIFEST, QUARANTINE, SHARDS, parquet_bytes
 from mgc.features.quarantine import as_csv, report
 from mgc.features.shard_tasks import KEPT, cause
 from mgc.library import label_shards
 from mgc.library.genre_model import load
 from mgc.library.label_plan import LabelPlan, differences
-from mgc.library.label_tasks import LabelJob, label_shards_of
+from mgc.library.label_tasks import LabelJob, Labelled, label_shards_of
 from mgc.library.labels import FORMAT, QUARANTINE_SCHEMA, LabelManifest, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from mgc.library.genre_model import GenreModel, ModelLike
+    from mgc.library.genre_model import ModelLike
     from mgc.library.label_shards import LabelRecord
+
+
+METRICS = ("files", "labelled", "unsure", "files_per_second")
+"""Fields of the result that MLflow keeps."""
 
 
 @dataclass(frozen=True)
@@ -145,75 +149,42 @@ def label(
     )
     try:
         with claimed(target):
-            return _label(library, target, loaded, settings, demand, workers, clip_timeout, start, overwrite=overwrite)
+            files = audio_files(library)
+            plan = _planned(library, target, files, settings, overwrite=overwrite)
+            missing = [
+                file for file in plan.shards if not label_shards.is_written(target, file, plan.fingerprint(file))
+            ]
+            present = LabelManifest.read(target)
+            if present and not missing:
+                say(f"{target}: finished, nothing to do")
+                return _result(present, target, start)
+            from mgc.tracking import runs as tracking  # here: a run with nothing to do must not wait for MLflow
+            from mgc.tracking import store
+
+            if missing:
+                count = sum(len(plan.shards[file]) for file in missing)
+                say(f"label: {count} files in {len(missing)} shards; starting Ray …")
+                _start_ray(library, next(iter(files)), target, demand)
+            uri = store.open_store(target)
+            config = {"root": str(library), "model": settings.model, "precision": precision}
+            run = tracking.Run.start(uri, tracking.FEATURES_EXPERIMENT, name=target.name, step="label", config=config)
+            with run.closing(), demand.watched():
+                job = LabelJob(library, target, settings, loaded.card.spec, clip_timeout)
+                done = label_shards_of(plan, missing, job, loaded, workers) if missing else Labelled({}, 0.0, 0, "")
+                records = [done.records.get(file) or label_shards.read_record(target, file) for file in plan.shards]
+                bad = pa.Table.from_pylist([row for each in records for row in each.quarantined], QUARANTINE_SCHEMA)
+                manifest = _manifest(library, settings, records)
+                target.remove_temporary_files(SHARDS)
+                target.write(QUARANTINE, parquet_bytes(bad))
+                report(bad, target)
+                run.text(as_csv(bad), "quarantine.csv")
+                target.write(MANIFEST, manifest.to_json().encode())
+                result = _result(manifest, target, start, done, run.id)
+                run.text(done.stats, "ray_data_stats.txt")
+                run.metrics({name: getattr(result, name) for name in METRICS} | {"nodes": done.nodes})
+            return result
     except (OSError, StoreError) as error:
         raise RunError(f"label: {cause(error)}; {KEPT}") from error
-
-
-def _label(
-    library: Folder,
-    target: Folder,
-    model: GenreModel,
-    settings: Settings,
-    demand: Demand,
-    workers: int | None,
-    clip_timeout: float,
-    start: float,
-    *,
-    overwrite: bool,
-) -> LabelledLibrary:
-    files = audio_files(library)
-    before = _before(target, settings, overwrite=overwrite)
-    plan = (before or LabelPlan(settings, {})).updated(files, _changed(before, library, target))
-    if before is None or plan.shards != before.shards:
-        target.remove(MANIFEST)  # first, so that nobody reads a mixture
-        plan.write(target)
-        _drop(before, plan, target)
-    missing = [file for file in plan.shards if not label_shards.is_written(target, file, plan.fingerprint(file))]
-    present = LabelManifest.read(target)
-    if present and not missing:
-        say(f"{target}: finished, nothing to do")
-        return _result(present, target, start)
-
-    from mgc.tracking import runs as tracking  # here, because a run with nothing to do must not wait for MLflow
-    from mgc.tracking import store
-
-    if missing:
-        check_sockets()
-    config = {"root": str(library), "model": settings.model, "precision": settings.precision}
-    uri = store.open_store(target)
-    count = sum(len(plan.shards[file]) for file in missing)
-    say(f"label: {count} files in {len(missing)} shards; starting Ray …")
-    records: dict[str, LabelRecord] = {}
-    seconds = 0.0
-    if missing:
-        import ray
-
-        connect()
-        demand.wait()
-        check_seen("root", library, next(iter(files)))
-        check_shared("out", target)
-    run = tracking.Run.start(uri, tracking.FEATURES_EXPERIMENT, name=target.name, step="label", config=config)
-    with run.closing():
-        if missing:
-            job = LabelJob(library, target, settings, model.card.spec, clip_timeout, ray.put(model))
-            with demand.watched():
-                done = label_shards_of(plan, missing, job, workers)
-            records, seconds = done.records, done.seconds
-            run.text(done.stats, "ray_data_stats.txt")
-            run.metrics({"nodes": done.nodes})
-        known = [records.get(file) or label_shards.read_record(target, file) for file in plan.shards]
-        manifest = _manifest(library, settings, known)
-        bad = pa.Table.from_pylist([row for each in known for row in each.quarantined], schema=QUARANTINE_SCHEMA)
-        target.remove_temporary_files(SHARDS)
-        target.write(QUARANTINE, parquet_bytes(bad))
-        report(bad, target)
-        run.text(as_csv(bad), "quarantine.csv")
-        target.write(MANIFEST, manifest.to_json().encode())
-        labelled = sum(each.entry.rows for each in records.values())
-        result = _result(manifest, target, start, labelled, count / seconds if seconds else 0.0, run.id)
-        run.metrics({name: getattr(result, name) for name in ("files", "labelled", "unsure", "files_per_second")})
-    return result
 
 
 def audio_files(library: Folder) -> dict[str, int]:
@@ -245,27 +216,29 @@ def audio_files(library: Folder) -> dict[str, int]:
     return dict(zip(paths, library.sizes(paths), strict=True))
 
 
-def _before(target: Folder, settings: Settings, *, overwrite: bool) -> LabelPlan | None:
-    """The plan that is there, if it is of the same settings."""
-    if overwrite:
-        target.remove(MANIFEST)
-        return None
-    before = LabelPlan.read(target)
-    if before is None:
-        if foreign := [name for name in target.files() if not name.startswith(".") and name != PLAN]:
+def _planned(
+    library: Folder, target: Folder, files: Mapping[str, int], settings: Settings, *, overwrite: bool
+) -> LabelPlan:
+    """The plan of now, written; what is there and not in it is gone."""
+    before = None if overwrite else LabelPlan.read(target)
+    if before is None and not overwrite:
+        if foreign := [name for name in target.files() if not name.startswith(".")]:
             raise InputError(f"`out={target}`: is not empty ({foreign[0]}) and holds no labels; choose another folder")
-    elif before.settings != settings:
+    elif before and before.settings != settings:
         raise InputError(
             f"`out={target}`: holds other labels: {'; '.join(differences(before.settings, settings))}; choose another "
             "folder, or `overwrite=True`"
         )
-    return before
+    plan = (before or LabelPlan(settings, {})).updated(files, _changed(before, library, target) if before else set())
+    if before is None or plan.shards != before.shards:
+        target.remove(MANIFEST)  # first, so that nobody reads a mixture
+        plan.write(target)
+        _drop(before, plan, target)
+    return plan
 
 
-def _changed(before: LabelPlan | None, library: Folder, target: Folder) -> set[str]:
+def _changed(before: LabelPlan, library: Folder, target: Folder) -> set[str]:
     """Paths of files that were written after their shard: they may hold something else now."""
-    if before is None:
-        return set()
     written = dict(zip(before.shards, target.modified(before.shards), strict=True))
     paths = [(path, written[file]) for file, its in before.shards.items() for path in its]
     times = library.modified([path for path, _ in paths])
@@ -279,9 +252,18 @@ def _drop(before: LabelPlan | None, plan: LabelPlan, target: Folder) -> None:
         if (file := f"{SHARDS}/{name}") not in plan.shards and not name.startswith("."):
             target.remove(file)
     for file, its in before.shards.items() if before else ():
-        if file in plan.shards and plan.shards[file] != its:
-            old, new = before.fingerprint(file) if before else "", plan.fingerprint(file)
-            label_shards.prune(target, file, plan.shards[file].__contains__, old, new)
+        if before and file in plan.shards and plan.shards[file] != its:
+            keep = plan.shards[file].__contains__
+            label_shards.prune(target, file, keep, before.fingerprint(file), plan.fingerprint(file))
+
+
+def _start_ray(library: Folder, file: str, target: Folder, demand: Demand) -> None:
+    """Start or join Ray; its nodes must see a file of the library, and the label set's folder."""
+    check_sockets()
+    connect()
+    demand.wait()
+    check_seen("root", library, file)
+    check_shared("out", target)
 
 
 def _manifest(library: Folder, settings: Settings, records: list[LabelRecord]) -> LabelManifest:
@@ -293,7 +275,7 @@ def _manifest(library: Folder, settings: Settings, records: list[LabelRecord]) -
         FORMAT,
         str(library),
         settings,
-        dict(genres.most_common()),
+        dict(genres),
         sum(each.unsure for each in records),
         dict(sorted(reasons.items())),
         tuple(each.entry for each in records),
@@ -301,11 +283,15 @@ def _manifest(library: Folder, settings: Settings, records: list[LabelRecord]) -
 
 
 def _result(
-    manifest: LabelManifest, target: Folder, start: float, labelled: int = 0, rate: float = 0.0, run_id: str = ""
+    manifest: LabelManifest, target: Folder, start: float, done: Labelled | None = None, run_id: str = ""
 ) -> LabelledLibrary:
     files = sum(entry.rows for entry in manifest.shards)
-    genres: Mapping[str, int] = dict(sorted(manifest.genres.items(), key=lambda item: -item[1]))
+    genres = dict(sorted(manifest.genres.items(), key=lambda item: (-item[1], item[0])))
+    records = done.records.values() if done else ()
+    labelled = sum(each.entry.rows for each in records)
+    tried = labelled + sum(len(each.quarantined) for each in records)
+    rate = tried / done.seconds if done and done.seconds else 0.0
     seconds = time.monotonic() - start
     return LabelledLibrary(
-        target, files, labelled, dict(genres), manifest.unsure, manifest.quarantined, seconds, rate, run_id
+        target, files, labelled, genres, manifest.unsure, manifest.quarantined, seconds, rate, run_id
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickle
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
@@ -47,7 +47,7 @@ class LabelJob:
     """The log-Mel recipe of the model."""
     clip_timeout: float
     """Seconds that decoding one file may take."""
-    model: ObjectRef
+    model: ObjectRef | None = None
     """The ``GenreModel`` in Ray's object store."""
 
 
@@ -65,7 +65,9 @@ class Labelled:
     """Ray Data's own statistics, for a person."""
 
 
-def label_shards_of(plan: LabelPlan, files: Sequence[str], job: LabelJob, workers: int | None) -> Labelled:
+def label_shards_of(
+    plan: LabelPlan, files: Sequence[str], job: LabelJob, model: GenreModel, workers: int | None
+) -> Labelled:
     """Label the files of some shards; Ray is up.
 
     Parameters
@@ -76,6 +78,8 @@ def label_shards_of(plan: LabelPlan, files: Sequence[str], job: LabelJob, worker
         The shards to write, at least one.
     job
         What the tasks share.
+    model
+        The model.
     workers
         Tasks at a time, one CPU each; as many as the cluster has CPUs, at any moment, if None.
 
@@ -84,6 +88,7 @@ def label_shards_of(plan: LabelPlan, files: Sequence[str], job: LabelJob, worker
     RunError
         A task failed; finished shards are kept.
     """
+    import ray
     from ray.exceptions import RayError
 
     began = time.monotonic()
@@ -91,6 +96,7 @@ def label_shards_of(plan: LabelPlan, files: Sequence[str], job: LabelJob, worker
     records: dict[str, LabelRecord] = {}
     nodes: set[str] = set()
     stats: list[str] = []
+    job = replace(job, model=ray.put(model))
     dataset = partial(_dataset, plan=plan, job=job, workers=workers)
     try:
         for row in over(files, dataset, workers, stats):
@@ -206,7 +212,7 @@ class Network:
 
 
 @lru_cache(maxsize=1)
-def _model(reference: ObjectRef) -> GenreModel:
+def _model(reference: ObjectRef | None) -> GenreModel:
     """The model, on the GPU that Ray gave this process, or on its one CPU; loaded once in a process."""
     import ray
     import torch
