@@ -278,16 +278,22 @@ class Report(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline(Command):
-    """Score the field's baseline, MFCC statistics and an SVM, on the clips and splits of a feature set."""
+    """Score a classifier without a network, by default the field's MFCC statistics and SVM, on a feature set."""
 
     step = "evaluation.baseline:baseline"
 
     features: str
     """A finished feature set."""
-    root: str
-    """The collection that it was made from."""
+    root: str | None = None
+    """The collection that it was made from; MFCCs need it."""
+    kind: Literal["mfcc", "logmel"] = "mfcc"
+    """Statistics of MFCCs, or of the feature set's log-Mel bands."""
+    classifier: Literal["svm", "logistic"] = "svm"
+    """Support vector machine, or logistic regression."""
     split: Literal["official", "random"] = "official"
     """The feature set's own split, or the literature's random one, which is LEAKY."""
+    folds: int = 0
+    """Cross-validate over training and validation, all clips of an artist in one fold; the test clips are left alone."""
     workers: int | None = None
     """Processes; all CPUs by default."""
 

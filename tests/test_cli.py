@@ -69,7 +69,7 @@ def test_every_command_and_flag_is_the_contracts():
         "compare": {"run_a", "run_b", "split"},
         "promote": {"run"},
         "report": {"run", "out"},
-        "baseline": {"features", "root", "split", "workers"},
+        "baseline": {"features", "root", "kind", "classifier", "split", "folds", "workers"},
         "predict": {"model", "clips", "precision"},
         "label": {
             "root", "model", "out", "precision", "workers", "clip_timeout", "overwrite", "wait", "verbose",
