@@ -293,7 +293,7 @@ class Baseline(Command):
     split: Literal["official", "random"] = "official"
     """The feature set's own split, or the literature's random one, which is LEAKY."""
     folds: int = 0
-    """Cross-validate over training and validation, all clips of an artist in one fold; the test clips are left alone."""
+    """Cross-validate over training and validation, an artist's clips in one fold; the test clips are left alone."""
     workers: int | None = None
     """Processes; all CPUs by default."""
 
