@@ -31,6 +31,9 @@ _NAMES = {
     "evaluate": "evaluation.evaluate:evaluate",
     "compare": "evaluation.compare:compare",
     "predict": "library.predict:predict",
+    "label": "library.label:label",
+    "Labels": "library.labels:Labels",
+    "playlists": "library.playlists:playlists",
     "promote": "evaluation.promote:promote",
     "report": "sweep.report:report",
 }

@@ -6,6 +6,9 @@ from mgc.evaluation.evaluate import evaluate
 from mgc.evaluation.promote import promote
 from mgc.features.feature_set import FeatureSet
 from mgc.features.preprocess import extract_features
+from mgc.library.label import label
+from mgc.library.labels import Labels
+from mgc.library.playlists import playlists
 from mgc.library.predict import predict
 from mgc.sweep.report import report
 from mgc.sweep.tune import tune as search
@@ -16,6 +19,7 @@ __all__ = [
     "PRESETS",
     "AugmentConfig",
     "FeatureSet",
+    "Labels",
     "LogMelSpec",
     "ModelConfig",
     "OptimConfig",
@@ -27,6 +31,8 @@ __all__ = [
     "evaluate",
     "extract_features",
     "fit",
+    "label",
+    "playlists",
     "predict",
     "promote",
     "report",

@@ -279,16 +279,22 @@ class Report(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline(Command):
-    """Score the field's baseline, MFCC statistics and an SVM, on the clips and splits of a feature set."""
+    """Score a classifier without a network, by default the field's MFCC statistics and SVM, on a feature set."""
 
     step = "evaluation.baseline:baseline"
 
     features: str
     """A finished feature set."""
-    root: str
-    """The collection that it was made from."""
+    root: str | None = None
+    """The collection that it was made from; MFCCs need it."""
+    kind: Literal["mfcc", "logmel"] = "mfcc"
+    """Statistics of MFCCs, or of the feature set's log-Mel bands."""
+    classifier: Literal["svm", "logistic"] = "svm"
+    """Support vector machine, or logistic regression."""
     split: Literal["official", "random"] = "official"
     """The feature set's own split, or the literature's random one, which is LEAKY."""
+    folds: int = 0
+    """Cross-validate over training and validation, an artist's clips in one fold; the test clips are left alone."""
     workers: int | None = None
     """Processes; all CPUs by default."""
 
@@ -305,6 +311,42 @@ class Predict(Command):
     """Audio files, by path or URI (s3://…)."""
     precision: float = 0.9
     """Share of right answers, on validation clips, that is left when what is marked unsure is left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label(OnRay):
+    """Label a whole library: the genre of every audio file, on all CPUs and GPUs; a second run does what is new."""
+
+    step = "library.label:label"
+
+    root: Positional[str]
+    """The library: any tree of folders, by path or URI (s3://…)."""
+    model: str
+    """Checkpoint folder, MLflow run, or «champion», as of predict."""
+    out: str
+    """Folder of the label set, by path or URI."""
+    precision: float = 0.9
+    """Share of right answers, on validation clips, that is left when what is marked unsure is left out."""
+    workers: int | None = None
+    """Tasks at a time; as many as there are CPUs, at any moment, by default."""
+    clip_timeout: float = 300.0
+    """Seconds that decoding one file may take before it is quarantined."""
+    overwrite: bool = False
+    """Replace labels of another model or precision."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Playlists(Command):
+    """Write a playlist (M3U8) a genre from a label set, the most confident tracks first."""
+
+    step = "library.playlists:playlists"
+
+    labels: Positional[str]
+    """A finished label set."""
+    out: str
+    """Folder of the playlists; paths in them are relative to it."""
+    unsure: bool = False
+    """Take tracks that the model is unsure of, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -370,6 +412,8 @@ COMMANDS: dict[str, type[Command]] = {
     "report": Report,
     "baseline": Baseline,
     "predict": Predict,
+    "label": Label,
+    "playlists": Playlists,
     "serve": Serve,
     "ui": Ui,
     "demo": Demo,

@@ -4,9 +4,9 @@
         python pipelines/end_to_end.py --root s3://bucket/fma --features s3://bucket/features \
             --storage s3://bucket/state --name first --trials 100
 
-``--root`` and ``--subset`` are those of ``mgc preprocess``, which makes ``--features``; all other flags, the exit codes
-and ``--json`` are those of ``pipelines/sweep.py``. The same command goes on where a killed one was: with a ``--name``
-in the sweep, too. It runs as a plain script too.
+``--root``, ``--subset`` and ``--allow-outside`` are those of ``mgc preprocess``, which makes ``--features``; all other
+flags, the exit codes and ``--json`` are those of ``pipelines/sweep.py``. The same command goes on where a killed one
+was: with a ``--name`` in the sweep, too. It runs as a plain script too.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from mgc.core.results import Result
 
 
-def run_all(command: Tune, *, root: str, subset: str) -> Result:
+def run_all(command: Tune, *, root: str, subset: str, allow_outside: bool) -> Result:
     """Refuse a collection that leaks; make the feature set of another, and search, confirm and promote on it."""
     from mgc.tracking import store
 
     store.storage(command.storage, output_folder("features", command.features))  # refuses relative places now
-    report = mgc.audit(root, subset=subset)
+    report = mgc.audit(root, subset=subset, allow_outside=allow_outside)
     say(str(report))
     if problem := report.problem():
         raise problem
-    mgc.extract_features(root, command.features, subset=subset, wait=command.wait)
+    mgc.extract_features(root, command.features, subset=subset, allow_outside=allow_outside, wait=command.wait)
     result: Result = tune_and_promote(command)
     return result
 
@@ -45,7 +45,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, usage="end_to_end.py --root ROOT [FLAGS]")
     parser.add_argument("--root", required="--help" not in sys.argv, help="collection: path or URI, as of preprocess")
     parser.add_argument("--subset", default="small", help="of an FMA folder")
+    parser.add_argument("--allow-outside", action="store_true", help="of a CSV file: paths that lead out of its folder")
     own, rest = parser.parse_known_args()
     if "--help" in rest:
         parser.print_help()
-    main(["tune", *rest], partial(run_all, root=own.root, subset=own.subset))
+    main(["tune", *rest], partial(run_all, **vars(own)))

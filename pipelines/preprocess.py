@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def audit_and_preprocess(command: Preprocess) -> Result:
     """Refuse a collection that leaks; preprocess the others."""
-    report = mgc.audit(command.root, subset=command.subset)
+    report = mgc.audit(command.root, subset=command.subset, allow_outside=command.allow_outside)
     say(str(report))
     if problem := report.problem():
         raise problem

@@ -1,49 +1,50 @@
-"""The command ``mgc baseline``: MFCC statistics and a support vector machine, on the clips of a feature set.
+"""The command ``mgc baseline``: statistics of clips and a classifier without a network, which a model is to beat.
 
-The baseline of Defferrard et al., «FMA: A Dataset for Music Analysis» (ISMIR 2017), by ``features.py`` and
-``usage.ipynb`` of their repository: 20 MFCCs at the file's own sample rate, 7 statistics of each over time,
-standardised, an RBF kernel, nothing tuned. There it reaches 46.4 % on FMA-small, with statistics of the whole tracks
-(mdeff/fma, issue 8); here they are of the part of a clip that the feature set's recipe takes, as for a network. A leak
-(``mgc.dataset.protocols.leak``) does not stop it: the result and the run are marked LEAKY.
+- ``mfcc`` with ``svm`` is the baseline of Defferrard et al., «FMA: A Dataset for Music Analysis» (ISMIR 2017), by
+  ``features.py`` and ``usage.ipynb`` of their repository: 20 MFCCs at the file's own sample rate, 7 statistics of each
+  over time, standardised, an RBF kernel, nothing tuned. There it reaches 46.4 % on FMA-small, with statistics of the
+  whole tracks (mdeff/fma, issue 8); here they are of the part of a clip that the feature set's recipe takes.
+- ``logmel`` are mean and deviation over time of each log-Mel band, in decibels.
 
-Shape suffixes: N clips, D = 140 statistics, K coefficients or frequencies, T frames, G genres.
+A leak (``mgc.dataset.protocols.leak``) does not stop it: the result and the run are marked LEAKY.
+
+Shape suffixes: N clips, D statistics, G genres.
 """
 
 from __future__ import annotations
 
 import time
-import warnings
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields, replace
-from functools import partial
-from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from mgc.audio import decode as audio
-from mgc.audio.quiet import quiet
 from mgc.collection.splits import SPLITS
 from mgc.collection.tracks import read_tracks
-from mgc.core.errors import ClipError, InputError
-from mgc.core.progress import Progress, say
+from mgc.config import TrainConfig
+from mgc.core.errors import InputError
+from mgc.core.progress import say
 from mgc.core.results import Result
 from mgc.core.storage import Folder
 from mgc.dataset import clips as clips_of
-from mgc.dataset.protocols import check_genres, dealt, gap, leak
+from mgc.dataset.protocols import check_genres, dealt, gap, leak, learning_set
+from mgc.evaluation.clip_statistics import logmels_of, mfccs_of
 from mgc.features.feature_set import FeatureSet
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-N_FFT = 2048
-HOP_LENGTH = 512
-N_MFCC = 20
+    from mgc.dataset.clips import Clips
+    from mgc.evaluation.metrics import Scores
+    from mgc.evaluation.predictions import Predictions
+
 SVM = {"kernel": "rbf", "C": 1.0, "gamma": "scale"}
 """scikit-learn's defaults; of standardised columns ``scale`` is FMA's ``auto``, 1/D."""
+LOGISTIC = {"C": 1.0, "max_iter": 1000}
+"""scikit-learn's defaults, with enough iterations to end."""
+NAMES = {"mfcc": "MFCC", "logmel": "log-Mel", "svm": "SVM", "logistic": "logistic regression"}
 
 
 @dataclass(frozen=True)
@@ -52,18 +53,23 @@ class BaselineScores(Result):
 
     run_id: str
     """MLflow run."""
+    name: str
+    """Statistics and classifier: ``MFCC + SVM``."""
     split: str
     """The protocol: ``official`` or ``random``."""
+    folds: int
+    """Of a cross-validation; 0 without."""
     leak: str
     """Why the figures flatter; empty where nothing is known against them."""
     test_evaluations: int
-    """How often this test set has been evaluated on, this time included."""
+    """How often this test set has been evaluated on, this time included; 0 of a cross-validation."""
     training_accuracy: float
+    """Of folds the mean."""
     validation_accuracy: float
     n: int
-    """Test clips."""
+    """Test clips; of a cross-validation its validation clips."""
     accuracy: float
-    """On the test clips."""
+    """On these."""
     ci95: tuple[float, float]
     """Wilson's 95 % interval of the accuracy."""
     macro_f1: float
@@ -89,8 +95,9 @@ class BaselineScores(Result):
         """Return the accuracies, and a line a genre."""
         low, high = self.ci95
         wide = max(map(len, self.per_genre))
+        of = f"{self.folds} folds, validation" if self.folds else f"{self.split} split, test"
         lines = [
-            f"MFCC + SVM, {self.split} split, test: accuracy {self.accuracy:.3f} [{low:.3f}, {high:.3f}] "
+            f"{self.name}, {of}: accuracy {self.accuracy:.3f} [{low:.3f}, {high:.3f}] "
             f"of {self.n} clips, macro-F1 {self.macro_f1:.3f}",
             f"accuracy in training {self.training_accuracy:.3f}, in validation {self.validation_accuracy:.3f}",
             *(f"{genre:<{wide}}  F1 {row['f1']:.3f} of {row['support']}" for genre, row in self.per_genre.items()),
@@ -99,31 +106,41 @@ class BaselineScores(Result):
 
 
 def baseline(
-    root: str | Path,
     features: str | Path | FeatureSet,
+    root: str | Path | None = None,
     *,
+    kind: Literal["mfcc", "logmel"] = "mfcc",
+    classifier: Literal["svm", "logistic"] = "svm",
     split: Literal["official", "random"] = "official",
+    folds: int = 0,
     workers: int | None = None,
 ) -> BaselineScores:
-    """Fit the SVM on the training clips of a feature set, and evaluate it once on its test clips.
+    """Fit a classifier on training clips and evaluate it once on the test clips, or cross-validate it.
 
-    The statistics are computed anew each time: 1000 clips of 30 s take one CPU about 90 s.
+    MFCCs are computed anew each time: 1000 clips of 30 s take one CPU about 90 s.
 
     Parameters
     ----------
-    root
-        The collection that the feature set was made from, as ``mgc.collection.tracks.read_tracks`` takes it.
     features
         Path or URI of a finished feature set.
+    root
+        The collection that it was made from, as ``mgc.collection.tracks.read_tracks`` takes it; needed for ``mfcc``.
+    kind
+        Statistics: of MFCCs, or of log-Mel bands.
+    classifier
+        A support vector machine with an RBF kernel, or logistic regression; of standardised statistics.
     split
         The feature set's own split, or the literature's random one, which is leaky.
+    folds
+        Cross-validate over training and validation clips, all clips of an artist in one fold, as ``mgc train`` does;
+        the test clips are left alone.
     workers
-        Processes; all CPUs by default.
+        Processes that compute MFCCs; all CPUs by default.
 
     Returns
     -------
     BaselineScores
-        The figures; ``print`` shows them. They are kept with an MLflow run.
+        The figures; ``print`` shows them. They and the predictions are kept with an MLflow run.
 
     Raises
     ------
@@ -132,58 +149,57 @@ def baseline(
     RunError
         The MLflow store does not answer.
     """
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-    from sklearn.svm import SVC
-
-    # here, because the processes that compute the statistics import this module
-    from mgc.evaluation.predictions import Predictions, Source
-    from mgc.evaluation.test_evaluations import counted_test_evaluation
     from mgc.tracking import runs as tracking
     from mgc.tracking import store
 
     start = time.monotonic()
+    protocol = TrainConfig(split=split, folds=folds)  # refuses what cannot be
     if workers is not None and workers < 1:
         raise InputError(f"`workers={workers}`: must be at least 1")
     feature_set = FeatureSet.open(features)
     manifest = feature_set.manifest
-    clips = clips_of.load(feature_set, *SPLITS, lazily=True)
-    splits_N = dealt(clips, split)
-    training_N, validation_N, test_N = (splits_N == name for name in SPLITS)
-    check_genres(feature_set, clips.labels_N[training_N])
-    for name in SPLITS:
-        if missing := gap(manifest.genres, clips.labels_N[splits_N == name], name, "its figures do not tell of them"):
-            say(f"baseline: {missing}")
-    audio_root = read_tracks(root, allow_outside=True).audio_root
+    splits = SPLITS[:2] if folds else SPLITS
+    clips = clips_of.load(feature_set, *splits, lazily=True)
+    parts = _parts(feature_set, clips, protocol)
     uri = store.open_store(feature_set.folder)
-    statistics_ND = _statistics(audio_root, clips.paths, manifest.spec.seconds, workers)
+    if kind == "logmel":
+        statistics_ND = logmels_of(feature_set, splits)
+    elif root is None:
+        raise InputError("`root`: needed for MFCCs, which are computed from the audio; or take `kind=logmel`")
+    else:
+        audio_root = read_tracks(root, allow_outside=True).audio_root
+        statistics_ND = mfccs_of(audio_root, clips.paths, manifest.spec.seconds, workers)
 
+    name, settings = f"{NAMES[kind]} + {NAMES[classifier]}", SVM if classifier == "svm" else LOGISTIC
+    config = {"root": str(Folder.at(root)) if root else None, "kind": kind, "split": split, "folds": folds}
     found = leak(manifest, split)
-    config = {"root": str(Folder.at(root)), "split": split, "n_mfcc": N_MFCC, "svm": SVM}
     tags = {tracking.LEAKY_TAG: "true"} if found else {}
-    run = tracking.Run.start(uri, tracking.EXPERIMENT, name="MFCC + SVM", step="baseline", config=config, tags=tags)
+    run = tracking.Run.start(
+        uri, tracking.EXPERIMENT, name=name, step="baseline", config=config | {classifier: settings}, tags=tags
+    )
     with run.closing():
         run.features(feature_set.folder, manifest.fingerprint, "training")
-        machine = make_pipeline(StandardScaler(), SVC(**SVM))
-        machine.fit(statistics_ND[training_N], clips.labels_N[training_N])
-        training_accuracy = float(machine.score(statistics_ND[training_N], clips.labels_N[training_N]))
-        validation_accuracy = float(machine.score(statistics_ND[validation_N], clips.labels_N[validation_N]))
-        source = Source.of(feature_set, "test", split)
-        with counted_test_evaluation(run, source) as (count, _):
-            test = clips.take(np.flatnonzero(test_N))
-            one_hot_NG = np.eye(len(manifest.genres), dtype=np.float32)[machine.predict(statistics_ND[test_N])]
-            source = replace(source, test_evaluations=count)
-            predictions = Predictions(source, test.track_ids_N, test.paths, test.labels_N, one_hot_NG)
-            predictions.keep(run)
-            scores = predictions.score()
+        fitted = [_fit(classifier, statistics_ND[training], clips.labels_N[training]) for training, *_ in parts]
+        training_accuracy, validated = 0.0, []
+        for machine, (training, validation, _) in zip(fitted, parts, strict=True):
+            training_accuracy += float(machine.score(statistics_ND[training], clips.labels_N[training])) / len(parts)
+            validated.append(_predicted(machine, statistics_ND, clips, validation, len(manifest.genres)))
+        predictions = _joined(feature_set, "validation", split, validated)
+        predictions.keep(run)
+        validation_accuracy, scores, count = float(predictions.right.mean()), predictions.score(), 0
+        if not folds:
+            count, scores = _tested(run, feature_set, split, fitted[0], statistics_ND, clips, parts[0][2])
         seconds = round(time.monotonic() - start, 2)
         accuracies = {"train_accuracy": training_accuracy, "val_accuracy": validation_accuracy}
         run.metrics(accuracies | {"gap": training_accuracy - validation_accuracy, "seconds": seconds})
-        run.metrics({"test_accuracy": scores.accuracy, "test_macro_f1": scores.macro_f1, "test_clips": scores.n})
-        run.metrics({"test_ci95_low": scores.ci95[0], "test_ci95_high": scores.ci95[1]})
+        if not folds:
+            run.metrics({"test_accuracy": scores.accuracy, "test_macro_f1": scores.macro_f1, "test_clips": scores.n})
+            run.metrics({"test_ci95_low": scores.ci95[0], "test_ci95_high": scores.ci95[1]})
     return BaselineScores(
         run.id,
+        name,
         split,
+        folds,
         found,
         count,
         training_accuracy,
@@ -198,60 +214,75 @@ def baseline(
     )
 
 
-def mfcc_statistics(samples: NDArray[np.float32], sample_rate: int) -> NDArray[np.float32]:
-    """Compute mean, deviation, skewness, kurtosis, median, minimum and maximum of each MFCC over time.
-
-    Parameters
-    ----------
-    samples : np.ndarray [shape=(n,), dtype=float32]
-        Mono audio.
-    sample_rate
-        In Hz.
-
-    Returns
-    -------
-    np.ndarray [shape=(D,)]
-        Statistic by statistic, each of all coefficients.
-    """
-    import librosa
-    from scipy import stats
-
-    power_KT = np.abs(librosa.stft(samples, n_fft=N_FFT, hop_length=HOP_LENGTH)) ** 2
-    mel_KT = librosa.feature.melspectrogram(sr=sample_rate, S=power_KT)
-    mfcc_KT = librosa.feature.mfcc(S=librosa.power_to_db(mel_KT), n_mfcc=N_MFCC)
-    functions = (np.mean, np.std, stats.skew, stats.kurtosis, np.median, np.min, np.max)
-    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
-        values_D = np.concatenate([function(mfcc_KT, axis=1) for function in functions])
-    filled_D: NDArray[np.float32] = np.nan_to_num(values_D)  # silence has no skewness and no kurtosis
-    return filled_D
+def _parts(
+    feature_set: FeatureSet, clips: Clips, protocol: TrainConfig
+) -> list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:
+    """Rows of training, validation and test clips: of the split, or of each fold, which has no test clips."""
+    if protocol.folds:
+        each = (replace(protocol, fold=fold) for fold in range(1, protocol.folds + 1))
+        sets = [learning_set(feature_set, config, lazily=True, clips=clips) for config in each]
+        return [(data.training, data.validation, np.arange(0)) for data in sets]
+    names_N = dealt(clips, protocol.split)
+    training, validation, test = (np.flatnonzero(names_N == name) for name in SPLITS)
+    check_genres(feature_set, clips.labels_N[training])
+    for name, rows in zip(SPLITS, (training, validation, test), strict=True):
+        if missing := gap(feature_set.manifest.genres, clips.labels_N[rows], name, "its figures do not tell of them"):
+            say(f"baseline: {missing}")
+    return [(training, validation, test)]
 
 
-def _statistics(audio_root: Folder, paths: Sequence[str], seconds: float, workers: int | None) -> NDArray[np.float32]:
-    """The statistics of the first ``seconds`` of each clip [shape=(N, D)], computed in processes."""
-    progress = Progress("baseline", len(paths), "clips")
-    rows = []
-    with ProcessPoolExecutor(workers, get_context("spawn"), _one_thread) as pool:
-        for row in pool.map(partial(_clip_statistics, audio_root=audio_root, seconds=seconds), paths):
-            rows.append(row)
-            progress.advance()
-    return np.stack(rows)
+def _fit(classifier: str, statistics_ND: NDArray[np.float32], labels_N: NDArray[np.int64]) -> Any:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import SVC
+
+    machine = SVC(**SVM) if classifier == "svm" else LogisticRegression(**LOGISTIC)
+    return make_pipeline(StandardScaler(), machine).fit(statistics_ND, labels_N)
 
 
-def _one_thread() -> None:
-    """Keep BLAS from starting as many threads as there are CPUs in each of as many processes."""
-    import librosa.feature  # noqa: F401 (only libraries that are loaded are limited)
-    from threadpoolctl import threadpool_limits
+def _predicted(
+    machine: Any, statistics_ND: NDArray[np.float32], clips: Clips, rows: NDArray[np.int64], genres: int
+) -> tuple[Clips, NDArray[np.float32]]:
+    """The clips of some rows, and their probabilities [shape=(N, G)]; of a machine that has none, all on one genre."""
+    probabilities_NG = np.zeros((len(rows), genres), np.float32)
+    if hasattr(machine, "predict_proba"):
+        probabilities_NG[:, machine.classes_] = machine.predict_proba(statistics_ND[rows])
+    else:
+        probabilities_NG[np.arange(len(rows)), machine.predict(statistics_ND[rows])] = 1
+    return clips.take(rows), probabilities_NG
 
-    threadpool_limits(1)
+
+def _joined(
+    feature_set: FeatureSet, split: str, protocol: str, parts: list[tuple[Clips, NDArray[np.float32]]]
+) -> Predictions:
+    from mgc.evaluation.predictions import Predictions, Source
+
+    return Predictions(
+        Source.of(feature_set, split, protocol),
+        np.concatenate([clips.track_ids_N for clips, _ in parts]),
+        tuple(path for clips, _ in parts for path in clips.paths),
+        np.concatenate([clips.labels_N for clips, _ in parts]),
+        np.concatenate([probabilities_NG for _, probabilities_NG in parts]),
+    )
 
 
-def _clip_statistics(path: str, audio_root: Folder, seconds: float) -> NDArray[np.float32]:
-    try:
-        with audio.open_clip(audio_root, path) as file, quiet():
-            sample_rate = audio.native_rate(file)
-            samples = audio.load(file, sample_rate=sample_rate, seconds=seconds).samples
-    except ClipError as error:
-        raise InputError(
-            f"`root={audio_root}`: {path}: {error}; give the collection that the feature set was made from"
-        ) from None
-    return mfcc_statistics(samples, sample_rate)
+def _tested(
+    run: Any,
+    feature_set: FeatureSet,
+    protocol: str,
+    machine: Any,
+    statistics_ND: NDArray[np.float32],
+    clips: Clips,
+    rows: NDArray[np.int64],
+) -> tuple[int, Scores]:
+    """Count a test-set evaluation, and then predict."""
+    from mgc.evaluation.predictions import Source
+    from mgc.evaluation.test_evaluations import counted_test_evaluation
+
+    with counted_test_evaluation(run, Source.of(feature_set, "test", protocol)) as (count, _):
+        part = _predicted(machine, statistics_ND, clips, rows, len(feature_set.manifest.genres))
+        predictions = _joined(feature_set, "test", protocol, [part])
+        predictions = replace(predictions, source=replace(predictions.source, test_evaluations=count))
+        predictions.keep(run)
+    return count, predictions.score()

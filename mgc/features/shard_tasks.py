@@ -8,8 +8,9 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -23,12 +24,14 @@ from mgc.features.plan import ShardPlan
 from mgc.features.shards import ShardRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ray.data import Dataset
 
     from mgc.core.storage import Folder
     from mgc.features.recipe import Recipe
+
+T = TypeVar("T")
 
 KEPT = "finished shards are kept, run it again"
 GROUP = 128
@@ -102,14 +105,8 @@ def write_shards(planned: Sequence[ShardPlan], job: Job, workers: int | None) ->
     RunError
         A task failed; finished shards are kept.
     """
-    import ray.data
     from ray.exceptions import RayError
 
-    mute("ray.data")
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.raise_original_map_exception = True  # the full disk, not Ray's advice on retries
-    context.print_on_execution_start = False
     begin = time.monotonic()
     planned = sorted(planned, key=lambda shard: -shard.count)  # the smallest last, so that all CPUs end together
     progress = Progress("preprocess", sum(shard.count for shard in planned), "clips")
@@ -117,7 +114,7 @@ def write_shards(planned: Sequence[ShardPlan], job: Job, workers: int | None) ->
     nodes: set[str] = set()
     stats: list[str] = []
     try:
-        for row in _rows(planned, job, workers, stats):
+        for row in over(planned, partial(_dataset, job=job, workers=workers), workers, stats):
             record = ShardRecord.from_json(row["record"])
             records[record.entry.file] = record
             nodes.add(row["node"])
@@ -127,44 +124,75 @@ def write_shards(planned: Sequence[ShardPlan], job: Job, workers: int | None) ->
     return Written(records, time.monotonic() - begin, len(nodes), "\n".join(stats))
 
 
-def _rows(planned: Sequence[ShardPlan], job: Job, workers: int | None, stats: list[str]) -> Iterator[dict[str, Any]]:
-    """What the tasks return; some shards at a time, or the driver's memory would grow with them. Adds to ``stats``.
+def over(
+    shards: Sequence[T], dataset: Callable[[Sequence[T]], Dataset], workers: int | None, stats: list[str]
+) -> Iterator[dict[str, Any]]:
+    """Let Ray Data work on shards, some of them at a time, or the driver's memory would grow with them; Ray is up.
 
     The next group is begun when half of one is done, so that no CPU waits for it, or at its end if ``workers`` says how
     many tasks may run.
+
+    Parameters
+    ----------
+    shards
+        The shards.
+    dataset
+        Makes the data set of some of them, whose rows are one a shard.
+    workers
+        Tasks at a time; as many as the cluster has CPUs, at any moment, if None.
+    stats
+        Gets Ray Data's own statistics of each group, for a person.
+
+    Yields
+    ------
+    dict
+        The rows, in the order in which they are done.
     """
     with ThreadPoolExecutor(1) as pool:
-        begun = pool.submit(_begin, planned, job, workers)
-        while planned:
-            count, dataset, rows = begun.result()
-            planned = planned[count:]
+        begun = pool.submit(_begin, shards, dataset, workers)
+        while shards:
+            count, current, rows = begun.result()
+            shards = shards[count:]
             for done, row in enumerate(rows, 1):
-                if planned and done == (count if workers else -(-count // 2)):
-                    begun = pool.submit(_begin, planned, job, workers)
+                if shards and done == (count if workers else -(-count // 2)):
+                    begun = pool.submit(_begin, shards, dataset, workers)
                 yield row
-            stats.append(dataset.stats())
+            stats.append(current.stats())
 
 
 def _begin(
-    planned: Sequence[ShardPlan], job: Job, workers: int | None
+    shards: Sequence[T], make: Callable[[Sequence[T]], Dataset], workers: int | None
 ) -> tuple[int, Dataset, Iterator[dict[str, Any]]]:
-    """Begin to write the first of these shards: how many, the data set and its rows, one a shard."""
-    import ray
+    """Begin the first of these shards: how many, the data set and its rows."""
     import ray.data
 
-    planned = planned[: max(GROUP, 2 * int(total("CPU")))]
-    blocks = [
-        shard.clips.append_column("fingerprint", pa.array([shard.fingerprint] * shard.count)) for shard in planned
-    ]
+    mute("ray.data")  # after the import, which sets its level
+    shards = shards[: max(GROUP, 2 * int(total("CPU")))]
     # By default Ray Data hands out as many tasks as it believes that there are CPUs: it hears of a new node up to 20 s
     # late, and a CPU has nothing to do from a task's end until the driver has sent the next. Without its policies it
     # hands out all, and Ray, which queues them near where they run, gives each a CPU.
     context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.raise_original_map_exception = True  # the full disk, not Ray's advice on retries
+    context.print_on_execution_start = False
     if workers is None:
         context.set_config(POLICIES, [])
     else:
         context.remove_config(POLICIES)
-    dataset = ray.data.from_blocks(blocks).map_batches(  # from_arrow would run a task for each block's metadata
+    dataset = make(shards)
+    context.remove_config(POLICIES)  # the data set has its own copy
+    rows = iter(dataset.iter_rows())
+    return len(shards), dataset, chain([next(rows)], rows)  # it begins with the first
+
+
+def _dataset(planned: Sequence[ShardPlan], job: Job, workers: int | None) -> Dataset:
+    """The data set of some shards' records."""
+    import ray.data
+
+    blocks = [
+        shard.clips.append_column("fingerprint", pa.array([shard.fingerprint] * shard.count)) for shard in planned
+    ]
+    return ray.data.from_blocks(blocks).map_batches(  # from_arrow would run a task for each block's metadata
         write_shard,
         batch_size=None,  # a batch is a block is a shard
         batch_format="pyarrow",
@@ -172,9 +200,6 @@ def _begin(
         num_cpus=1,
         compute=ray.data.TaskPoolStrategy(size=workers and min(workers, len(blocks))),
     )
-    context.remove_config(POLICIES)  # the data set has its own copy
-    rows = iter(dataset.iter_rows())
-    return len(blocks), dataset, chain([next(rows)], rows)  # it begins with the first
 
 
 def write_shard(block: pa.Table, *, job: Job) -> pa.Table:

@@ -1,8 +1,7 @@
 """One shard: decode its clips, write their features as one Parquet file, and read such a file back as a record.
 
 A shard is there whole or not at all, and writing it again gives the same bytes. Its quarantined clips are in its
-schema's metadata, so that the file accounts for each of its clips. Clips are decoded in a child process: one that
-crashes or hangs its process costs that clip only.
+schema's metadata, so that the file accounts for each of its clips.
 """
 
 from __future__ import annotations
@@ -11,8 +10,6 @@ import hashlib
 import json
 import sys
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -22,10 +19,9 @@ import pyarrow.parquet as pq
 
 from mgc.audio import decode as audio
 from mgc.audio.logmel import feature
-from mgc.audio.quiet import quiet
 from mgc.collection.splits import SPLITS
 from mgc.core.errors import ClipError, InputError, Reason, StoreError, first_line
-from mgc.features import child_process
+from mgc.features.decoding import each_clip
 from mgc.features.layout import (
     QUARANTINE_SCHEMA,
     SCHEMA,
@@ -37,7 +33,6 @@ from mgc.features.layout import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from io import FileIO
 
     from mgc.core.storage import Folder
@@ -50,12 +45,6 @@ TOLERATED_LOSS = 0.03
 """Share of the audio announced by a file's headers that may be missing before the clip counts as damaged."""
 PADDING_SECONDS = 0.3
 """The most that an encoder pads an MP3 with; its frames count this, a decoder cuts it off."""
-CLIP_MEMORY = 2 << 30
-"""Bytes of memory that decoding one clip may take; a usual clip takes 40 MB."""
-OPEN_CLIPS = 64
-"""Clips open at a time; those of an object store are copied to anonymous temporary files."""
-FETCHES = 8
-"""Threads that open clips."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +100,8 @@ def write(shard: ShardPlan, root: Folder, out: Folder, *, recipe: Recipe, clip_t
     """
     clips = shard.clips.to_pylist()
     rows, quarantined = [], []
-    for clip, outcome in zip(clips, _outcomes(clips, root, recipe, clip_timeout), strict=True):
+    outcomes = each_clip(clips, root, partial(extract, recipe=recipe), clip_timeout)
+    for clip, outcome in zip(clips, outcomes, strict=True):
         if isinstance(outcome, ClipError):
             record = {"reason": str(outcome.reason), "detail": outcome.detail, "seconds": outcome.seconds}
             quarantined.append({name: clip[name] for name in ("track_id", "path", "genre", "split")} | record)
@@ -129,29 +119,6 @@ def write(shard: ShardPlan, root: Folder, out: Folder, *, recipe: Recipe, clip_t
     out.write(shard.file, data)
     entry = ShardEntry(shard.file, shard.split, len(table), len(data), hashlib.sha256(data).hexdigest())
     return _record(entry, table)
-
-
-def _outcomes(
-    clips: list[dict[str, Any]], root: Folder, recipe: Recipe, clip_timeout: float
-) -> Iterator[dict[str, Any] | ClipError]:
-    """A row or an error for each clip in turn, decoded in a child process."""
-    # Opened here because the client of an object store does not survive a fork; some at a time, because open files are
-    # limited, and in threads, because a store takes its time to answer.
-    attempt = partial(_attempt, recipe=recipe)
-    for start in range(0, len(clips), OPEN_CLIPS):
-        group = clips[start : start + OPEN_CLIPS]
-        with ExitStack() as opened:
-            with ThreadPoolExecutor(FETCHES) as pool:
-                files = list(pool.map(partial(_open, root), group))
-            for file in files:
-                if not isinstance(file, ClipError):
-                    opened.enter_context(file)
-            sources = zip(group, files, strict=True)
-            for outcome in child_process.each(attempt, sources, seconds=clip_timeout, memory=CLIP_MEMORY):
-                if isinstance(outcome, child_process.Lost):
-                    yield ClipError(Reason(outcome.how), outcome.detail)
-                else:
-                    yield outcome
 
 
 def extract(clip: dict[str, Any], file: FileIO, recipe: Recipe) -> dict[str, Any]:
@@ -218,22 +185,6 @@ def is_damaged(seconds: float, promised: float) -> bool:
         What they promise, in seconds.
     """
     return seconds < (1 - TOLERATED_LOSS) * promised - PADDING_SECONDS
-
-
-def _open(root: Folder, clip: dict[str, Any]) -> FileIO | ClipError:
-    try:
-        return audio.open_clip(root, clip["path"])
-    except ClipError as error:
-        return error
-
-
-def _attempt(source: tuple[dict[str, Any], FileIO | ClipError], recipe: Recipe) -> dict[str, Any] | ClipError:
-    clip, file = source
-    try:
-        with quiet():
-            return file if isinstance(file, ClipError) else extract(clip, file, recipe)
-    except ClipError as error:
-        return error
 
 
 def is_written(out: Folder, shard: ShardPlan) -> bool:

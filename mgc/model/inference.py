@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from mgc.model.cnn import Ensemble, GenreCNN
 
-BATCH_ON_CPU = 16
-"""Clips in a batch of inference on the CPU."""
+BATCH_ON_CPU = 2
+"""Clips in a batch of inference on the CPU: of more, the cache does not hold what a layer leaves for the next."""
 BATCH_ON_GPU = 64
 """Clips in a batch of inference on a GPU: their first feature map, 0.7 GB, keeps it busy for far longer than
 launching a kernel takes, so more would take memory and save nothing."""

@@ -16,7 +16,7 @@ import numpy as np
 from mgc.audio.quiet import quiet
 from mgc.core.errors import ClipError, Reason
 from mgc.features import child_process
-from mgc.features.shards import CLIP_MEMORY
+from mgc.features.decoding import CLIP_MEMORY
 from mgc.library.listening import Recording
 
 if TYPE_CHECKING:

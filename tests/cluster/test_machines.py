@@ -74,11 +74,11 @@ def runs_named(client, name):
     return runs_where(client, f"tags.`mlflow.runName` = '{name}'")
 
 
-def test_a_model_trained_on_two_machines_is_evaluated_and_used_from_a_third(two, client, tmp_path):
+def test_a_model_trained_on_two_machines_is_evaluated_and_used_from_a_third(two, client, collection, tmp_path):
     trained = answer(two.run("train", *FIT, "--epochs", "3", "--workers", "2"))
     assert trained["checkpoint"] == f"s3://music/state/checkpoints/{trained['run_id']}"
     left = {path.partition("/")[2] for path in two.store.contents("state/checkpoints") if trained["run_id"] in path}
-    assert left == {"model.json", "model.safetensors"}
+    assert left == {"calibration.json", "model.json", "model.safetensors"}
     assert epochs_of(client, trained["run_id"]) == [1, 2, 3]
     assert client.get_run(trained["run_id"]).data.metrics["nodes"] == 2
 
@@ -87,6 +87,11 @@ def test_a_model_trained_on_two_machines_is_evaluated_and_used_from_a_third(two,
     soundfile.write(tmp_path / "clip.wav", np.random.default_rng(0).uniform(-0.5, 0.5, 24_000), 16_000)
     found = answer(two.run("predict", "--model", trained["checkpoint"], tmp_path / "clip.wav", "--json"))
     assert found["clips"][0]["genre"] in ("Blues", "Folk", "Jazz", "Rock")
+    library = ["label", "s3://music/clips", "--model", trained["checkpoint"], "--out", "s3://music/labels", "--json"]
+    assert answer(two.run(*library))["labelled"] == len(
+        [path for path in collection.parent.iterdir() if path.suffix == ".wav"]
+    )
+    assert answer(two.run(*library))["labelled"] == 0
 
 
 def test_a_training_waits_for_a_node_and_survives_its_driver_and_a_node_and_no_epoch_is_trained_twice(machines, client):

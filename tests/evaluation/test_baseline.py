@@ -22,7 +22,10 @@ from mgc.core.storage import Folder
 from mgc.dataset import clips as clips_of
 from mgc.dataset import protocols as learning
 from mgc.evaluation import baseline as module
-from mgc.evaluation.baseline import baseline, mfcc_statistics
+from mgc.evaluation import clip_statistics
+from mgc.evaluation.baseline import baseline
+from mgc.evaluation.clip_statistics import mfcc_statistics
+from mgc.evaluation.predictions import Predictions
 from mgc.features import shards
 from mgc.features.feature_set import FeatureSet
 from mgc.features.layout import FORMAT, MANIFEST, Manifest
@@ -69,9 +72,9 @@ def made(mini, feature_set):
     """The whole path once: the result, and the statistics on the way."""
     kept = []
     with pytest.MonkeyPatch.context() as patch:
-        compute = module._statistics
-        patch.setattr(module, "_statistics", lambda *given: kept.append(compute(*given)) or kept[0])
-        result = baseline(mini, feature_set.folder.path, workers=2)
+        compute = module.mfccs_of
+        patch.setattr(module, "mfccs_of", lambda *given: kept.append(compute(*given)) or kept[0])
+        result = baseline(feature_set.folder.path, mini, workers=2)
     return result, kept[0]
 
 
@@ -88,7 +91,7 @@ def telling(feature_set, monkeypatch):
         steps_N = np.array([next(i for i, ids in enumerate(held) if track in ids) for track in clips.track_ids_N])
         told_ND = np.eye(GENRES)[(clips.labels_N + steps_N) % GENRES]
         marks_ND = np.eye(GENRES)[clips.labels_N] * (steps_N > 0)[:, None]
-        monkeypatch.setattr(module, "_statistics", lambda *_: np.hstack([told_ND, marks_ND]))
+        monkeypatch.setattr(module, "mfccs_of", lambda *_: np.hstack([told_ND, marks_ND]))
         return clips.labels_N[steps_N == SPLITS.index("test")]
 
     return prepare
@@ -96,7 +99,7 @@ def telling(feature_set, monkeypatch):
 
 def test_the_statistics_of_a_real_clip_are_those_of_fmas_own_code(mini):
     path = read_tracks(mini).table["path"][0].as_py()
-    values = module._clip_statistics(path, Folder.at(mini), 29.9)
+    values = clip_statistics._of_clip(path, Folder.at(mini), 29.9)
     assert values.shape == (140,)
     np.testing.assert_allclose(values, reference(mini / path, 29.9), rtol=1e-3, atol=1e-2)
 
@@ -115,7 +118,17 @@ def test_each_clip_has_its_own_statistics_of_what_the_recipe_takes(made, mini, f
 
 def test_the_result_has_the_contracts_keys_and_more_than_luck_in_it(made):
     result, _ = made
-    others = {"run_id", "split", "leaky", "looks", "training_accuracy", "validation_accuracy", "seconds"}
+    others = {
+        "run_id",
+        "name",
+        "split",
+        "folds",
+        "leaky",
+        "looks",
+        "training_accuracy",
+        "validation_accuracy",
+        "seconds",
+    }
     assert set(result.to_dict()) == FIGURES | others
     assert (result.split, result.leaky, result.n) == ("official", False, 6)
     assert np.sum(result.confusion) == 6
@@ -145,7 +158,7 @@ def test_the_machine_learns_from_training_clips_alone_and_is_scored_on_all_test_
     telling, mini, feature_set, split
 ):
     labels_N = telling(split)
-    result = baseline(mini, feature_set.folder.path, split=split)
+    result = baseline(feature_set.folder.path, mini, split=split)
     assert (result.training_accuracy, result.validation_accuracy, result.accuracy) == (1.0, 0.0, 0.0)
     expected = np.zeros((GENRES, GENRES), int)
     np.add.at(expected, (labels_N, (labels_N + 2) % GENRES), 1)
@@ -154,7 +167,7 @@ def test_the_machine_learns_from_training_clips_alone_and_is_scored_on_all_test_
 
 def test_a_random_split_is_another_and_leaky(telling, mini, feature_set):
     assert len(telling("random")) != 6
-    result = baseline(mini, feature_set.folder.path, split="random")
+    result = baseline(feature_set.folder.path, mini, split="random")
     assert result.leaky
     assert "LEAKY: a random split" in str(result)
     run = mlflow.MlflowClient(store.existing_store(feature_set.folder)).get_run(result.run_id)
@@ -165,7 +178,7 @@ def test_a_set_whose_artists_leak_is_leaky(telling, mini, feature_set, tmp_path)
     telling("official")
     leaking = shutil.copytree(feature_set.folder.path, tmp_path / "set")
     (leaking / MANIFEST).write_text(replace(feature_set.manifest, artist_leaks=(LEAK,)).to_json())
-    result = baseline(mini, leaking)
+    result = baseline(leaking, mini)
     assert result.leaky
     assert "LEAKY: 1 artist is in more than one split: AWOL" in str(result)
 
@@ -186,7 +199,7 @@ def test_a_missing_file_is_named_in_one_line_and_leaves_no_run(made, mini, featu
     client = mlflow.MlflowClient(store.existing_store(feature_set.folder))
     before = len(client.search_runs([client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id]))
     with pytest.raises(InputError) as caught:
-        baseline(tmp_path, feature_set.folder.path, workers=1)
+        baseline(feature_set.folder.path, tmp_path, workers=1)
     (line,) = str(caught.value).splitlines()
     for word in (f"`root={tmp_path}`", clips_of.load(feature_set, "training", lazily=True).paths[0], "missing"):
         assert word in line
@@ -196,10 +209,41 @@ def test_a_missing_file_is_named_in_one_line_and_leaves_no_run(made, mini, featu
 def test_a_file_that_is_no_audio_is_named_in_one_line(tmp_path):
     (tmp_path / "page.mp3").write_text("<html>404</html>")
     with pytest.raises(InputError, match=r"page\.mp3: not_audio") as caught:
-        module._clip_statistics("page.mp3", Folder.at(tmp_path), 3.0)
+        clip_statistics._of_clip("page.mp3", Folder.at(tmp_path), 3.0)
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_no_workers_are_refused(mini, feature_set):
     with pytest.raises(InputError, match="`workers=0`"):
-        baseline(mini, feature_set.folder.path, workers=0)
+        baseline(feature_set.folder.path, mini, workers=0)
+
+
+@pytest.mark.parametrize("classifier", ["svm", "logistic"])
+def test_a_cross_validation_predicts_each_clip_once_and_leaves_the_test_clips_alone(feature_set, classifier):
+    result = baseline(feature_set.folder.path, kind="logmel", classifier=classifier, folds=3)
+    assert (result.n, result.folds, result.test_evaluations) == (39, 3, 0)
+    assert result.training_accuracy > result.accuracy == result.validation_accuracy
+    run = tracking.Run.find(store.existing_store(feature_set.folder), result.run_id)
+    kept = Predictions.kept(run, "validation")
+    assert len({*kept.track_ids_N}) == 39
+    assert kept.right.mean() == result.accuracy
+    assert kept.probabilities_NG.sum(1) == pytest.approx(np.ones(39))
+    assert Predictions.kept(run, "test") is None
+    assert f"{result.name}, 3 folds, validation: accuracy {result.accuracy:.3f}" in str(result)
+
+
+def test_log_mel_statistics_are_of_decibels(feature_set):
+    statistics_ND = clip_statistics.logmels_of(feature_set, SPLITS)
+    clips = clips_of.load(feature_set, *SPLITS)
+    entry = next(entry for entry in feature_set.manifest.shards if entry.split == "training")
+    row = feature_set.table(entry, ["mean_db", "std_db"]).to_pylist()[0]
+    db_FT = clips.mel_NFT[0].astype(float) * row["std_db"] + row["mean_db"]
+    assert statistics_ND.shape == (45, 256)
+    np.testing.assert_allclose(statistics_ND[0], [*db_FT.mean(1), *db_FT.std(1)], rtol=1e-4, atol=1e-3)
+
+
+def test_mfccs_need_the_audio_and_folds_the_official_split(feature_set):
+    with pytest.raises(InputError, match="`root`: needed for MFCCs"):
+        baseline(feature_set.folder.path)
+    with pytest.raises(InputError, match="`folds=3`"):
+        baseline(feature_set.folder.path, kind="logmel", folds=3, split="random")

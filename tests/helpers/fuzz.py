@@ -38,7 +38,7 @@ from mgc.collection.tracks import SCHEMA as TRACKS
 from mgc.collection.tracks import read_tracks
 from mgc.core.errors import MgcError, Reason, first_line
 from mgc.core.storage import Folder
-from mgc.features import child_process, shards
+from mgc.features import child_process, decoding, shards
 from mgc.features.feature_set import FeatureSet
 from mgc.features.layout import SHARDS
 from mgc.features.plan import Plan, Recipe, with_sizes
@@ -159,7 +159,7 @@ def _read(item, readers):
 
 
 def _answers(items, readers, limit, tally, made, keep, what):
-    found = child_process.each(partial(_read, readers=readers), items, seconds=limit, memory=shards.CLIP_MEMORY)
+    found = child_process.each(partial(_read, readers=readers), items, seconds=limit, memory=decoding.CLIP_MEMORY)
     for (_, place), answer in zip(items, found, strict=True):
         data, how = made[place]
         said = f"FOUND {answer.how}, {answer.detail}" if isinstance(answer, child_process.Lost) else answer

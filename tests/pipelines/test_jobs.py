@@ -20,8 +20,10 @@ from pathlib import Path
 import pytest
 from helpers.feature_sets import make_features
 from helpers.processes import free_ports, processes_of
+from library.conftest import make_model
 
 from mgc.features.feature_set import FeatureSet
+from mgc.library.labels import Labels
 
 REPO = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -41,10 +43,13 @@ def last_line(text):
 @pytest.fixture(scope="module")
 def collection(mini, tmp_path_factory):
     """A CSV file of real clips: two genres, all splits, an artist a clip."""
-    file = tmp_path_factory.mktemp("collection") / "clips.csv"
+    folder = tmp_path_factory.mktemp("collection")
     clips = sorted((mini / "fma_small").glob("*/*.mp3"))[:: 120 // CLIPS][:CLIPS]
     splits = ["training", "training", "training", "training", "validation", "test"]
-    lines = [f"{clip},{'ab'[i % 2]},{splits[i]},artist {i}" for i, clip in enumerate(clips)]
+    lines = [f"{clip.name},{'ab'[i % 2]},{splits[i]},artist {i}" for i, clip in enumerate(clips)]
+    for clip in clips:
+        (folder / clip.name).symlink_to(clip)
+    file = folder / "clips.csv"
     file.write_text("\n".join(["path,genre,split,artist", *lines]))
     return file
 
@@ -66,7 +71,7 @@ def test_help_of_a_job_is_that_of_its_command(name):
     assert {"preprocess.py": "--max-quarantined", "sweep.py": "--concurrent"}[name] in done.stdout
 
 
-@pytest.mark.parametrize("name", ["preprocess.py", "train.py", "sweep.py", "end_to_end.py"])
+@pytest.mark.parametrize("name", ["preprocess.py", "train.py", "sweep.py", "end_to_end.py", "label.py"])
 def test_wrong_flags_end_a_job_with_code_2(name):
     done = script(name, "--no-such-flag")
     assert done.returncode == 2
@@ -223,6 +228,18 @@ def test_every_job_refuses_relative_places_before_anything_is_written(job, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
+@pytest.mark.slow
+def test_the_labelling_job_labels_a_library_and_refuses_a_relative_out(head, collection, tmp_path):
+    command = ["pipelines/label.py", collection.parent, "--model", make_model(tmp_path / "model"), "--json", "--out"]
+    done = submit(head, *command, tmp_path / "labels")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "label: 6/6 files" in done.stdout
+    assert len(Labels.open(tmp_path / "labels").table()) == CLIPS
+    done = submit(head, *command, "labels")
+    assert done.returncode != 0
+    assert "--out labels: must be absolute in a Ray job" in done.stdout
+
+
 SMALL = ["--preset", "plain_cnn", "--channels", "4", "8", "--epochs", "2", "--json"]
 
 
@@ -235,7 +252,7 @@ def test_the_training_job_keeps_its_state_and_its_run_beside_the_features(head, 
     assert "train: 44 clips, 12 for validation, on 2 CPU workers" in done.stdout
     assert "train: 2/2 epochs" in done.stdout
     (checkpoint,) = (tmp_path / "state" / "checkpoints").iterdir()
-    assert sorted(path.name for path in checkpoint.iterdir()) == ["model.json", "model.safetensors"]
+    assert sorted(path.name for path in checkpoint.iterdir()) == ["calibration.json", "model.json", "model.safetensors"]
     assert (tmp_path / "mlflow_runs" / "mlflow.db").exists()
 
 
