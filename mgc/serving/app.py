@@ -102,6 +102,11 @@ class _Service:
         self.model, self.limits, self.token = model, limits, token
         self.threshold = threshold if math.isfinite(threshold) else None  # JSON has no infinity
         self.network = Network(model)
+        self.healthy = {
+            "status": "ok",
+            "model": model.fingerprint[:SHOWN],
+            "genres": list(model.card.genres),
+        }
         self.at_work = 0
 
     @asynccontextmanager
@@ -115,8 +120,7 @@ class _Service:
 
     async def health(self, request: Request) -> Response:
         self._admit(request)
-        genres = list(self.model.card.genres)
-        return JSONResponse({"status": "ok", "model": self.model.fingerprint[:SHOWN], "genres": genres})
+        return JSONResponse(self.healthy)
 
     async def predict(self, request: Request) -> Response:
         self._admit(request)

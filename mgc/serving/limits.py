@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 from mgc.core.errors import InputError
@@ -25,8 +26,8 @@ class Limits:
     def __post_init__(self) -> None:
         for each in fields(self):
             value = getattr(self, each.name)
-            if not value > 0:
-                raise InputError(f"`{each.name}={value:g}`: must be above 0")
+            if not 0 < value < math.inf:
+                raise InputError(f"`{each.name}={value:g}`: must be above 0 and finite")
 
     @property
     def bytes(self) -> int:

@@ -13,11 +13,13 @@ import jsonschema
 import numpy as np
 import pytest
 import soundfile
+import torch
 from helpers.serving import ALWAYS_SURE, GENRES, serving, small_model, wav, written
 
 from mgc.core.errors import InputError
 from mgc.library.listening import Recording, answer
 from mgc.library.predict import predict
+from mgc.model.inference import batch_size
 from mgc.serving import openapi
 from mgc.serving.limits import Limits
 from mgc.serving.network import Network
@@ -229,7 +231,7 @@ def test_a_client_that_goes_away_leaves_nothing(clip):
 
 
 @pytest.mark.parametrize("name", ["max_mb", "max_seconds", "decode_timeout", "upload_timeout", "at_once"])
-@pytest.mark.parametrize("value", [0, -1, float("nan")])
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
 def test_a_limit_that_takes_nothing_is_refused(name, value):
     with pytest.raises(InputError, match=f"`{name}={value:g}`: must be above 0"):
         Limits(**{name: value})
@@ -252,9 +254,9 @@ def test_answers_at_the_same_time_are_those_of_each_alone(server, tmp_path):
 
 def test_files_that_wait_share_a_batch(tmp_path):
     model = small_model()
-    heard, files = [], []
-    for n in range(4):
-        with wav(tmp_path / f"{n}.wav", 2.0 * (n + 1), seed=n).open("rb") as file:
+    heard, files, size = [], [], batch_size(torch.device("cpu"))
+    for n in range(2 * size):
+        with wav(tmp_path / f"{n}.wav", 2.0, seed=n).open("rb") as file:
             files.append(list(Recording(file, model.card.spec).pieces()))
     alone = [answer(model, pieces) for pieces in files]
     model.network.linear.register_forward_hook(lambda _, inputs, __: heard.append(len(inputs[0])))
@@ -264,7 +266,7 @@ def test_files_that_wait_share_a_batch(tmp_path):
     network.close()
     for future, expected in zip(futures, alone, strict=True):
         assert future.result(0).probabilities_G == pytest.approx(expected.probabilities_G, abs=1e-6)
-    assert heard == [3 * (1 + 2 + 3 + 4)]  # three windows a piece, in one batch
+    assert heard == [3 * size] * 2  # each file is one piece of three windows
 
 
 def test_a_network_that_fails_fails_those_files_alone(tmp_path):
