@@ -9,6 +9,7 @@ import base64
 import math
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -82,19 +83,15 @@ def _decode(file: BinaryIO, spec: LogMelSpec, most: float, spectrogram: bool) ->
     try:
         with quiet():
             recording = Recording(file, spec)
-            pieces = []
-            for piece in recording.pieces():
-                if recording.seconds > most:
-                    return Decoded((), recording.seconds, None, None)
-                pieces.append(piece)
-            if recording.seconds > most:  # by a rest that is no piece
-                return Decoded((), recording.seconds, None, None)
-    except (ClipError, MemoryError) as error:
-        if isinstance(error, MemoryError):
-            raise
+            pieces = list(takewhile(lambda _: recording.seconds <= most, recording.pieces()))
+    except ClipError as error:
         return error
+    except MemoryError:
+        raise
     except Exception as error:
         return ClipError(Reason.FAILED, f"{type(error).__name__}: {error}")
+    if recording.seconds > most:
+        return Decoded((), recording.seconds, None, None)
     warning = "; ".join(recording.warnings) or None
     return Decoded(tuple(pieces), recording.seconds, warning, picture(pieces, spec) if spectrogram else None)
 

@@ -86,10 +86,11 @@ class _Exchange:
 def _stranger(scope: Scope) -> str:
     """Why a request does not come from this machine's own programs or the server's own page; empty if it does."""
     headers = Headers(scope=scope)
-    port = (scope.get("server") or ("", 0))[1]
+    address, port = scope.get("server") or ("", 0)
+    names = [f"{name}:{port}" for name in dict.fromkeys((*NAMES, address))]  # the address as --host may have it
     host, origin = headers.get("host", "").lower(), headers.get("origin")
-    if host not in [f"{name}:{port}" for name in NAMES] + list(NAMES) * (port == 80):
-        return f"Host «{host}»: this server answers to {', '.join(f'{name}:{port}' for name in NAMES)} only"
+    if host not in names + [name.removesuffix(":80") for name in names]:
+        return f"Host «{host}»: this server answers to {', '.join(names)} only"
     if origin is not None and origin.lower() != f"http://{host}":
         return f"Origin «{origin}»: this server answers its own page only"
     return ""

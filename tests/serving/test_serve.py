@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from contextlib import contextmanager
 
 import pytest
@@ -53,6 +54,14 @@ def test_it_announces_its_address_answers_and_ends_as_other_commands_do(model, t
     assert announced["url"] in err
     assert err.splitlines()[-1] == f"interrupted ({number.name})"
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("host", ["127.0.0.2", "localhost"])
+def test_another_name_of_loopback_is_answered_without_a_token(model, host):
+    with command(model, "--host", host) as (_, announced, client):
+        assert announced["url"] == f"http://{host}:{client.port}"
+        with urllib.request.urlopen(f"{announced['url']}/healthz", timeout=60) as response:
+            assert json.load(response)["status"] == "ok"
 
 
 def test_beyond_loopback_it_makes_a_token_and_says_it_once(model):
