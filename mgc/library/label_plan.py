@@ -123,7 +123,15 @@ class LabelPlan:
 
 
 def differences(before: Settings, now: Settings) -> Iterable[str]:
-    """Say how the settings of a set that is there differ from those asked for."""
+    """Say how the settings of a set that is there differ from those asked for.
+
+    Parameters
+    ----------
+    before
+        Of the set that is there.
+    now
+        Asked for.
+    """
     if before.model != now.model:
         yield f"another model (fingerprint {before.model[:12]}…, now {now.model[:12]}…)"
     if before.precision != now.precision:

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -69,6 +70,52 @@ class LabelRecord:
         """Decode the JSON of ``to_json``."""
         fields = json.loads(text)
         return cls(ShardEntry(**fields.pop("entry")), **fields)
+
+
+_PIECE = pa.struct([("start", pa.float64()), ("seconds", pa.float64()), ("mel", pa.large_binary())])
+_HEARD = pa.struct(
+    [
+        ("path", pa.string()),
+        ("seconds", pa.float64()),
+        ("warning", pa.string()),
+        ("pieces", pa.list_(_PIECE)),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+
+
+def packed(heard: list[Heard | NotHeard]) -> pa.Array:
+    """Put what was heard of a shard's files into one value of a table, as tasks pass it on."""
+    files = []
+    for each in heard:
+        file: dict[str, Any] = {name: value for name, value in vars(each).items() if name != "pieces"}
+        if isinstance(each, Heard):
+            pieces = ({"start": one.start, "seconds": one.seconds, "mel": one.mel_FT.tobytes()} for one in each.pieces)
+            file["pieces"] = list(pieces)
+        files.append(file)
+    return pa.array([files], pa.list_(_HEARD))
+
+
+def unpacked(value: pa.ListScalar, spec: LogMelSpec) -> list[Heard | NotHeard]:
+    """Take what was heard out of a value that ``packed`` made.
+
+    Parameters
+    ----------
+    value
+        The value.
+    spec
+        The log-Mel recipe of the model.
+    """
+    found: list[Heard | NotHeard] = []
+    for file in value.as_py():
+        if file["reason"] is not None:
+            found.append(NotHeard(file["path"], file["reason"], file["detail"], file["seconds"]))
+            continue
+        mels = (np.frombuffer(one["mel"], np.float16).reshape(spec.shape) for one in file["pieces"])
+        pieces = (Piece(one["start"], one["seconds"], mel) for one, mel in zip(file["pieces"], mels, strict=True))
+        found.append(Heard(file["path"], file["seconds"], file["warning"], tuple(pieces)))
+    return found
 
 
 def listen(paths: Iterable[str], root: Folder, spec: LogMelSpec, clip_timeout: float) -> list[Heard | NotHeard]:

@@ -6,7 +6,6 @@ Without GPUs one task does both, so that no CPU waits for another.
 
 from __future__ import annotations
 
-import pickle
 import time
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -172,7 +171,7 @@ def listen_shard(block: pa.Table, *, job: LabelJob) -> pa.Table:
         {
             "shard": block["shard"][:1],
             "fingerprint": block["fingerprint"][:1],
-            "heard": pa.array([pickle.dumps(heard, protocol=5)], pa.large_binary()),
+            "heard": label_shards.packed(heard),
         }
     )
 
@@ -206,7 +205,7 @@ class Network:
         import ray
 
         file, fingerprint = block["shard"][0].as_py(), block["fingerprint"][0].as_py()
-        heard = pickle.loads(block["heard"][0].as_py())  # noqa: S301 (our own task's)
+        heard = label_shards.unpacked(block["heard"][0], self.job.spec)
         record = label_shards.write(file, fingerprint, heard, self.model, self.job.settings, self.job.out)
         return pa.table({"record": [record.to_json()], "node": [ray.get_runtime_context().get_node_id()]})
 
