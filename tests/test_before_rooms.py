@@ -13,11 +13,11 @@ from mgc.core.storage import Folder
 from mgc.evaluation import run_page
 from mgc.evaluation.compare import compare
 from mgc.evaluation.evaluate import evaluate, evaluate_once
-from mgc.evaluation.predict import predict
 from mgc.evaluation.predictions import Predictions
 from mgc.evaluation.promote import promote
 from mgc.features.feature_set import FeatureSet
 from mgc.features.verify import verify
+from mgc.library.predict import predict
 from mgc.sweep.report import report
 from mgc.tracking import registry, store
 from mgc.tracking.runs import EXPERIMENT, Run
