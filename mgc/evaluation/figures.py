@@ -197,7 +197,7 @@ def risk_coverage(predictions: Predictions, calibration: Calibration, calibrated
     upper.set(xlabel="share of the clips that is answered, the most confident first", ylabel="accuracy of these")
     upper.set(xlim=(0, 1.02), ylim=(-0.02, 1.02))
     upper.set_title(f"{predictions.source.title}: what leaving unsure clips out buys", fontsize=11)
-    upper.legend(frameon=False, loc="lower left", fontsize=8.5)
+    upper.legend(frameon=False, fontsize=8.5)
     lower.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--", label="calibrated")
     before = bins(predictions.probabilities_NG.max(1), right_N)
     after = bins(confidence_N, right_N)
