@@ -101,10 +101,11 @@ def main() -> None:
     parser.add_argument("--preset", default="short_chunk", choices=list(PRESETS))
     parser.add_argument("--epochs", type=int, help="those of the preset by default")
     parser.add_argument("--channels", type=int, nargs="+", help="likewise")
-    parser.add_argument("--root", help="the collection, for players on the pages")
+    parser.add_argument("--root", type=Path, help="the collection, for players on the pages")
     parser.add_argument("--out", type=Path, help="keep pages, copies and runs here; nowhere by default")
     flags = parser.parse_args()
     features = FeatureSet.open(flags.features.resolve())
+    flags.root = flags.root and flags.root.resolve()  # before the folder is another
     with tempfile.TemporaryDirectory() as scratch:
         flags.out = (flags.out or Path(scratch)).resolve()
         flags.out.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """The command ``mgc mislabels``: clips whose label a cross-validation doubts, the most suspicious first.
 
-Each clip is predicted by models that never learnt it, calibrated, and ranked by confident learning's normalised margin
+Each clip is predicted by models that never learnt it, calibrated, and ranked by confident learning's self-confidence
 (C. Northcutt, L. Jiang, I. Chuang: «Confident Learning: Estimating Uncertainty in Dataset Labels», JAIR 2021).
 
 Shape suffixes: N clips, G genres.
@@ -64,7 +64,7 @@ class Mislabel:
     predicted_probability: float
     """Calibrated, of the predicted genre."""
     score: float
-    """By how much the prediction is more probable than the label: 0 to 1."""
+    """How improbable the label is: 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def mislabels(
     calibrated_NG = calibration(predictions.probabilities_NG)
     score_N, predicted_N = suspicion(labels_N, calibrated_NG), calibrated_NG.argmax(1)
     order = np.argsort(-score_N, kind="stable")
-    chosen = order[score_N[order] > 0][:most]
+    chosen = order[(predicted_N != labels_N)[order]][:most]
     rows = tuple(
         Mislabel(
             int(predictions.track_ids_N[clip]),
@@ -236,10 +236,9 @@ def mislabels(
 
 
 def suspicion(labels_N: NDArray[np.int64], probabilities_NG: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Score how suspicious labels are: confident learning's normalised margin, the other way round.
+    """Score how suspicious labels are: confident learning's self-confidence, the other way round.
 
-    The margin is the probability of the given genre minus that of the most probable other one, of models that did not
-    learn the clip; «prune by noise rate» in Northcutt et al. (2021) ranks by it.
+    Self-confidence is the probability of the given genre, of models that did not learn the clip.
 
     Parameters
     ----------
@@ -251,12 +250,9 @@ def suspicion(labels_N: NDArray[np.int64], probabilities_NG: NDArray[np.floating
     Returns
     -------
     np.ndarray [shape=(N,)]
-        -1 to 1; above 0 where another genre is more probable than the given one.
+        0 to 1, the higher the more suspicious.
     """
-    rows_N = np.arange(len(labels_N))
-    others_NG = np.array(probabilities_NG, np.float64)
-    others_NG[rows_N, labels_N] = -np.inf
-    score_N: NDArray[np.float64] = others_NG.max(1) - probabilities_NG[rows_N, labels_N]
+    score_N: NDArray[np.float64] = 1 - probabilities_NG[np.arange(len(labels_N)), labels_N].astype(np.float64)
     return score_N
 
 

@@ -85,16 +85,16 @@ def test_the_wrong_labels_come_first(found):
     for row in found.rows[:2]:
         assert row.label == NAMES[given(row.track_id)]
         assert row.predicted == NAMES[sounds_like(row.track_id)]
-        assert row.score == pytest.approx(row.predicted_probability - row.label_probability)
+        assert row.score == pytest.approx(1 - row.label_probability)
     assert [row.score for row in found.rows] == sorted((row.score for row in found.rows), reverse=True)
-    assert all(row.score > 0 for row in found.rows)
+    assert all(row.predicted != row.label for row in found.rows)
     assert found.disagreeing >= 2
     assert len(found.rows) == min(5, found.disagreeing)
 
 
-def test_the_margin_by_hand():
+def test_the_score_by_hand():
     probabilities_NG = np.array([[0.7, 0.2, 0.1], [0.7, 0.2, 0.1], [0.4, 0.4, 0.2]], np.float32)
-    assert suspicion(np.array([0, 1, 2]), probabilities_NG).tolist() == pytest.approx([-0.5, 0.5, 0.2])
+    assert suspicion(np.array([0, 1, 2]), probabilities_NG).tolist() == pytest.approx([0.3, 0.8, 0.8])
 
 
 def test_each_clip_is_judged_by_the_models_that_never_learnt_it(found, folds, flawed):
@@ -106,6 +106,8 @@ def test_each_clip_is_judged_by_the_models_that_never_learnt_it(found, folds, fl
     calibrated_NG = Calibration.fit(anew.labels_N, anew.probabilities_NG)(anew.probabilities_NG)
     scores = suspicion(anew.labels_N, calibrated_NG)
     assert found.rows[0].score == pytest.approx(scores.max(), abs=1e-4)
+    wrong = calibrated_NG.argmax(1) != anew.labels_N
+    assert {row.track_id for row in found.rows} <= set(anew.track_ids_N[wrong].tolist())
     assert found.clips == len(anew.labels_N) == 52
     assert found.accuracy == (anew.probabilities_NG.argmax(1) == anew.labels_N).mean()
     assert found.not_covered == {"test": 9}
