@@ -213,7 +213,7 @@ def risk_coverage(predictions: Predictions, calibration: Calibration, calibrated
     )
     lower.set(xlabel="confidence: probability of the predicted genre", ylabel="accuracy", xlim=(0, 1.02))
     lower.set(ylim=(-0.02, 1.02))
-    lower.legend(frameon=False, loc="upper left", fontsize=8.5)
+    lower.legend(frameon=False, fontsize=8.5)
     for axes in (upper, lower):
         axes.xaxis.set_major_formatter(PercentFormatter(1))
         axes.yaxis.set_major_formatter(PercentFormatter(1))
