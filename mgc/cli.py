@@ -239,6 +239,8 @@ class Evaluate(Command):
     """A finished feature set."""
     split: Literal["training", "validation", "test"] = "test"
     """Whose clips are scored; of the test split each evaluation is counted."""
+    precision: float = 0.9
+    """Share of right answers, on validation clips, that is left when what is marked unsure is left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,6 +255,24 @@ class Compare(Command):
     """Another."""
     split: Literal["training", "validation", "test"] = "test"
     """The split that both were evaluated on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mislabels(Command):
+    """List clips whose label a cross-validation doubts, most suspicious first, and make a page to listen to them."""
+
+    step = "evaluation.mislabels:mislabels"
+
+    run: str
+    """MLflow run of «mgc train --folds N»: each clip is judged by models that never learnt it."""
+    features: str
+    """The feature set that it was trained on."""
+    root: str | None = None
+    """The collection that the set was made from, on a disk: the page plays its files."""
+    out: Path = Path("mislabels.html")
+    """The page; a table of the same name, .csv, is written beside it."""
+    most: int = 50
+    """Clips to list."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -408,6 +428,7 @@ COMMANDS: dict[str, type[Command]] = {
     "tune": Tune,
     "evaluate": Evaluate,
     "compare": Compare,
+    "mislabels": Mislabels,
     "promote": Promote,
     "report": Report,
     "baseline": Baseline,

@@ -8,13 +8,14 @@ Shape suffixes: N clips, G genres, … any leading dimensions.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mgc.core.errors import InputError, first_line
-from mgc.evaluation.metrics import calibration_error
+from mgc.evaluation.metrics import calibration_error, wilson
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,6 +31,42 @@ PRECISION = 0.9
 _TEMPERATURES = (0.05, 20.0)
 _TINY = 1e-12
 """Probabilities below it count as this."""
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What the temperature, and leaving unsure clips out, make of the predictions of a split."""
+
+    temperature: float
+    """Of validation clips, whatever the split."""
+    ece: float
+    """Expected calibration error with it."""
+    precision: float
+    """Share of right answers that was asked for, of validation clips."""
+    threshold: float | None
+    """The confidence from which on an answer is sure; None where no confidence gave the precision."""
+    sure_share: float
+    """Share of the clips whose answer is sure."""
+    sure_accuracy: float | None
+    """Share of right answers among these; None where there are none."""
+    sure_ci95: tuple[float, float] | None
+    """Wilson's 95 % interval of it."""
+    fitted_here: bool
+    """Whether temperature and threshold were fitted on these very clips, which flatters."""
+
+    def __str__(self) -> str:
+        """Return two sentences: the calibration error with the temperature, and what ``unsure`` buys."""
+        fitted = "; these are the clips that it was fitted on" if self.fitted_here else ", fitted on validation clips"
+        asked = f"(asked: {100 * self.precision:g}% on validation)"
+        if self.sure_accuracy is None or self.sure_ci95 is None:
+            bought = f"sure of none of the clips {asked}"
+        else:
+            low, high = self.sure_ci95
+            bought = (
+                f"sure of {self.sure_share:.0%} of the clips, of which {self.sure_accuracy:.1%} "
+                f"[{low:.1%}, {high:.1%}] are right {asked}"
+            )
+        return f"calibration error {self.ece:.3f} with temperature {self.temperature:.2f}{fitted}\n{bought}"
 
 
 @dataclass(frozen=True)
@@ -108,11 +145,46 @@ class Calibration:
         InputError
             ``precision`` is no such share.
         """
-        if not 0 < precision <= 1:
-            raise InputError(f"`precision={precision:g}`: must be above 0 and at most 1")
+        check_precision(precision)
         right_N = np.cumsum(self.right) / np.arange(1, len(self.right) + 1)
         enough = np.flatnonzero((right_N >= precision) & (np.arange(1, len(right_N) + 1) >= FEWEST))
         return self.confidences[int(enough[-1])] if len(enough) else float("inf")
+
+    def on(
+        self, labels_N: NDArray[np.int64], probabilities_NG: NDArray[np.float32], precision: float, *, fitted_here: bool
+    ) -> Calibrated:
+        """Say what the calibration is worth on some clips.
+
+        Parameters
+        ----------
+        labels_N : np.ndarray [shape=(N,)]
+            True genres.
+        probabilities_NG : np.ndarray [shape=(N, G)]
+            Predicted probabilities, not calibrated.
+        precision
+            As of ``threshold``.
+        fitted_here
+            Whether these are the clips that it was fitted on.
+
+        Raises
+        ------
+        InputError
+            As ``threshold``.
+        """
+        calibrated_NG, threshold = self(probabilities_NG), self.threshold(precision)
+        confidence_N, right_N = calibrated_NG.max(1), calibrated_NG.argmax(1) == labels_N
+        sure_N = confidence_N >= threshold
+        sure, right = int(sure_N.sum()), int((sure_N & right_N).sum())
+        return Calibrated(
+            self.temperature,
+            calibration_error(confidence_N, right_N),
+            precision,
+            None if math.isinf(threshold) else threshold,
+            sure / len(labels_N),
+            right / sure if sure else None,
+            wilson(right, sure) if sure else None,
+            fitted_here,
+        )
 
     def write(self, folder: Folder) -> None:
         """Write ``calibration.json`` beside a checkpoint's other files.
@@ -125,13 +197,15 @@ class Calibration:
         folder.write(FILE, (json.dumps(asdict(self)) + "\n").encode())
 
     @classmethod
-    def read(cls, folder: Folder) -> Calibration | None:
+    def read(cls, folder: Folder, name: str | None = None) -> Calibration | None:
         """Read the calibration of a checkpoint; None where it has none, as one of before.
 
         Parameters
         ----------
         folder
             The checkpoint's folder.
+        name
+            Of the checkpoint, for messages; its folder by default.
 
         Raises
         ------
@@ -147,12 +221,31 @@ class Calibration:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(f"{folder}/{FILE}: damaged ({first_line(error)}); delete it, or train again") from None
+            raise InputError(
+                f"{name or folder}/{FILE}: damaged ({first_line(error)}); delete it, or train again"
+            ) from None
         return found
 
 
 NONE = Calibration(1.0, float("nan"), float("nan"), (), ())
 """Of a model without validation clips: probabilities as they are, and nothing is sure."""
+
+
+def check_precision(precision: float) -> None:
+    """Refuse what is no share of right answers.
+
+    Parameters
+    ----------
+    precision
+        Must be above 0 and at most 1.
+
+    Raises
+    ------
+    InputError
+        It is not.
+    """
+    if not 0 < precision <= 1:
+        raise InputError(f"`precision={precision:g}`: must be above 0 and at most 1")
 
 
 def with_temperature(probabilities_G: NDArray[np.floating[Any]], temperature: float) -> NDArray[np.float64]:

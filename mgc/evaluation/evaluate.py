@@ -10,22 +10,28 @@ from dataclasses import asdict, dataclass, replace
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
-from mgc.core.errors import InputError
 from mgc.core.progress import say
 from mgc.core.results import Result
 from mgc.dataset.protocols import gap, held_out
 from mgc.evaluation import figures, run_page
+from mgc.evaluation.calibration import PRECISION, Calibrated, check_precision
 from mgc.evaluation.metrics import Scores
 from mgc.evaluation.predictions import Member, Predictions, Source
 from mgc.evaluation.test_evaluations import counted_test_evaluation
-from mgc.evaluation.trained_models import ensemble, predict_clips, predict_validation, read_models
+from mgc.evaluation.trained_models import (
+    calibration_of,
+    check,
+    ensemble,
+    predict_clips,
+    predict_validation,
+    read_models,
+)
 from mgc.features.feature_set import FeatureSet
 from mgc.tracking.metric_names import SPLITS
 from mgc.tracking.runs import LEAKY_TAG, Run, run_id_of
 from mgc.tracking.store import existing_store
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from mgc.evaluation.trained_models import TrainedModel
@@ -44,6 +50,8 @@ class Evaluation(Scores, Result):
     """How often this test set has been evaluated on, this time included; 0 of other splits."""
     members: tuple[Member, ...]
     """The models of a parent run; empty of a single one."""
+    calibrated: Calibrated | None
+    """Temperature and ``unsure``; None where the run keeps no validation predictions of its feature set."""
     report: str
     """Address of the run's page."""
 
@@ -67,8 +75,8 @@ class Evaluation(Scores, Result):
         facts = asdict(self)
         del facts["leak"]
         facts |= {"leaky": self.leaky, "looks": facts.pop("test_evaluations")}
-        if not facts["members"]:
-            del facts["members"]
+        facts = {name: value for name, value in facts.items() if name not in ("members", "calibrated") or value}
+        if not self.members:
             return facts
         return facts | {"accuracy_mean": self.accuracy_mean, "accuracy_sd": self.accuracy_sd}
 
@@ -84,6 +92,7 @@ class Evaluation(Scores, Result):
             apart = self.split == "validation" and self.members[0].fold
             lines[0] += ", each clip by a model not trained on it" if apart else f", ensemble of {count} models"
             lines.append(f"one model: {self.accuracy_mean:.3f} ± {self.accuracy_sd:.3f} (mean ± sd of {count})")
+        lines.append(str(self.calibrated or run_page.NOT_CALIBRATED))
         if self.test_evaluations:
             lines.append(f"test-set evaluations so far: {self.test_evaluations}")
         width = max(map(len, self.per_genre))
@@ -91,12 +100,14 @@ class Evaluation(Scores, Result):
         return "\n".join([*lines, f"report: {self.report}"])
 
 
-def evaluate(run: RunLike, features: str | Path | FeatureSet, *, split: str = "test") -> Evaluation:
+def evaluate(
+    run: RunLike, features: str | Path | FeatureSet, *, split: str = "test", precision: float = PRECISION
+) -> Evaluation:
     """Score the model of a run, or the ensemble of a parent run's models, on one split of a feature set.
 
     Runs on the GPU if there is one. The probabilities of an ensemble are the mean of its members'. On ``validation`` a
     cross-validation is scored on all its clips, each by the model, or the ensemble of seeds, not trained on its fold.
-    The run keeps figures, two plots, the predictions and a page; the members of a parent keep their own.
+    The run keeps figures, plots, the predictions and a page; the members of a parent keep their own.
 
     Parameters
     ----------
@@ -106,6 +117,8 @@ def evaluate(run: RunLike, features: str | Path | FeatureSet, *, split: str = "t
         Path or URI of a finished feature set of the same genres and log-Mel recipe; not necessarily the one trained on.
     split
         ``training``, ``validation`` or ``test``. Evaluations on ``test`` are counted.
+    precision
+        Share of right answers, on validation clips, that is left when what is marked unsure is left out.
 
     Returns
     -------
@@ -115,7 +128,8 @@ def evaluate(run: RunLike, features: str | Path | FeatureSet, *, split: str = "t
     Raises
     ------
     InputError
-        There is no such run, run and feature set do not go together, or the training split is asked for of folds.
+        There is no such run, run and feature set do not go together, the training split is asked for of folds, or
+        ``precision`` is no share.
     RunError
         The MLflow store does not answer.
 
@@ -127,10 +141,12 @@ def evaluate(run: RunLike, features: str | Path | FeatureSet, *, split: str = "t
     """
     feature_set = FeatureSet.open(features)
     found = Run.find(existing_store(feature_set.folder), run_id_of(run))
-    return _evaluate(found, read_models(found), feature_set, split)
+    return _evaluate(found, read_models(found), feature_set, split, precision)
 
 
-def evaluate_once(run: RunLike, features: str | Path | FeatureSet, *, split: str = "test") -> Evaluation:
+def evaluate_once(
+    run: RunLike, features: str | Path | FeatureSet, *, split: str = "test", precision: float = PRECISION
+) -> Evaluation:
     """As ``evaluate``, but from kept predictions, if the run has some of these models on this split.
 
     Then it is no further test-set evaluation; figures, plots and page are made again from the predictions.
@@ -142,6 +158,8 @@ def evaluate_once(run: RunLike, features: str | Path | FeatureSet, *, split: str
     features
         As of ``evaluate``.
     split
+        As of ``evaluate``.
+    precision
         As of ``evaluate``.
 
     Returns
@@ -161,13 +179,16 @@ def evaluate_once(run: RunLike, features: str | Path | FeatureSet, *, split: str
     kept, models = Predictions.kept(found, split), read_models(found)
     source = Source.of(feature_set, split, models[0].card.config.split)
     if kept is None or not kept.are_of(model.run.id for model in models) or not kept.source.same_clips(source):
-        return _evaluate(found, models, feature_set, split)
+        return _evaluate(found, models, feature_set, split, precision)
     say(f"evaluate: run {found.id} keeps its predictions of split «{split}»: no further evaluation")
-    return _published(found, models, kept, _log(found, kept))
+    return _published(found, models, kept, *_log(found, models, kept, precision), precision)
 
 
-def _evaluate(run: Run, models: list[TrainedModel], feature_set: FeatureSet, split: str) -> Evaluation:
-    _check(models, feature_set, run.id, split)
+def _evaluate(
+    run: Run, models: list[TrainedModel], feature_set: FeatureSet, split: str, precision: float
+) -> Evaluation:
+    check(models, feature_set, run.id, split)
+    check_precision(precision)
     source = Source.of(feature_set, split, models[0].card.config.split)
     of_folds = split == "validation" and models[0].card.config.fold
     # read before it counts: what cannot be read is no test-set evaluation
@@ -182,49 +203,24 @@ def _evaluate(run: Run, models: list[TrainedModel], feature_set: FeatureSet, spl
             whole = ensemble(models, each)
         if len(models) > 1:
             for model, its in zip(models, each, strict=True):
-                _log(model.run, its)
-        scores = _log(run, whole)
+                _log(model.run, [model], its, precision)
+        scores, calibrated = _log(run, models, whole, precision)
         if logged:
-            logged.metrics(_metrics(whole.source, scores))
-    return _published(run, models, whole, scores)
+            logged.metrics(_metrics(whole.source, scores, calibrated))
+    return _published(run, models, whole, scores, calibrated, precision)
 
 
-def _check(models: Sequence[TrainedModel], feature_set: FeatureSet, run_id: str, split: str) -> None:
-    """Refuse a feature set or a split that does not go with the models."""
-    manifest = feature_set.manifest
-    features = f"`features={feature_set.folder}`"
-    for model in models:
-        if (model.card.genres, model.card.spec) != (manifest.genres, manifest.spec):
-            raise InputError(
-                f"{features}: other genres or another log-Mel recipe than run {run_id} was trained on; "
-                "take the feature set of its training"
-            )
-        if model.card.config.split == "random" and model.card.fingerprint != manifest.fingerprint:
-            raise InputError(f"{features}: run {run_id} drew its split at random from another feature set; take that")
-        if split == "training" and model.card.config.fold:
-            raise InputError(
-                f"`split=training`: run {run_id} is of folds, each with its own training clips; take another split"
-            )
-        if split == "validation" and model.card.config.fold and model.card.fingerprint != manifest.fingerprint:
-            raise InputError(f"{features}: the folds of run {run_id} are of another feature set; take that")
-
-
-def _log(run: Run, predictions: Predictions) -> Scores:
-    """Keep predictions with a run: the table, the figures, two plots, and the tag of a leak."""
-    source, scores = predictions.source, predictions.score()
-    predictions.keep(run)
-    run.metrics(_metrics(source, scores))
-    run.figure(figures.confusion_matrix(scores, source.title), f"pictures/confusion_{source.split}.png")
-    run.figure(figures.reliability(scores, source.title), f"pictures/reliability_{source.split}.png")
-    if source.leak:
-        run.tag({LEAKY_TAG: "true"})
-    return scores
-
-
-def _published(run: Run, models: list[TrainedModel], predictions: Predictions, scores: Scores) -> Evaluation:
+def _published(
+    run: Run,
+    models: list[TrainedModel],
+    predictions: Predictions,
+    scores: Scores,
+    calibrated: Calibrated | None,
+    precision: float,
+) -> Evaluation:
     """Make the run's page, and the result."""
     source = predictions.source
-    page = run_page.make(run, models=models, predictions=predictions)
+    page = run_page.make(run, models=models, predictions=predictions, precision=precision)
     return Evaluation(
         **vars(scores),
         run_id=run.id,
@@ -232,11 +228,31 @@ def _published(run: Run, models: list[TrainedModel], predictions: Predictions, s
         leak=source.leak,
         test_evaluations=source.test_evaluations,
         members=source.members,
+        calibrated=calibrated,
         report=page.report,
     )
 
 
-def _metrics(source: Source, scores: Scores) -> dict[str, float]:
+def _log(
+    run: Run, models: list[TrainedModel], predictions: Predictions, precision: float
+) -> tuple[Scores, Calibrated | None]:
+    """Keep predictions with a run: the table, the figures, the plots, and the tag of a leak."""
+    source, scores = predictions.source, predictions.score()
+    predictions.keep(run)  # and so validation predictions of a model of before calibrate it
+    calibration = calibration_of(models)
+    calibrated = predictions.calibrated(calibration, models[0].card.fingerprint, precision)
+    run.metrics(_metrics(source, scores, calibrated))
+    run.figure(figures.confusion_matrix(scores, source.title), f"pictures/confusion_{source.split}.png")
+    run.figure(figures.reliability(scores, source.title), f"pictures/reliability_{source.split}.png")
+    if calibrated:
+        certainty = figures.risk_coverage(predictions, calibration, calibrated)
+        run.figure(certainty, f"pictures/risk_coverage_{source.split}.png")
+    if source.leak:
+        run.tag({LEAKY_TAG: "true"})
+    return scores, calibrated
+
+
+def _metrics(source: Source, scores: Scores, calibrated: Calibrated | None) -> dict[str, float]:
     """Figures by their names in MLflow.
 
     ``val_accuracy`` of a parent of seeds is the mean of its models: their ensemble is ``val_ensemble_accuracy``.
@@ -246,6 +262,11 @@ def _metrics(source: Source, scores: Scores) -> dict[str, float]:
     low, high = scores.ci95
     values = {"accuracy": scores.accuracy, "ci95_low": low, "ci95_high": high}
     values |= {"macro_f1": scores.macro_f1, "ece": scores.ece, "clips": scores.n}
+    if calibrated:
+        values |= {"ece_calibrated": calibrated.ece, "temperature": calibrated.temperature}
+        values |= {"sure_precision": calibrated.precision, "sure_share": calibrated.sure_share}
+    if calibrated and calibrated.sure_accuracy is not None:
+        values |= {"sure_accuracy": calibrated.sure_accuracy}
     voting = len({member.fold for member in source.members}) < len(source.members)
     of_scores = f"{prefix}_ensemble" if voting and source.split != "test" else prefix
     named = {f"{of_scores}_{name}": value for name, value in values.items()}

@@ -11,7 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from mgc.evaluation.metrics import BINS, wilson
+from mgc.evaluation.calibration import FEWEST
+from mgc.evaluation.metrics import BINS, bins, wilson
 from mgc.pages.plots import GREY, TRAINING, VALIDATION, plain
 
 if TYPE_CHECKING:
@@ -22,9 +23,15 @@ if TYPE_CHECKING:
 
     from mgc.audio.logmel import LogMelSpec
     from mgc.dataset.clips import Clips
+    from mgc.evaluation.calibration import Calibrated, Calibration
     from mgc.evaluation.metrics import Scores
+    from mgc.evaluation.predictions import Predictions
 
     History: TypeAlias = Sequence[Mapping[str, float]]
+
+
+_HOLLOW = {"color": VALIDATION, "mfc": "w", "alpha": 0.8}
+"""How points look that are not the ones to read first."""
 
 
 def learning_curves(history: History, best_epoch: int) -> Figure:
@@ -151,6 +158,88 @@ def reliability(scores: Scores, split: str) -> Figure:
     upper.yaxis.set_major_formatter(PercentFormatter(1))
     for axes in (upper, lower):
         plain(axes)
+    return figure
+
+
+def risk_coverage(predictions: Predictions, calibration: Calibration, calibrated: Calibrated) -> Figure:
+    """Plot how right the answers are when the less confident ones are left out, and the reliability before and after.
+
+    The first is the risk–coverage curve with accuracy in place of risk (R. El-Yaniv, Y. Wiener: «On the Foundations of
+    Noise-free Selective Classification», JMLR 2010), from ``calibration.FEWEST`` clips on, in Wilson's 95 % band.
+
+    Parameters
+    ----------
+    predictions
+        Of a split.
+    calibration
+        Of the models that predicted.
+    calibrated
+        What it makes of the predictions: its threshold is marked.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The curve above the reliability.
+    """
+    probabilities_NG = calibration(predictions.probabilities_NG)
+    confidence_N, right_N, n = probabilities_NG.max(1), predictions.right, len(predictions.labels_N)
+    counts = np.unique(np.linspace(min(FEWEST, n), n, 200).round().astype(int))
+    right = np.cumsum(right_N[np.argsort(-confidence_N, kind="stable")])[counts - 1]
+    ends = np.array([wilson(int(some), int(count)) for some, count in zip(right, counts, strict=True)])
+    figure = Figure(figsize=(5.4, 7.6), layout="constrained")
+    upper, lower = figure.subplots(2, 1)
+    upper.fill_between(counts / n, ends[:, 0], ends[:, 1], color=TRAINING, alpha=0.18, lw=0, label="95% interval")
+    upper.plot(counts / n, right / counts, color=TRAINING, lw=1.8, label="accuracy of the most confident")
+    upper.axhline(right_N.mean(), color=GREY, lw=1, ls="--", label=f"answering all: {right_N.mean():.1%}")
+    if calibrated.sure_accuracy is not None:
+        label = f"sure: {calibrated.sure_accuracy:.1%} right of {calibrated.sure_share:.0%} of the clips"
+        upper.plot(calibrated.sure_share, calibrated.sure_accuracy, "o", ms=9, color=VALIDATION, mec="w", label=label)
+    upper.set(xlabel="share of the clips that is answered, the most confident first", ylabel="accuracy of these")
+    upper.set(xlim=(0, 1.02), ylim=(-0.02, 1.02))
+    upper.set_title(f"{predictions.source.title}: what leaving unsure clips out buys", fontsize=11)
+    upper.legend(frameon=False, fontsize=8.5)
+    lower.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--", label="calibrated")
+    before = bins(predictions.probabilities_NG.max(1), right_N)
+    after = bins(confidence_N, right_N)
+    error = predictions.score().ece
+    named = f"before: calibration error {error:.3f}"
+    lower.plot([b.confidence for b in before], [b.accuracy for b in before], "s-", ms=5, lw=0.8, **_HOLLOW, label=named)
+    ends = np.array([wilson(round(b.accuracy * b.clips), b.clips) for b in after])
+    named = f"after, temperature {calibrated.temperature:.2f}: {calibrated.ece:.3f}"
+    accuracy = np.array([b.accuracy for b in after])
+    spread = np.maximum(np.abs(ends.T - accuracy), 0)
+    lower.errorbar(
+        [b.confidence for b in after], accuracy, spread, fmt="o", ms=6, color=TRAINING, elinewidth=1.2, label=named
+    )
+    lower.set(xlabel="confidence: probability of the predicted genre", ylabel="accuracy", xlim=(0, 1.02))
+    lower.set(ylim=(-0.02, 1.02))
+    lower.legend(frameon=False, fontsize=8.5)
+    for axes in (upper, lower):
+        axes.xaxis.set_major_formatter(PercentFormatter(1))
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        plain(axes)
+    return figure
+
+
+def spectrogram(mel_FT: NDArray[np.float16], spec: LogMelSpec) -> Figure:
+    """Plot one log-Mel spectrogram, without axes.
+
+    Parameters
+    ----------
+    mel_FT : np.ndarray [shape=(F, T)]
+        Z-scored.
+    spec
+        Its recipe.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Nothing but the spectrogram: time from left to right, low bands at the bottom.
+    """
+    figure = Figure(figsize=(3.2, 0.8))
+    axes = figure.add_axes((0, 0, 1, 1))
+    _spectrogram(axes, mel_FT, spec)
+    axes.set_axis_off()
     return figure
 
 

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from mgc.core.errors import InputError, first_line
 from mgc.dataset.protocols import leak
+from mgc.evaluation.calibration import NONE
 from mgc.evaluation.metrics import Scores, score
 from mgc.features.layout import read_table
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from mgc.evaluation.calibration import Calibrated, Calibration
     from mgc.features.feature_set import FeatureSet
     from mgc.tracking.runs import Run
 
@@ -118,6 +120,23 @@ class Predictions:
     def score(self) -> Scores:
         """Score the predictions against the true genres."""
         return score(self.labels_N, self.probabilities_NG, self.source.genres)
+
+    def calibrated(self, calibration: Calibration, fingerprint: str, precision: float) -> Calibrated | None:
+        """Say what a calibration is worth on these clips; None of one that there is not.
+
+        Parameters
+        ----------
+        calibration
+            Of the models that predicted.
+        fingerprint
+            Of the feature set that they were trained on: its validation clips are those that it was fitted on.
+        precision
+            Share of right answers that ``unsure`` is to leave, on validation clips.
+        """
+        if calibration is NONE:
+            return None
+        fitted_here = self.source.split == "validation" and self.source.fingerprint == fingerprint
+        return calibration.on(self.labels_N, self.probabilities_NG, precision, fitted_here=fitted_here)
 
     def are_of(self, run_ids: Iterable[str]) -> bool:
         """Return whether these are the predictions of these runs' models and no others.

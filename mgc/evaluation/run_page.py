@@ -15,8 +15,9 @@ from mgc.config import TrainConfig, member_name
 from mgc.core.errors import MgcError
 from mgc.dataset import clips as clips_of
 from mgc.evaluation import figures
+from mgc.evaluation.calibration import PRECISION
 from mgc.evaluation.predictions import Predictions
-from mgc.evaluation.trained_models import predict_validation, read_models
+from mgc.evaluation.trained_models import calibration_of, predict_validation, read_models
 from mgc.features.feature_set import FeatureSet
 from mgc.pages import html
 from mgc.tracking.metric_names import EPOCH
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 TEMPLATE = "run.html.j2"
 MISTAKES = 6
 """Most confident mistakes that are shown."""
+NOT_CALIBRATED = (
+    "not calibrated: the run keeps no validation predictions of its own feature set; "
+    "«mgc evaluate --split validation» there makes them"
+)
 CURVES = tuple(f"{EPOCH}{name}" for name in ("train_loss", "val_loss", "train_accuracy", "val_accuracy"))
 
 
@@ -42,6 +47,7 @@ def make(
     *,
     models: Sequence[TrainedModel] | None = None,
     predictions: Predictions | None = None,
+    precision: float = PRECISION,
 ) -> Page:
     """Make the page of a training run, a trial, or a parent run of seeds or folds, and log it as ``report.html``.
 
@@ -55,6 +61,8 @@ def make(
         The run's models, where they were read already.
     predictions
         Predictions that the run keeps, where they were read already.
+    precision
+        Share of right answers, on validation clips, that is left when what is marked unsure is left out.
 
     Returns
     -------
@@ -72,7 +80,7 @@ def make(
         known = predictions if predictions and predictions.source.split == split else None
         shown = shown or known or Predictions.kept(run, split)
     shown = shown or _validated(models, record)
-    return html.keep(run, _render(run, record, models, shown), out, shown.source.split if shown else None)
+    return html.keep(run, _render(run, record, models, shown, precision), out, shown.source.split if shown else None)
 
 
 def _validated(models: Sequence[TrainedModel], record: Record) -> Predictions | None:
@@ -96,13 +104,15 @@ def _feature_set(location: str, fingerprint: str) -> FeatureSet | None:
 # What is on the page
 
 
-def _render(run: Run, record: Record, models: Sequence[TrainedModel], predictions: Predictions | None) -> str:
+def _render(
+    run: Run, record: Record, models: Sequence[TrainedModel], predictions: Predictions | None, precision: float
+) -> str:
     facts: dict[str, Any] = {
         **html.heading(record),
         "kind": f"{len(models)} models" if len(models) > 1 else "one model",
         "notes": _notes(models, predictions),
         "curves": _curves(models),
-        "settings": _settings(models),
+        "settings": settings_of(models),
         "settings_note": "Marked: what differs from the preset plain_cnn.",
         "origin": html.origin(run, record, _data(record, models, predictions)),
     }
@@ -113,7 +123,7 @@ def _render(run: Run, record: Record, models: Sequence[TrainedModel], prediction
             "scores": scores,
             "commonest": max(row["support"] for row in scores.per_genre.values()) / scores.n,
             "members": _members(models, predictions),
-            "reliability": html.data_uri(figures.reliability(scores, source.title)),
+            **_calibration(models, predictions, precision),
             "mistakes": _mistakes(predictions),
         }
         if source.members:
@@ -139,6 +149,18 @@ def _notes(models: Sequence[TrainedModel], predictions: Predictions | None) -> l
     if any(model.card.fingerprint != source.fingerprint for model in models):
         notes.append("Trained on another feature set: whether the models know these clips or artists is not checked.")
     return notes
+
+
+def _calibration(models: Sequence[TrainedModel], predictions: Predictions, precision: float) -> dict[str, Any]:
+    """What the temperature and ``unsure`` buy, in words and as an image; without a calibration the reliability."""
+    calibration = calibration_of(models)
+    calibrated = predictions.calibrated(calibration, models[0].card.fingerprint, precision)
+    if calibrated is None:
+        drawn, said = figures.reliability(predictions.score(), predictions.source.title), NOT_CALIBRATED
+    else:
+        drawn, said = figures.risk_coverage(predictions, calibration, calibrated), str(calibrated)
+    sentences = [f"{line[0].upper()}{line[1:]}." for line in said.splitlines()]
+    return {"calibrated": calibrated, "calibration": html.data_uri(drawn), "calibration_said": sentences}
 
 
 def _members(models: Sequence[TrainedModel], predictions: Predictions) -> list[dict[str, Any]]:
@@ -191,8 +213,19 @@ def _mistakes(predictions: Predictions) -> dict[str, Any]:
     return {"listed": listed, "picture": picture, "wrong": int((~predictions.right).sum())}
 
 
-def _settings(models: Sequence[TrainedModel]) -> list[dict[str, Any]]:
-    """Every field of the configuration, with the value of the preset plain_cnn where it differs."""
+def settings_of(models: Sequence[TrainedModel]) -> list[dict[str, Any]]:
+    """List every field of the configuration, with the value of the preset plain_cnn where it differs.
+
+    Parameters
+    ----------
+    models
+        The models of a run.
+
+    Returns
+    -------
+    list of dict
+        ``name``, ``value`` and ``note`` of each field, as the pages show them.
+    """
     leaves = [flatten(model.card.config.to_dict()) for model in models]
     rows = []
     for name, plain in flatten(TrainConfig().to_dict()).items():  # the defaults of all fields are that preset

@@ -18,7 +18,7 @@ from mgc.core.errors import InputError
 from mgc.core.storage import Folder
 from mgc.dataset.batches import batches
 from mgc.dataset.protocols import learning_set
-from mgc.evaluation.calibration import Calibration
+from mgc.evaluation.calibration import NONE, Calibration
 from mgc.evaluation.predictions import Member, Predictions, Source
 from mgc.model import checkpoint
 from mgc.model.device import best_device, prepare
@@ -89,9 +89,47 @@ def read_each(runs: Sequence[Run]) -> list[TrainedModel]:
     with tempfile.TemporaryDirectory() as folder:
         places = [each.checkpoint(Path(folder, each.id)) for each in runs]
         return [
-            TrainedModel(run, *checkpoint.read(place), Calibration.read(Folder.at(place)))
+            TrainedModel(run, *checkpoint.read(place), Calibration.read(Folder.at(place), f"run {run.id}: checkpoint"))
             for run, place in zip(runs, places, strict=True)
         ]
+
+
+def check(models: Sequence[TrainedModel], feature_set: FeatureSet, run_id: str, split: str) -> None:
+    """Refuse a feature set or a split that does not go with some models.
+
+    Parameters
+    ----------
+    models
+        The models of a run.
+    feature_set
+        Whose clips are to be predicted.
+    run_id
+        The run, for the message.
+    split
+        ``training``, ``validation`` or ``test``.
+
+    Raises
+    ------
+    InputError
+        Genres or log-Mel recipe differ, a split of folds or of chance is of another feature set, or the training split
+        is asked for of folds.
+    """
+    manifest = feature_set.manifest
+    features = f"`features={feature_set.folder}`"
+    for model in models:
+        if (model.card.genres, model.card.spec) != (manifest.genres, manifest.spec):
+            raise InputError(
+                f"{features}: other genres or another log-Mel recipe than run {run_id} was trained on; "
+                "take the feature set of its training"
+            )
+        if model.card.config.split == "random" and model.card.fingerprint != manifest.fingerprint:
+            raise InputError(f"{features}: run {run_id} drew its split at random from another feature set; take that")
+        if split == "training" and model.card.config.fold:
+            raise InputError(
+                f"`split=training`: run {run_id} is of folds, each with its own training clips; take another split"
+            )
+        if split == "validation" and model.card.config.fold and model.card.fingerprint != manifest.fingerprint:
+            raise InputError(f"{features}: the folds of run {run_id} are of another feature set; take that")
 
 
 def predict_clips(models: Sequence[TrainedModel], clips: Clips, source: Source) -> list[Predictions]:
@@ -167,22 +205,69 @@ def predict_validation(
     """
     source = Source.of(feature_set, "validation", models[0].card.config.split)
     own: dict[str, Predictions] = {}
-    ordered, parts = sorted(models, key=_fold), []
-    for _, group in groupby(ordered, key=_fold):
+    for _, group in groupby(sorted(models, key=_fold), key=_fold):
         members = list(group)
         data = learning_set(feature_set, members[0].card.config, lazily=True)
         each = predict_clips(members, data.clips.take(data.validation), source)
-        parts.append(ensemble(members, each))
         own |= {member.run.id: its for member, its in zip(members, each, strict=True)}
-    whole = Predictions(
-        source,
-        np.concatenate([part.track_ids_N for part in parts]),
-        tuple(path for part in parts for path in part.paths),
-        np.concatenate([part.labels_N for part in parts]),
-        np.concatenate([part.probabilities_NG for part in parts]),
-    )
-    whole = _with_members(whole, ordered, [own[model.run.id] for model in ordered])
-    return [own[model.run.id] for model in models], whole
+    return [own[model.run.id] for model in models], _by_fold(models, own)
+
+
+def kept_validation(models: Sequence[TrainedModel]) -> Predictions | None:
+    """Put together the predictions of validation clips that the runs of some models keep.
+
+    As ``predict_validation``, without predicting: the seeds of a fold are an ensemble, folds follow one another.
+
+    Parameters
+    ----------
+    models
+        The models of a run.
+
+    Returns
+    -------
+    Predictions or None
+        None where a run keeps none, or those of another feature set than it was trained on.
+
+    Raises
+    ------
+    InputError
+        Predictions that a run keeps are damaged.
+    """
+    own: dict[str, Predictions] = {}
+    for model in models:
+        kept = Predictions.kept(model.run, "validation")
+        if kept is None or kept.source.fingerprint != model.card.fingerprint:
+            return None
+        own[model.run.id] = kept
+    return _by_fold(models, own)
+
+
+def calibration_of(models: Sequence[TrainedModel]) -> Calibration:
+    """Calibrate some models as one, by the validation predictions that their runs keep; one has its own calibration.
+
+    Models of one fold, which differ by their seed, are calibrated as the ensemble that they are. Those of several folds
+    have no clips that none of them was trained on: each clip counts with the models of its own fold, which are fewer
+    than all and a little less right, so that their calibration errs on the careful side.
+
+    Parameters
+    ----------
+    models
+        The models of a run.
+
+    Returns
+    -------
+    Calibration
+        ``NONE`` where a run keeps no validation predictions of the feature set that it was trained on.
+
+    Raises
+    ------
+    InputError
+        Predictions that a run keeps are damaged.
+    """
+    if len(models) == 1 and models[0].calibration:
+        return models[0].calibration
+    kept = kept_validation(models)
+    return Calibration.fit(kept.labels_N, kept.probabilities_NG) if kept else NONE
 
 
 def _probabilities(
@@ -198,6 +283,21 @@ def _probabilities(
     finally:
         model.cpu()
     return torch.cat(computed).numpy()
+
+
+def _by_fold(models: Sequence[TrainedModel], own: dict[str, Predictions]) -> Predictions:
+    """The predictions of each model on its own validation clips, by run, as one: folds one after another."""
+    ordered = sorted(models, key=_fold)
+    groups = [list(group) for _, group in groupby(ordered, key=_fold)]
+    parts = [ensemble(group, [own[model.run.id] for model in group]) for group in groups]
+    whole = Predictions(
+        replace(parts[0].source, members=()),
+        np.concatenate([part.track_ids_N for part in parts]),
+        tuple(path for part in parts for path in part.paths),
+        np.concatenate([part.labels_N for part in parts]),
+        np.concatenate([part.probabilities_NG for part in parts]),
+    )
+    return _with_members(whole, ordered, [own[model.run.id] for model in ordered])
 
 
 def _with_members(whole: Predictions, models: Sequence[TrainedModel], each: Sequence[Predictions]) -> Predictions:

@@ -9,8 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-import numpy as np
-
 from mgc.core.errors import InputError
 from mgc.core.progress import say
 from mgc.core.storage import URI, Folder
@@ -19,9 +17,6 @@ from mgc.model import checkpoint
 from mgc.model.cnn import together
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from mgc.evaluation.trained_models import TrainedModel
     from mgc.model.checkpoint import Card
     from mgc.model.cnn import Ensemble, GenreCNN
     from mgc.tracking.runs import RunLike
@@ -93,7 +88,7 @@ def load(model: ModelLike) -> GenreModel:
     if URI.match(name) or Path(name).is_dir():
         network, card = checkpoint.read(name)
         return GenreModel(network, card, Calibration.read(Folder.at(name)) or NONE)
-    from mgc.evaluation.trained_models import read_each, read_models
+    from mgc.evaluation.trained_models import calibration_of, read_each, read_models
     from mgc.tracking import registry  # a folder needs no MLflow
     from mgc.tracking.runs import Run
     from mgc.tracking.store import existing_store
@@ -106,41 +101,4 @@ def load(model: ModelLike) -> GenreModel:
         models = read_each([Run.find(uri, run_id) for run_id in version.models])
     else:
         models = read_models(Run.find(uri, name))
-    return GenreModel(together([each.model for each in models]), models[0].card, calibration(models))
-
-
-def calibration(models: Sequence[TrainedModel]) -> Calibration:
-    """Calibrate some models as one, by the validation predictions that their runs keep; one has its own calibration.
-
-    Models of one fold, which differ by their seed, are calibrated as the ensemble that they are. Those of several folds
-    have no clips that none of them was trained on: each clip counts with the models of its own fold, which are fewer
-    than all and a little less right, so that their calibration errs on the careful side.
-
-    Parameters
-    ----------
-    models
-        The models of a run.
-
-    Returns
-    -------
-    Calibration
-        ``NONE`` where a run keeps no validation predictions.
-
-    Raises
-    ------
-    InputError
-        Predictions that a run keeps are damaged.
-    """
-    from mgc.evaluation.predictions import Predictions
-
-    if len(models) == 1 and models[0].calibration:
-        return models[0].calibration
-    kept = [(each.card.config.fold, Predictions.kept(each.run, "validation")) for each in models]
-    folds: dict[int, list[Predictions]] = {}
-    for fold, predictions in kept:
-        if predictions is None:
-            return NONE
-        folds.setdefault(fold, []).append(predictions)
-    labels = [members[0].labels_N for members in folds.values()]
-    means = [np.stack([each.probabilities_NG for each in members]).mean(0) for members in folds.values()]
-    return Calibration.fit(np.concatenate(labels), np.concatenate(means))
+    return GenreModel(together([each.model for each in models]), models[0].card, calibration_of(models))

@@ -2,7 +2,8 @@
 
 epoch/train_loss, epoch/val_accuracy, …         the curve of a fit, a point an epoch
 train_accuracy, val_accuracy, gap, best_epoch   the kept model (of a parent: the mean; of a sweep: the best trial)
-val_*, test_*                                   an evaluation: accuracy, ci95_low, macro_f1, ece, …
+val_*, test_*                                   an evaluation: accuracy, ci95_low, macro_f1, ece, ece_calibrated,
+                                                temperature, sure_share, sure_accuracy, …
 
 Before, a curve had the plain names, the kept model ``best_val_accuracy``, a sweep's best trial too, the SVM and an
 evaluation ``validation_accuracy``.

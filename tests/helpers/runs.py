@@ -70,4 +70,5 @@ def draw_nothing(monkeypatch) -> None:
     """Evaluate without pictures and page, which take longer than all else."""
     for name in ("confusion_matrix", "reliability"):
         monkeypatch.setattr(pictures, name, lambda scores, split: Figure(figsize=(1, 1)))
+    monkeypatch.setattr(pictures, "risk_coverage", lambda *known: Figure(figsize=(1, 1)))
     monkeypatch.setattr(run_page, "make", lambda run, **known: Page(run.id, None, "", None))
