@@ -30,6 +30,7 @@ _NAMES = {
     "search": "sweep.tune:tune",
     "evaluate": "evaluation.evaluate:evaluate",
     "compare": "evaluation.compare:compare",
+    "mislabels": "evaluation.mislabels:mislabels",
     "predict": "library.predict:predict",
     "label": "library.label:label",
     "Labels": "library.labels:Labels",

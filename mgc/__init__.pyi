@@ -3,6 +3,7 @@ from mgc.collection.audit import audit
 from mgc.config import PRESETS, AugmentConfig, ModelConfig, OptimConfig, SweepConfig, TrainConfig
 from mgc.evaluation.compare import compare
 from mgc.evaluation.evaluate import evaluate
+from mgc.evaluation.mislabels import mislabels
 from mgc.evaluation.promote import promote
 from mgc.features.feature_set import FeatureSet
 from mgc.features.preprocess import extract_features
@@ -32,6 +33,7 @@ __all__ = [
     "extract_features",
     "fit",
     "label",
+    "mislabels",
     "playlists",
     "predict",
     "promote",
