@@ -14,7 +14,7 @@ from mgc.core.progress import say
 from mgc.core.storage import URI, Folder
 from mgc.evaluation.calibration import NONE, Calibration
 from mgc.model import checkpoint
-from mgc.model.cnn import together
+from mgc.model.cnn import folded, together
 
 if TYPE_CHECKING:
     from mgc.model.checkpoint import Card
@@ -39,7 +39,7 @@ class GenreModel:
     """A network, or several as one, and what is needed to use it."""
 
     network: GenreCNN | Ensemble
-    """On the CPU, in evaluation mode."""
+    """On the CPU, in evaluation mode, with its BatchNorm folded into its convolutions."""
     card: Card
     """Of several models the first one's."""
     calibration: Calibration
@@ -87,7 +87,7 @@ def load(model: ModelLike) -> GenreModel:
     name = str(getattr(model, "checkpoint", None) or getattr(model, "run_id", None) or model)
     if URI.match(name) or Path(name).is_dir():
         network, card = checkpoint.read(name)
-        return GenreModel(network, card, Calibration.read(Folder.at(name)) or NONE)
+        return GenreModel(folded(network), card, Calibration.read(Folder.at(name)) or NONE)
     from mgc.evaluation.trained_models import calibration_of, read_each, read_models
     from mgc.tracking import registry  # a folder needs no MLflow
     from mgc.tracking.runs import Run
@@ -101,4 +101,4 @@ def load(model: ModelLike) -> GenreModel:
         models = read_each([Run.find(uri, run_id) for run_id in version.models])
     else:
         models = read_models(Run.find(uri, name))
-    return GenreModel(together([each.model for each in models]), models[0].card, calibration_of(models))
+    return GenreModel(together([folded(each.model) for each in models]), models[0].card, calibration_of(models))

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from mgc.core.storage import Folder
     from mgc.library.genre_model import GenreModel
     from mgc.library.label_plan import LabelPlan
+    from mgc.library.label_shards import Heard, NotHeard
     from mgc.library.labels import Settings
 
 
@@ -148,7 +149,7 @@ def label_shard(block: pa.Table, *, job: LabelJob) -> pa.Table:
     pa.Table
         One row: the shard's ``record`` as JSON, and the id of the ``node`` that wrote it.
     """
-    return Network(job)(listen_shard(block, job=job))
+    return _written(block, _heard(block, job), job)
 
 
 def listen_shard(block: pa.Table, *, job: LabelJob) -> pa.Table:
@@ -166,12 +167,11 @@ def listen_shard(block: pa.Table, *, job: LabelJob) -> pa.Table:
     pa.Table
         One row: ``shard``, ``fingerprint`` and what was ``heard``, for a ``Network``.
     """
-    heard = label_shards.listen(block["path"].to_pylist(), job.root, job.spec, job.clip_timeout)
     return pa.table(
         {
             "shard": block["shard"][:1],
             "fingerprint": block["fingerprint"][:1],
-            "heard": label_shards.packed(heard),
+            "heard": label_shards.packed(_heard(block, job)),
         }
     )
 
@@ -187,7 +187,7 @@ class Network:
 
     def __init__(self, job: LabelJob) -> None:
         self.job = job
-        self.model = _model(job.model)
+        _model(job.model)  # now, and not when the first shard comes
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Label and write one shard.
@@ -202,12 +202,20 @@ class Network:
         pa.Table
             As of ``label_shard``.
         """
-        import ray
+        return _written(block, label_shards.unpacked(block["heard"][0], self.job.spec), self.job)
 
-        file, fingerprint = block["shard"][0].as_py(), block["fingerprint"][0].as_py()
-        heard = label_shards.unpacked(block["heard"][0], self.job.spec)
-        record = label_shards.write(file, fingerprint, heard, self.model, self.job.settings, self.job.out)
-        return pa.table({"record": [record.to_json()], "node": [ray.get_runtime_context().get_node_id()]})
+
+def _heard(block: pa.Table, job: LabelJob) -> list[Heard | NotHeard]:
+    return label_shards.listen(block["path"].to_pylist(), job.root, job.spec, job.clip_timeout)
+
+
+def _written(block: pa.Table, heard: list[Heard | NotHeard], job: LabelJob) -> pa.Table:
+    """Label and write a shard: its record, and the node that wrote it."""
+    import ray
+
+    file, fingerprint = block["shard"][0].as_py(), block["fingerprint"][0].as_py()
+    record = label_shards.write(file, fingerprint, heard, _model(job.model), job.settings, job.out)
+    return pa.table({"record": [record.to_json()], "node": [ray.get_runtime_context().get_node_id()]})
 
 
 @lru_cache(maxsize=1)

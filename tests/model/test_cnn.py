@@ -4,11 +4,34 @@ from torch import nn
 
 from mgc.config import PRESETS, ModelConfig
 from mgc.core.errors import InputError
-from mgc.model.cnn import Dropout, Ensemble, GenreCNN, together
+from mgc.model.cnn import Dropout, Ensemble, GenreCNN, folded, together
 
 
 def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_folded_network_gives_the_same_logits_in_less_layers(preset):
+    torch.manual_seed(0)
+    model = GenreCNN(PRESETS[preset].model, 8, (128, 200))
+    with torch.no_grad():  # running statistics and scales that are not those of the start
+        for layer in model.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                for values, low, high in (
+                    (layer.running_mean, -1, 1),
+                    (layer.running_var, 0.5, 2),
+                    (layer.weight, -2, 2),
+                ):
+                    values.uniform_(low, high)
+    mel_B1FT = torch.randn(2, 1, 128, 200)
+    before = {name: values.clone() for name, values in model.state_dict().items()}
+    with torch.inference_mode():
+        expected = model.eval()(mel_B1FT)
+        found = folded(model)(mel_B1FT)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert not [layer for layer in folded(model).blocks if isinstance(layer, nn.BatchNorm2d | nn.Dropout)]
+    assert all(torch.equal(values, before[name]) for name, values in model.state_dict().items())
 
 
 def test_the_default_is_the_seeds_baseline_to_the_parameter():
