@@ -37,7 +37,7 @@ def plan(files: int, scratch: Path) -> None:
     before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     target = Folder.at(scratch / "labels")
     target.make()
-    made = LabelPlan.of(audio_files(Folder.at(scratch)), Settings("", ("a", "b"), 0.9, 0.5, ""))
+    made = LabelPlan.of(audio_files(Folder.at(scratch)), Settings("", ("a", "b"), 0.9, 0.5, ""), "")
     made.write(target)
     seconds = time.monotonic() - began
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024

@@ -351,8 +351,10 @@ class Label(OnRay):
     """Tasks at a time; as many as there are CPUs, at any moment, by default."""
     clip_timeout: float = 300.0
     """Seconds that decoding one file may take before it is quarantined."""
+    retry: bool = False
+    """Try the files in quarantine again, too."""
     overwrite: bool = False
-    """Replace labels of another model or precision."""
+    """Label everything anew; needed for another model, precision or library."""
 
 
 @dataclass(frozen=True, kw_only=True)

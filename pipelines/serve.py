@@ -10,21 +10,20 @@ replica has its limits to itself. A token is always wanted, because a replica do
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
 
 from mgc.core.errors import InputError
-from mgc.evaluation.calibration import PRECISION
+from mgc.evaluation.calibration import PRECISION, check_precision
 from mgc.library.genre_model import load
 from mgc.serving.app import application
 from mgc.serving.limits import Limits
-from mgc.serving.token import NAME
+from mgc.serving.token import NAME, given_token
 
 if TYPE_CHECKING:
-    from starlette.applications import Starlette
+    from mgc.serving.guard import Guard
 
 MOST = 100
 """Requests of a replica that Ray Serve lets through: more than its limit, so that it is the one that refuses."""
@@ -44,12 +43,12 @@ class Genre:
     """
 
     def __init__(self, model: str, precision: float, limits: Limits) -> None:
-        token = os.environ.get(NAME)
+        token = given_token()
         if not token:
             raise InputError(f"{NAME}: set it in the environment of the replicas")
         self._made = application(load(model), limits, token, precision=precision)
 
-    def __serve_build_asgi_app__(self) -> Starlette:
+    def __serve_build_asgi_app__(self) -> Guard:
         """Return what answers requests."""
         return self._made
 
@@ -70,10 +69,18 @@ def app(arguments: dict[str, Any]) -> serve.Application:
     InputError
         There is no ``model`` among them, or a name that is none of these.
     """
-    kinds = {name: type(value) for name, value in asdict(Limits()).items()}
-    if unknown := sorted(set(arguments) - {"model", "precision", *kinds}):
-        raise InputError(f"«{unknown[0]}»: no argument; there are model, precision, {', '.join(kinds)}")
+    values: dict[str, Any] = {"precision": PRECISION, **asdict(Limits())}
+    if unknown := sorted(set(arguments) - {"model", *values}):
+        raise InputError(f"«{unknown[0]}»: no argument; there are model, {', '.join(values)}")
     if "model" not in arguments:
         raise InputError("«model»: name one, model=…")
-    limits = Limits(**{name: kind(arguments[name]) for name, kind in kinds.items() if name in arguments})
-    return _DEPLOYMENT.bind(arguments["model"], float(arguments.get("precision", PRECISION)), limits)
+    for name, default in values.items():
+        try:
+            values[name] = type(default)(arguments.get(name, default))
+        except ValueError:
+            raise InputError(f"{name}={arguments[name]}: no number") from None
+    precision = values.pop("precision")
+    check_precision(precision)
+    limits = Limits(**values)
+    deployment = _DEPLOYMENT.options(max_ongoing_requests=max(MOST, 2 * limits.at_once))
+    return deployment.bind(arguments["model"], precision, limits)

@@ -73,7 +73,7 @@ def test_every_command_and_flag_is_the_contracts():
         "baseline": {"features", "root", "kind", "classifier", "split", "folds", "workers"},
         "predict": {"model", "clips", "precision"},
         "label": {
-            "root", "model", "out", "precision", "workers", "clip_timeout", "overwrite", "wait", "verbose",
+            "root", "model", "out", "precision", "workers", "clip_timeout", "retry", "overwrite", "wait", "verbose",
         },
         "playlists": {"labels", "out", "unsure"},
         "serve": {"model", "host", "port", "precision", "limits"},

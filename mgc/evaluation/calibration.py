@@ -146,8 +146,9 @@ class Calibration:
             ``precision`` is no such share.
         """
         check_precision(precision)
-        right_N = np.cumsum(self.right) / np.arange(1, len(self.right) + 1)
-        enough = np.flatnonzero((right_N >= precision) & (np.arange(1, len(right_N) + 1) >= FEWEST))
+        clips_N = np.arange(1, len(self.right) + 1)
+        last_N = np.diff(self.confidences, append=-1.0) != 0  # of clips of one confidence: all are above it or none
+        enough = np.flatnonzero((np.cumsum(self.right) / clips_N >= precision) & (clips_N >= FEWEST) & last_N)
         return self.confidences[int(enough[-1])] if len(enough) else float("inf")
 
     def on(

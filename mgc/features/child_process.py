@@ -40,6 +40,8 @@ HEADER_BYTES = 8
 PIPE_BYTES = 1 << 20
 """Size of the pipe, the largest that Linux allows without privileges: 64 rows of 330 kB, 10 ms apart, take 30 ms more
 than without a pipe; with the default of 64 kB, 160 ms."""
+LONGEST_SECONDS = 2_000_000.0
+"""The longest time-out that the kernel's calls take, some three weeks; a longer one is as long."""
 _forking = threading.RLock()
 """Held from pipe to fork: a child forked by another thread in between would inherit our pipe and hold it open, so that
 a crash of our child would look like a hang."""
@@ -180,7 +182,7 @@ class _Child:
         data = bytearray(size)
         missing = memoryview(data)
         while missing:
-            if not self.ready.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            if not self.ready.poll(min(max(0.0, deadline - time.monotonic()), LONGEST_SECONDS) * 1000):
                 raise TimeoutError
             count = self.pipe.readinto(missing)
             if not count:
@@ -205,7 +207,7 @@ def _child_loop(
         return
     for item in items:
         # The parent's clock finds a hang; this alarm ends a child whose parent is gone, and does not need the GIL.
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        signal.setitimer(signal.ITIMER_REAL, min(seconds, LONGEST_SECONDS))
         message, ok = _message(functools.partial(function, item))
         signal.setitimer(signal.ITIMER_REAL, 0)  # sending may wait for a slow parent
         _send(message, writer)

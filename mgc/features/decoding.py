@@ -40,7 +40,8 @@ def each_clip(
     root
         The folder that the paths are relative to.
     function
-        Is given a row and its open file; what it returns is pickled. A ``ClipError`` is its answer for the clip.
+        Is given a row and its open file; what it returns is pickled. A ``ClipError`` is its answer for the clip, any
+        other exception is one of reason ``failed``.
     clip_timeout
         Seconds that one clip may take.
 
@@ -84,8 +85,23 @@ def _attempt(
     function: Callable[[dict[str, Any], FileIO], R], source: tuple[dict[str, Any], FileIO | ClipError]
 ) -> R | ClipError:
     clip, file = source
+    return file if isinstance(file, ClipError) else outcome_of(partial(function, clip, file))
+
+
+def outcome_of(call: Callable[[], R]) -> R | ClipError:
+    """Call what decodes a file, and return its result, or why there is none, whatever it raises but a lack of memory.
+
+    Parameters
+    ----------
+    call
+        The call; what a library writes meanwhile is dropped.
+    """
     try:
         with quiet():
-            return file if isinstance(file, ClipError) else function(clip, file)
+            return call()
     except ClipError as error:
         return error
+    except MemoryError:
+        raise
+    except Exception as error:
+        return ClipError(Reason.FAILED, f"{type(error).__name__}: {error}")

@@ -9,6 +9,7 @@ MLflow.
 
 from __future__ import annotations
 
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -146,8 +147,8 @@ def preprocess(
     _check_numbers(workers=workers, limit=limit, clips_per_shard=clips_per_shard)
     if not min_seconds >= 0:  # NaN neither
         raise InputError(f"`min_seconds={min_seconds}`: must be at least 0")
-    if not clip_timeout > 0:
-        raise InputError(f"`clip_timeout={clip_timeout}`: must be more than 0 seconds")
+    if not 0 < clip_timeout < math.inf:
+        raise InputError(f"`clip_timeout={clip_timeout}`: must be more than 0 seconds, and finite")
     if not 0 <= max_quarantined <= 1:
         raise InputError(f"`max_quarantined={max_quarantined}`: must be a share, from 0 to 1")
     recipe = Recipe(min_seconds=min_seconds, keep_damaged=keep_damaged, clips_per_shard=clips_per_shard)

@@ -148,7 +148,8 @@ def over(
     dict
         The rows, in the order in which they are done.
     """
-    with ThreadPoolExecutor(1) as pool:
+    pool = ThreadPoolExecutor(1)
+    try:
         begun = pool.submit(_begin, shards, dataset, workers)
         while shards:
             count, current, rows = begun.result()
@@ -158,6 +159,8 @@ def over(
                     begun = pool.submit(_begin, shards, dataset, workers)
                 yield row
             stats.append(current.stats())
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C nothing waits for a group's first shard
 
 
 def _begin(

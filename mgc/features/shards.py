@@ -144,24 +144,19 @@ def extract(clip: dict[str, Any], file: FileIO, recipe: Recipe) -> dict[str, Any
         The clip gives no feature; its reason and detail say why.
     """
     spec = recipe.spec
-    try:
-        samples, seconds, promised = audio.load(file, sample_rate=spec.sample_rate, seconds=spec.seconds)
-        damaged = is_damaged(seconds, promised)
-        if damaged and not recipe.keep_damaged:
-            detail = f"{seconds:.2f} of {promised:.2f} s of audio came out"
-            why = audio.why_short(file, spec.seconds)
-            raise ClipError(Reason.DAMAGED, f"{detail}; {why}" if why else detail, seconds)
-        if seconds < recipe.min_seconds:
-            # Written into shards since the first version: another wording would change their bytes.
-            detail = f"{seconds:.2f} s of audio, --min-seconds is {recipe.min_seconds:g}"
-            raise ClipError(Reason.TOO_SHORT, detail, seconds)
-        made = feature(samples, spec)
-        file.seek(0)
-        sha1 = hashlib.file_digest(file, "sha1").hexdigest()
-    except (ClipError, MemoryError):
-        raise
-    except Exception as error:
-        raise ClipError(Reason.FAILED, f"{type(error).__name__}: {error}") from error
+    samples, seconds, promised = audio.load(file, sample_rate=spec.sample_rate, seconds=spec.seconds)
+    damaged = is_damaged(seconds, promised)
+    if damaged and not recipe.keep_damaged:
+        detail = f"{seconds:.2f} of {promised:.2f} s of audio came out"
+        why = audio.why_short(file, spec.seconds)
+        raise ClipError(Reason.DAMAGED, f"{detail}; {why}" if why else detail, seconds)
+    if seconds < recipe.min_seconds:
+        # Written into shards since the first version: another wording would change their bytes.
+        detail = f"{seconds:.2f} s of audio, --min-seconds is {recipe.min_seconds:g}"
+        raise ClipError(Reason.TOO_SHORT, detail, seconds)
+    made = feature(samples, spec)
+    file.seek(0)
+    sha1 = hashlib.file_digest(file, "sha1").hexdigest()
     return {name: clip[name] for name in ("track_id", "split", "genre", "label", "artist_id", "path")} | {
         "source_sha1": sha1,
         "seconds": seconds,

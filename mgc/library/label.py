@@ -5,7 +5,9 @@ A run that was killed goes on by the same command, and one of a library that has
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -92,6 +94,7 @@ def label(
     precision: float = PRECISION,
     workers: int | None = None,
     clip_timeout: float = 300.0,
+    retry: bool = False,
     overwrite: bool = False,
     wait: float = 15.0,
 ) -> LabelledLibrary:
@@ -111,8 +114,10 @@ def label(
         Tasks at a time; as many as the cluster has CPUs, at any moment, by default.
     clip_timeout
         Seconds that decoding one file may take before it is quarantined as ``timed_out``.
+    retry
+        Try the files in quarantine again, too: those of a disk that was away, or that took too long.
     overwrite
-        Replace labels of another model or precision.
+        Label everything anew; needed for another model, precision or library.
     wait
         Minutes to wait for CPUs of a cluster.
 
@@ -137,20 +142,20 @@ def label(
     target, library = output_folder("out", out), Folder.at(root)
     if workers is not None and workers < 1:
         raise InputError(f"`workers={workers}`: must be at least 1")
-    if not clip_timeout > 0:
-        raise InputError(f"`clip_timeout={clip_timeout}`: must be more than 0 seconds")
+    if not 0 < clip_timeout < math.inf:
+        raise InputError(f"`clip_timeout={clip_timeout}`: must be more than 0 seconds, and finite")
     if library.kind() != "folder":
         raise InputError(f"`root={library}`: no such folder")
     demand = Demand("tasks", 1, {"CPU": 1}, wait)
     loaded = load(model)
     threshold = loaded.threshold(precision)
     settings = Settings(
-        loaded.fingerprint, loaded.card.genres, precision, threshold if threshold < float("inf") else None, DECODER
+        loaded.fingerprint, loaded.card.genres, precision, threshold if threshold < math.inf else None, DECODER
     )
     try:
         with claimed(target):
             files = audio_files(library)
-            plan = _planned(library, target, files, settings, overwrite=overwrite)
+            plan = _planned(library, target, files, settings, retry=retry, overwrite=overwrite)
             missing = [
                 file for file in plan.shards if not label_shards.is_written(target, file, plan.fingerprint(file))
             ]
@@ -202,59 +207,92 @@ def audio_files(library: Folder) -> dict[str, int]:
     StoreError, RunError
         The object store, or the disk, does not answer.
     """
-    paths, others = [], Counter[str]()
+    paths, unnamed, others = list[str](), list[str](), Counter[str]()
     for path in library.walk():
         suffix = os.path.splitext(path)[1].lower()
-        if suffix in AUDIO_SUFFIXES:
-            paths.append(path)
-        elif suffix in OTHER_AUDIO:
+        if suffix in OTHER_AUDIO:
             others[suffix] += 1
+        elif suffix in AUDIO_SUFFIXES:
+            (paths if _is_utf8(path) else unnamed).append(path)
     for suffix, count in sorted(others.items()):
         say(f"{count} files end in {suffix}, for which mgc has no decoder: convert them to FLAC or MP3")
+    if unnamed:
+        say(f"{len(unnamed)} files have names that are not UTF-8, the first is {unnamed[0]!r}: rename them")
     if not paths:
         raise InputError(f"`root={library}`: no audio files (MP3, WAV, FLAC, Ogg, Opus, AIFF …) below it")
     return dict(zip(paths, library.sizes(paths), strict=True))
 
 
+def _is_utf8(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _planned(
-    library: Folder, target: Folder, files: Mapping[str, int], settings: Settings, *, overwrite: bool
+    library: Folder, target: Folder, files: Mapping[str, int], settings: Settings, *, retry: bool, overwrite: bool
 ) -> LabelPlan:
-    """The plan of now, written; what is there and not in it is gone."""
-    before = None if overwrite else LabelPlan.read(target)
-    if before is None and not overwrite:
-        if foreign := [name for name in target.files() if not name.startswith(".")]:
-            raise InputError(f"`out={target}`: is not empty ({foreign[0]}) and holds no labels; choose another folder")
-    elif before and before.settings != settings:
-        raise InputError(
-            f"`out={target}`: holds other labels: {'; '.join(differences(before.settings, settings))}; choose another "
-            "folder, or `overwrite=True`"
-        )
-    plan = (before or LabelPlan(settings, {})).updated(files, _changed(before, library, target) if before else set())
-    if before is None or plan.shards != before.shards:
+    """The plan of now, written, in a folder that has no shard beside it."""
+    root, before = str(library), LabelPlan.read(target)  # which refuses a plan of something else
+    if before is None and (foreign := [name for name in target.files() if not name.startswith(".")]):
+        raise InputError(f"`out={target}`: is not empty ({foreign[0]}) and holds no labels; choose another folder")
+    if overwrite:
+        target.remove(MANIFEST)
+        _remove_shards(target, {})
+        before = None
+    if before is None:
+        plan = LabelPlan.of(files, settings, root)
+    else:
+        _check_before(before, settings, files, target, root)
+        plan = before.updated(files, _to_do_again(before, library, target, retry=retry), root)
+    if plan != before:
         target.remove(MANIFEST)  # first, so that nobody reads a mixture
+        _remove_shards(target, plan.shards)
         plan.write(target)
-        _drop(before, plan, target)
-    return plan
-
-
-def _changed(before: LabelPlan, library: Folder, target: Folder) -> set[str]:
-    """Paths of files that were written after their shard: they may hold something else now."""
-    written = dict(zip(before.shards, target.modified(before.shards), strict=True))
-    paths = [(path, written[file]) for file, its in before.shards.items() for path in its]
-    times = library.modified([path for path, _ in paths])
-    return {path for (path, since), time in zip(paths, times, strict=True) if since and time > since}
-
-
-def _drop(before: LabelPlan | None, plan: LabelPlan, target: Folder) -> None:
-    """Remove shards, and rows of shards, that are not in the plan any more."""
-    target.make(SHARDS)
-    for name in target.files(SHARDS):
-        if (file := f"{SHARDS}/{name}") not in plan.shards and not name.startswith("."):
-            target.remove(file)
+    _remove_shards(target, plan.shards)
     for file, its in before.shards.items() if before else ():
         if before and file in plan.shards and plan.shards[file] != its:
             keep = plan.shards[file].__contains__
             label_shards.prune(target, file, keep, before.fingerprint(file), plan.fingerprint(file))
+    return plan
+
+
+def _check_before(before: LabelPlan, settings: Settings, files: Mapping[str, int], target: Folder, root: str) -> None:
+    """Refuse labels of another model or library; say of a library how many of its files are gone."""
+    way_out = "choose another folder, or `overwrite=True`"
+    if before.settings != settings:
+        what = "; ".join(differences(before.settings, settings))
+        raise InputError(f"`out={target}`: holds other labels: {what}; {way_out}")
+    known = before.files
+    gone = sum(path not in files for path in known)
+    if before.root != root and 2 * gone > len(known):
+        raise InputError(f"`out={target}`: holds the labels of another library, {before.root}; {way_out}")
+    if gone:
+        say(f"{gone} of {len(known)} files are gone, and their labels with them")
+
+
+def _to_do_again(before: LabelPlan, library: Folder, target: Folder, *, retry: bool) -> set[str]:
+    """Paths of files that were written after their shard, which may hold something else now; and of the quarantine."""
+    written, now = dict(zip(before.shards, target.modified(before.shards), strict=True)), time.time()
+    paths = [(path, written[file]) for file, its in before.shards.items() for path in its]
+    times = library.modified([path for path, _ in paths])
+    again = {path for (path, since), when in zip(paths, times, strict=True) if since and since < when <= now}
+    if retry:
+        for file in before.shards:
+            if label_shards.is_written(target, file, before.fingerprint(file)):
+                again |= {row["path"] for row in label_shards.read_record(target, file).quarantined}
+    return again
+
+
+def _remove_shards(target: Folder, keep: Mapping[str, object]) -> None:
+    """Remove the label shards that are not to be kept, and make their folder."""
+    target.make(SHARDS)
+    for name in target.files(SHARDS):
+        file = f"{SHARDS}/{name}"
+        if file not in keep and re.fullmatch(r"labels-\d+\.parquet", name):
+            target.remove(file)
 
 
 def _start_ray(library: Folder, file: str, target: Folder, demand: Demand) -> None:

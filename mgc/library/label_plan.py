@@ -25,7 +25,7 @@ FILES_PER_SHARD = 32
 BYTES_PER_SHARD = 128 << 20
 """Of audio files: some two hours of MP3, whose spectrograms take some 100 MB in a task."""
 SCHEMA = pa.schema([("path", pa.string()), ("bytes", pa.int64()), ("shard", pa.string())])
-SETTINGS_KEY, FORMAT_KEY = b"mgc.labels.settings", b"mgc.labels.format"
+SETTINGS_KEY, FORMAT_KEY, ROOT_KEY = b"mgc.labels.settings", b"mgc.labels.format", b"mgc.labels.root"
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,13 @@ class LabelPlan:
     """All files of a label set, dealt to shards."""
 
     settings: Settings
+    root: str
+    """The library, by path or URI."""
     shards: Mapping[str, Mapping[str, int]]
     """Size in bytes by path, of the files of each shard, by the shard's file; both in order."""
 
     @classmethod
-    def of(cls, files: Mapping[str, int], settings: Settings) -> LabelPlan:
+    def of(cls, files: Mapping[str, int], settings: Settings, root: str) -> LabelPlan:
         """Plan a new set.
 
         Parameters
@@ -46,10 +48,17 @@ class LabelPlan:
             Size in bytes by path.
         settings
             Of the set.
+        root
+            The library.
         """
-        return cls(settings, {}).updated(files, set())
+        return cls(settings, root, {}).updated(files, set(), root)
 
-    def updated(self, files: Mapping[str, int], changed: set[str]) -> LabelPlan:
+    @property
+    def files(self) -> dict[str, int]:
+        """Size in bytes by path, of the files of all shards."""
+        return {path: size for its in self.shards.values() for path, size in its.items()}
+
+    def updated(self, files: Mapping[str, int], changed: set[str], root: str) -> LabelPlan:
         """Plan the files of now: those that are as they were stay where they are, all others get new shards.
 
         Parameters
@@ -57,7 +66,9 @@ class LabelPlan:
         files
             Size in bytes by path.
         changed
-            Paths of files that hold something else now.
+            Paths of files that are to be labelled again.
+        root
+            Where the library is now.
         """
         kept = {
             file: {path: size for path, size in its.items() if files.get(path) == size and path not in changed}
@@ -73,7 +84,7 @@ class LabelPlan:
                 number += 1
                 its = shards[f"{SHARDS}/labels-{number:05d}.parquet"] = {}
             its[path] = files[path]
-        return LabelPlan(self.settings, shards)
+        return LabelPlan(self.settings, root, shards)
 
     def fingerprint(self, file: str) -> str:
         """Hash of the settings and of the files of a shard: 64 hexadecimal digits."""
@@ -85,6 +96,7 @@ class LabelPlan:
     def write(self, folder: Folder) -> None:
         """Write ``plan.parquet``."""
         metadata = {SETTINGS_KEY: self.settings.to_json().encode(), FORMAT_KEY: str(FORMAT).encode()}
+        metadata[ROOT_KEY] = self.root.encode()
         rows = [
             {"path": path, "bytes": size, "shard": file}
             for file, its in self.shards.items()
@@ -113,7 +125,7 @@ class LabelPlan:
             for path, size, name in zip(*(table[column].to_pylist() for column in SCHEMA.names), strict=True):
                 shards.setdefault(name, {})[path] = size
             check_shards(shards)
-            return cls(settings, shards)
+            return cls(settings, table.schema.metadata[ROOT_KEY].decode(), shards)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, StoreError, pa.ArrowException, KeyError, TypeError, ValueError) as error:

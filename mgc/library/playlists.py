@@ -17,6 +17,8 @@ from mgc.library.labels import Labels
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+HEAD = "#EXTM3U\n#mgc"
+"""First lines of a playlist: the second, a comment to players, says that mgc may replace it."""
 COLUMNS = ["path", "seconds", "genre", "confidence", "unsure"]
 
 
@@ -47,8 +49,8 @@ def playlists(labels: str | Path | Labels, out: str | Path, *, unsure: bool = Fa
     labels
         A finished label set, or where it is.
     out
-        Folder of the playlists, on a disk; those that mgc wrote there before are replaced. Paths in them are relative
-        to it, so that library and playlists can be moved together.
+        Folder of the playlists, on a disk; those that mgc wrote there before are replaced, and no others. Paths in
+        them are relative to it, so that library and playlists can be moved together.
     unsure
         Take tracks that the model is unsure of, too.
 
@@ -60,7 +62,8 @@ def playlists(labels: str | Path | Labels, out: str | Path, *, unsure: bool = Fa
     Raises
     ------
     InputError
-        There is no label set, its library is in an object store, or ``out`` cannot be written.
+        There is no label set, its library is in an object store, or ``out`` cannot be written or has a playlist of such
+        a name that mgc did not write.
 
     Examples
     --------
@@ -71,33 +74,47 @@ def playlists(labels: str | Path | Labels, out: str | Path, *, unsure: bool = Fa
     root = Path(found.manifest.root)
     if URI.match(found.manifest.root):
         raise InputError(f"`labels={found.folder}`: its library {root} is in an object store, which no player opens")
-    target = Path(out).absolute()
+    target = Path(out).expanduser().absolute()
     rows = sorted(found.table(COLUMNS).to_pylist(), key=lambda row: (-row["confidence"], row["path"]))
     sure = [row for row in rows if unsure or not row["unsure"]]
     there = [row for row in sure if _one_line(row["path"]) and (root / row["path"]).is_file()]
+    names = _names(found.manifest.settings.genres)
     files: dict[str, int] = {}
     try:
         target.mkdir(parents=True, exist_ok=True)
-        for genre in found.manifest.settings.genres:
-            its = [row for row in there if row["genre"] == genre]
-            name = f"{file_name(genre)}.m3u8"
-            while name in files:  # two genres that a disk takes for one
-                name = f"_{name}"
-            if its:
+        if foreign := [name for name in names.values() if (target / name).exists() and not _is_ours(target / name)]:
+            raise InputError(f"`out={target}`: {foreign[0]} is not a playlist of mgc; choose another folder")
+        for genre, name in names.items():
+            if its := [row for row in there if row["genre"] == genre]:
                 write_text("\n".join(_lines(genre, its, root, target)) + "\n", target / name)
                 files[name] = len(its)
-            elif (target / name).exists():
-                (target / name).unlink()
+            else:
+                (target / name).unlink(missing_ok=True)
     except OSError as error:
         raise path_error(f"`out={target}`: cannot be written ({error.strerror or error})", error) from None
     return Playlists(str(target), files, len(rows) - len(sure), len(sure) - len(there))
 
 
+def _names(genres: Iterable[str]) -> dict[str, str]:
+    """The file of each genre; no two are one on a disk that takes capitals for small letters."""
+    names: dict[str, str] = {}
+    for genre in genres:
+        name = f"{file_name(genre)}.m3u8"
+        while name.casefold() in map(str.casefold, names.values()):
+            name = f"_{name}"
+        names[genre] = name
+    return names
+
+
+def _is_ours(file: Path) -> bool:
+    return file.read_bytes().startswith(f"{HEAD}\n".encode())
+
+
 def _lines(genre: str, rows: Iterable[dict[str, object]], root: Path, target: Path) -> Iterable[str]:
-    yield "#EXTM3U"
+    yield HEAD
     yield f"#PLAYLIST:{' '.join(genre.split())}"
     for row in rows:
-        path = os.path.relpath(root / str(row["path"]), target)
+        path = os.path.relpath(os.path.realpath(root / str(row["path"])), os.path.realpath(target))
         yield f"#EXTINF:{round(float(str(row['seconds'])))},{Path(path).stem}"
         yield path if not path.startswith("#") else f"./{path}"
 

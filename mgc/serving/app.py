@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -50,7 +49,7 @@ STATUS = {Reason.EMPTY: 400, Reason.NOT_AUDIO: 415}
 """HTTP's status of a file that gives no prediction; 422 of other reasons."""
 
 
-def application(model: GenreModel, limits: Limits, token: str | None, *, precision: float = PRECISION) -> Starlette:
+def application(model: GenreModel, limits: Limits, token: str | None, *, precision: float = PRECISION) -> Guard:
     """Make the application of a model.
 
     Parameters
@@ -67,7 +66,7 @@ def application(model: GenreModel, limits: Limits, token: str | None, *, precisi
 
     Returns
     -------
-    Starlette
+    Guard
         An ASGI application.
 
     Raises
@@ -87,12 +86,12 @@ def application(model: GenreModel, limits: Limits, token: str | None, *, precisi
         Route("/healthz", service.health),
         Route("/v1/predict", service.predict, methods=["POST"]),
     ]
-    return Starlette(
+    made = Starlette(
         routes=routes,
-        middleware=[Middleware(Guard, local=token is None, drain_seconds=limits.upload_timeout)],
         exception_handlers={HTTPException: _refusal, ClientDisconnect: _nobody, Exception: _fault},  # type: ignore[dict-item]
         lifespan=service.running,
     )
+    return Guard(made, local=token is None, drain_seconds=limits.upload_timeout)  # around its answers of 500, too
 
 
 class _Service:

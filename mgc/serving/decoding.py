@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mgc.audio.quiet import quiet
 from mgc.core.errors import ClipError, Reason
 from mgc.features import child_process
-from mgc.features.decoding import CLIP_MEMORY
+from mgc.features.decoding import CLIP_MEMORY, outcome_of
 from mgc.library.listening import Recording
 
 if TYPE_CHECKING:
@@ -70,8 +69,8 @@ def decode(file: BinaryIO, spec: LogMelSpec, limits: Limits, *, spectrogram: boo
     ClipError
         The file gives no audio, or its process crashed or took too long.
     """
-    call = partial(_decode, spec=spec, most=limits.max_seconds, spectrogram=spectrogram)
-    (outcome,) = child_process.each(call, [file], seconds=limits.decode_timeout, memory=CLIP_MEMORY)
+    call = partial(_decode, file, spec, limits.max_seconds, spectrogram)
+    (outcome,) = child_process.each(outcome_of, [call], seconds=limits.decode_timeout, memory=CLIP_MEMORY)
     if isinstance(outcome, child_process.Lost):
         raise ClipError(Reason(outcome.how), outcome.detail)
     if isinstance(outcome, ClipError):
@@ -79,17 +78,9 @@ def decode(file: BinaryIO, spec: LogMelSpec, limits: Limits, *, spectrogram: boo
     return outcome
 
 
-def _decode(file: BinaryIO, spec: LogMelSpec, most: float, spectrogram: bool) -> Decoded | ClipError:
-    try:
-        with quiet():
-            recording = Recording(file, spec)
-            pieces = list(takewhile(lambda _: recording.seconds <= most, recording.pieces()))
-    except ClipError as error:
-        return error
-    except MemoryError:
-        raise
-    except Exception as error:
-        return ClipError(Reason.FAILED, f"{type(error).__name__}: {error}")
+def _decode(file: BinaryIO, spec: LogMelSpec, most: float, spectrogram: bool) -> Decoded:
+    recording = Recording(file, spec)
+    pieces = list(takewhile(lambda _: recording.seconds <= most, recording.pieces()))
     if recording.seconds > most:
         return Decoded((), recording.seconds, None, None)
     warning = "; ".join(recording.warnings) or None

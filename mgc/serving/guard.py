@@ -25,7 +25,7 @@ HEADERS = {
 
 
 class Guard:
-    """ASGI middleware.
+    """An ASGI application around another.
 
     Parameters
     ----------

@@ -35,13 +35,17 @@ class Network:
         self._thread = threading.Thread(target=self._work, name="network", daemon=True)
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Take the network to its device, and begin to answer; what a device raises ends the start of the server."""
+        device = best_device()
+        prepare(device)
+        self.model.network.to(device)
         self._thread.start()
 
     def close(self) -> None:
         """Answer what waits, and end."""
         self._queue.put(None)
-        self._thread.join()
+        if self._thread.ident:
+            self._thread.join()
 
     def answer(self, pieces: Sequence[Piece]) -> Future[Answer]:
         """Queue a file.
@@ -61,10 +65,7 @@ class Network:
         return future
 
     def _work(self) -> None:
-        device = best_device()
-        prepare(device)
-        self.model.network.to(device)
-        most = batch_size(device)
+        most = batch_size(next(self.model.network.parameters()).device)
         while files := self._next(most):
             try:
                 found = answers(self.model, [pieces for pieces, _ in files])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 import uvicorn
 
 from mgc.core import ports
+from mgc.core.errors import RunError
 from mgc.core.progress import say, show
 from mgc.evaluation.calibration import PRECISION
 from mgc.library.genre_model import load
@@ -54,6 +55,8 @@ def serve(
     ------
     InputError
         There is no such model, or the host or the port cannot be used.
+    RunError
+        The model could not be taken to its device.
     KeyboardInterrupt
         Ctrl-C, or another signal that ends a command.
     """
@@ -69,5 +72,8 @@ def serve(
             app, loop="asyncio", http="h11", ws="none", lifespan="on", log_config=None, access_log=False,
             proxy_headers=False, server_header=False, timeout_graceful_shutdown=STOP_SECONDS,
         )  # fmt: skip
-        asyncio.run(uvicorn.Server(config).serve(sockets=[listener]))
+        server = uvicorn.Server(config)
+        asyncio.run(server.serve(sockets=[listener]))
+        if not server.started:
+            raise RunError("serve: the model could not be started; its error is above")
     raise KeyboardInterrupt  # uvicorn has raised the signal again before, unless nobody handles it

@@ -6,6 +6,7 @@ import os
 import secrets
 
 from mgc.core import ports
+from mgc.core.errors import InputError
 from mgc.core.progress import say
 
 NAME = "MGC_TOKEN"
@@ -25,8 +26,22 @@ def token_for(host: str) -> str | None:
     str or None
         None: only this machine reaches it, and no token is wanted.
     """
-    token = os.environ.get(NAME)
+    token = given_token()
     if not token and not ports.is_loopback(host):
         token = secrets.token_urlsafe(24)
         say(f"token, of this start alone ({NAME} sets one that stays): {token}")
+    return token
+
+
+def given_token() -> str | None:
+    """Return the environment's token, without spaces and line ends around it; None where there is none.
+
+    Raises
+    ------
+    InputError
+        It has other characters than letters, digits and signs of ASCII, which a header does not carry.
+    """
+    token = os.environ.get(NAME, "").strip()
+    if token and not (token.isascii() and token.isprintable() and " " not in token):
+        raise InputError(f"{NAME}: must be of ASCII letters, digits and signs, without spaces")
     return token or None

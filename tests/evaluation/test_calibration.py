@@ -290,3 +290,13 @@ def test_the_curve_ends_where_all_are_answered_and_marks_the_threshold():
     at = np.interp(calibrated.sure_share, curve.get_xdata(), curve.get_ydata())
     assert at == pytest.approx(calibrated.sure_accuracy, abs=0.01)
     assert f"calibration error {predictions.score().ece:.3f}" in lower.get_legend().get_texts()[1].get_text()
+
+
+def test_clips_of_one_confidence_are_all_above_a_threshold_or_none(monkeypatch):
+    monkeypatch.setattr("mgc.evaluation.calibration.FEWEST", 2)
+    tied = Calibration(1.0, 0.0, 0.0, (1.0,) * 20, (True,) * 10 + (False,) * 10)
+    assert tied.threshold(0.9) == float("inf")  # not 1.0, of which half is right
+    assert tied.threshold(0.5) == 1.0
+    above = Calibration(1.0, 0.0, 0.0, (0.9, 0.9, 0.8, 0.8), (True, True, True, False))
+    assert (above.threshold(0.9), above.threshold(0.75)) == (0.9, 0.8)
+    assert NONE.threshold(0.5) == float("inf")

@@ -554,3 +554,8 @@ def test_openblas_threads_of_the_parent_do_no_harm():
     for product in each(lambda _: A @ B, range(3), seconds=30, memory=1024 * MB):
         np.testing.assert_allclose(product, expected)
     np.testing.assert_allclose(A @ B, expected)
+
+
+@pytest.mark.parametrize("seconds", [float("inf"), 1e12])
+def test_a_time_out_longer_than_the_kernel_knows_is_no_error(seconds):
+    assert list(each(abs, [-1, 2], seconds=seconds)) == [1, 2]

@@ -10,6 +10,7 @@ import resource
 import signal
 import time
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,7 @@ from mgc.collection.tracks import SCHEMA as TRACKS
 from mgc.core.errors import ClipError, Reason
 from mgc.core.storage import Folder
 from mgc.features import shards
+from mgc.features.decoding import outcome_of
 from mgc.features.layout import SCHEMA
 from mgc.features.plan import Plan, Recipe
 
@@ -98,10 +100,12 @@ def test_a_row_says_how_much_audio_it_holds_and_whether_it_was_padded(collection
 
 def test_an_unforeseen_error_of_one_clip_is_a_clip_error_that_names_it(collection, monkeypatch):
     monkeypatch.setattr(shards, "feature", lambda *_: 1 / 0)
-    with pytest.raises(ClipError) as caught:
-        row_of(one_shard(1).clips.to_pylist()[0], collection / "training0.wav")
-    assert caught.value.reason == Reason.FAILED
-    assert "ZeroDivisionError" in caught.value.detail
+    with (collection / "training0.wav").open("rb") as file:
+        clip = one_shard(1).clips.to_pylist()[0]
+        error = outcome_of(partial(shards.extract, clip, file, RECIPE))
+    assert isinstance(error, ClipError)
+    assert error.reason == Reason.FAILED
+    assert "ZeroDivisionError" in error.detail
 
 
 def test_a_shard_is_one_complete_record_of_what_became_of_its_clips(collection):

@@ -172,6 +172,67 @@ def test_a_model_without_calibration_is_unsure_of_all_and_says_why(ray_session, 
     assert "no validation predictions" in capsys.readouterr().err
 
 
+def test_a_run_killed_after_its_plan_and_before_its_first_shard_goes_on(
+    ray_session, library, whole_clips, tmp_path, monkeypatch
+):
+    out = tmp_path / "labels"
+    with monkeypatch.context() as patch:
+        patch.setattr("mgc.library.label._start_ray", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            label(library, whole_clips, out)
+    shutil.rmtree(out / "shards")  # as if killed right behind the plan
+    assert label(library, whole_clips, out).labelled == 10
+    shutil.rmtree(out / "shards")
+    assert label(library, whole_clips, out).labelled == 10
+
+
+def test_a_file_whose_name_is_not_utf_8_is_said_and_costs_nothing(ray_session, library, whole_clips, tmp_path, capsys):
+    out = tmp_path / "labels"
+    label(library, whole_clips, out)
+    shutil.copy(library / "a" / "0.wav", os.fsencode(library) + b"/b\xe9.wav")
+    assert label(library, whole_clips, out).files == 10
+    assert "1 files have names that are not UTF-8" in capsys.readouterr().err
+
+
+def test_quarantined_files_are_tried_again_if_asked_for(ray_session, library, whole_clips, tmp_path):
+    out, away = tmp_path / "labels", tmp_path / "away.wav"
+    (library / "here.wav").symlink_to(away)  # to a disk that is not there now
+    made = label(library, whole_clips, out, clip_timeout=1e-4)
+    assert made.quarantined == {"timed_out": 13}
+    sound(away, 2, 5)
+    assert label(library, whole_clips, out).labelled == 1  # it has a size now
+    again = label(library, whole_clips, out, retry=True)
+    assert (again.files, again.quarantined) == (11, {"empty": 1, "not_audio": 1})
+
+
+def test_a_moved_library_is_known_and_another_is_refused(ray_session, library, whole_clips, tmp_path, capsys):
+    out = tmp_path / "labels"
+    label(library, whole_clips, out)
+    library.rename(tmp_path / "moved")
+    assert label(tmp_path / "moved", whole_clips, out).labelled == 0
+    assert Labels.open(out).manifest.root == str(tmp_path / "moved")
+    before = shards(out)
+    sound(tmp_path / "other" / "x.wav", 2, 1)
+    with pytest.raises(InputError, match=r"holds the labels of another library, .*/moved"):
+        label(tmp_path / "other", whole_clips, out)
+    assert shards(out) == before
+    shutil.rmtree(tmp_path / "moved" / "a")
+    assert label(tmp_path / "moved", whole_clips, out).files == 6
+    assert "5 of 12 files are gone" in capsys.readouterr().err
+
+
+def test_overwrite_touches_labels_alone_and_labels_all_again(ray_session, library, whole_clips, tmp_path, features):
+    other = tmp_path / "features"
+    shutil.copytree(features.folder.path, other)
+    there = {path: path.read_bytes() for path in other.rglob("*.*") if path.is_file()}
+    with pytest.raises(InputError, match=r"`out=.*/features`"):
+        label(library, whole_clips, other, overwrite=True)
+    assert {path: path.read_bytes() for path in there} == there
+    out = tmp_path / "labels"
+    label(library, whole_clips, out)
+    assert label(library, whole_clips, out, overwrite=True).labelled == 10
+
+
 @pytest.mark.slow
 def test_a_library_in_a_bucket_is_labelled_into_a_bucket(ray_session, library, whole_clips, tmp_path):
     store = Store()

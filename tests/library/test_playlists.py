@@ -9,7 +9,7 @@ from mgc.core.errors import InputError
 from mgc.core.storage import Folder
 from mgc.features.layout import ShardEntry, parquet_bytes
 from mgc.library.labels import SCHEMA, LabelManifest, Labels, Settings
-from mgc.library.playlists import file_name, playlists
+from mgc.library.playlists import _names, file_name, playlists
 
 GENRES = ("AC/DC-like", "AC:DC-like", "Folk", "Rock")
 
@@ -58,7 +58,7 @@ def test_each_genre_has_its_sure_tracks_the_most_confident_first(library, tmp_pa
     assert made.files == {"AC_DC-like.m3u8": 1, "_AC_DC-like.m3u8": 1, "Folk.m3u8": 3}
     assert (made.unsure, made.gone) == (1, 1)
     folk = tmp_path / "music" / "playlists" / "Folk.m3u8"
-    assert folk.read_text().splitlines()[:3] == ["#EXTM3U", "#PLAYLIST:Folk", "#EXTINF:30,two"]
+    assert folk.read_text().splitlines()[:3] == ["#EXTM3U", "#mgc", "#PLAYLIST:Folk"]
     assert paths(folk) == ["../a/two.mp3", "../é & ü.flac", "../a/one.mp3"]
     assert all((folk.parent / path).is_file() for path in paths(folk))
     assert "in no playlist: 1 unsure, 1 gone" in str(made)
@@ -91,6 +91,27 @@ def test_unsure_tracks_are_taken_if_asked_for_and_old_lists_go(library, tmp_path
         "_AC_DC-like.m3u8",
         "mine.m3u8",
     ]
+
+
+def test_a_playlist_that_somebody_else_made_is_refused_and_not_touched(library, tmp_path):
+    out = tmp_path / "lists"
+    out.mkdir()
+    (out / "Folk.m3u8").write_text("#EXTM3U\nmine.mp3\n")
+    with pytest.raises(InputError, match=r"Folk\.m3u8 is not a playlist of mgc"):
+        playlists(library, out)
+    assert [(file.name, file.read_text()) for file in out.iterdir()] == [("Folk.m3u8", "#EXTM3U\nmine.mp3\n")]
+
+
+def test_paths_are_right_through_a_link_to_the_folder(library, tmp_path):
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "deep" / "er")
+    playlists(library, tmp_path / "link")
+    folder = tmp_path / "deep" / "er"
+    assert all((folder / path).is_file() for path in paths(folder / "Folk.m3u8"))
+
+
+def test_genres_that_differ_in_capitals_alone_have_two_files():
+    assert _names(["Rock", "rock", "Pop"]) == {"Rock": "Rock.m3u8", "rock": "_rock.m3u8", "Pop": "Pop.m3u8"}
 
 
 def test_genres_make_names_for_any_disk():

@@ -24,7 +24,7 @@ from mgc.serving import openapi
 from mgc.serving.limits import Limits
 from mgc.serving.network import Network
 
-TOKEN = "a token"
+TOKEN = "a-token"
 PAGES = ["/", "/app.js", "/style.css", "/icon.svg", "/docs", "/openapi.json"]
 
 

@@ -19,6 +19,7 @@ from helpers.serving import Client, small_model, wav, written
 from mgc import cli
 from mgc.core.errors import InputError
 from mgc.serving.serve import serve
+from mgc.serving.token import given_token
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +107,16 @@ def test_a_model_that_is_not_there_is_named(tmp_path):
 def test_a_limit_is_named_by_its_flag(flag, capsys):
     assert cli.run(["serve", "--model", "nowhere", flag, "0"]) == 2
     assert f"{flag} 0: must be above 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("given", "token"), [("word\n", "word"), ("  ", None), ("", None), ("a-b_c.d~9", "a-b_c.d~9")])
+def test_a_token_of_a_file_is_taken_without_its_line_end(monkeypatch, given, token):
+    monkeypatch.setenv("MGC_TOKEN", given)
+    assert given_token() == token
+
+
+@pytest.mark.parametrize("given", ["wörd", "two words", "a\tb"])
+def test_a_token_that_no_header_carries_is_refused(monkeypatch, given):
+    monkeypatch.setenv("MGC_TOKEN", given)
+    with pytest.raises(InputError, match="MGC_TOKEN: must be of ASCII"):
+        given_token()
