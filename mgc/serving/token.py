@@ -39,9 +39,9 @@ def given_token() -> str | None:
     Raises
     ------
     InputError
-        It has other characters than letters, digits and signs of ASCII, which a header does not carry.
+        It has other characters than those of ASCII, which a header does not carry.
     """
     token = os.environ.get(NAME, "").strip()
-    if token and not (token.isascii() and token.isprintable() and " " not in token):
-        raise InputError(f"{NAME}: must be of ASCII letters, digits and signs, without spaces")
+    if token and not (token.isascii() and token.isprintable()):
+        raise InputError(f"{NAME}: must be of ASCII letters, digits and signs")
     return token or None

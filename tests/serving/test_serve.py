@@ -115,7 +115,7 @@ def test_a_token_of_a_file_is_taken_without_its_line_end(monkeypatch, given, tok
     assert given_token() == token
 
 
-@pytest.mark.parametrize("given", ["wörd", "two words", "a\tb"])
+@pytest.mark.parametrize("given", ["wörd", "a\tb"])
 def test_a_token_that_no_header_carries_is_refused(monkeypatch, given):
     monkeypatch.setenv("MGC_TOKEN", given)
     with pytest.raises(InputError, match="MGC_TOKEN: must be of ASCII"):
