@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -477,6 +478,7 @@ def run(arguments: list[str], job: Job | None = None) -> int:
     except MgcError as error:
         return _fail(error, command)
     except KeyboardInterrupt:
+        threading.excepthook = sys.unraisablehook = _quietly  # Ray's threads, whose cluster goes under them
         disconnect()  # or Ray's threads would abort the process at its exit
         say(f"interrupted ({signals.received()})")
         return signals.exit_code()
@@ -492,6 +494,10 @@ def run(arguments: list[str], job: Job | None = None) -> int:
     if problem:
         say(f"mgc: {problem.for_command_line()}")
     return problem.exit_code if problem else 0
+
+
+def _quietly(_: object) -> None:
+    """Say nothing of what a thread raises."""
 
 
 def parse(arguments: list[str]) -> Command:
