@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from mgc.audio.decode import DECODER
 from mgc.collection.genre_folders import AUDIO_SUFFIXES, OTHER_AUDIO
-from mgc.core.cluster import Demand, check_seen, check_shared
+from mgc.core.cluster import Demand, check_seen, check_shared, total
 from mgc.core.errors import InputError, RunError, StoreError
 from mgc.core.progress import say
 from mgc.core.ray_session import check_sockets, connect, output_folder
@@ -173,7 +173,8 @@ def label(
             uri = store.open_store(target)
             config = {"root": str(library), "model": settings.model, "precision": precision}
             run = tracking.Run.start(uri, tracking.FEATURES_EXPERIMENT, name=target.name, step="label", config=config)
-            with run.closing(), demand.watched():
+            gpus = Demand("networks", 1, {"GPU": 1}, wait) if missing and total("GPU") else demand
+            with run.closing(), demand.watched(), gpus.watched():
                 job = LabelJob(library, target, settings, loaded.card.spec, clip_timeout)
                 done = label_shards_of(plan, missing, job, loaded, workers) if missing else Labelled({}, 0.0, 0, "")
                 records = [done.records.get(file) or label_shards.read_record(target, file) for file in plan.shards]
