@@ -275,13 +275,13 @@ def _probabilities(
 ) -> NDArray[np.float32]:
     """Genre probabilities [shape=(N, G)], computed on a device; the model goes back to the CPU."""
     parts = batches(np.arange(len(mel_NFT)), batch_size(device))
-    model.to(device)
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     try:
         computed = [
             each.softmax(1).cpu() for each in logits(model, (torch.from_numpy(mel_NFT[part]) for part in parts))
         ]
     finally:
-        model.cpu()
+        model.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return torch.cat(computed).numpy()
 
 

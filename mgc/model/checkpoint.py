@@ -11,7 +11,6 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
@@ -88,7 +87,7 @@ def read(folder: str | Path | Folder) -> tuple[GenreCNN, Card]:
     Returns
     -------
     model, card
-        The model is in evaluation mode, on the CPU, in PyTorch's ``channels_last`` format.
+        The model is in evaluation mode, on the CPU.
 
     Raises
     ------
@@ -110,7 +109,6 @@ def read(folder: str | Path | Folder) -> tuple[GenreCNN, Card]:
         model.load_state_dict(load(data))
     except (RuntimeError, SafetensorError) as error:
         raise _misfit(folder, error) from None
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.eval(), card
 
 

@@ -35,7 +35,9 @@ def test_clips_in_their_shards_are_predicted_as_those_in_memory(features, seeds)
 
 def test_after_predicting_a_model_is_where_and_as_it_was(features, seeds):
     (model,) = read_models(seeds[1][0])
+    strides = {name: tensor.stride() for name, tensor in model.model.state_dict().items()}
     predict_clips([model], clips.load(features, "test"), source(features))
+    assert {name: tensor.stride() for name, tensor in model.model.state_dict().items()} == strides
     assert not model.model.training
     assert {parameter.device.type for parameter in model.model.parameters()} == {"cpu"}
 
