@@ -99,10 +99,10 @@ def watched(diary, run, weapons, arsenal, pause):
 
         extract = getattr(shards.extract, "plain", shards.extract)
 
-        def slow(clip, *others):
+        def slow(clip, file, recipe):
             note(diary, run, "decodes", clip["path"])
             time.sleep(pause)
-            return extract(clip, *others)
+            return extract(clip, file, recipe)
 
         slow.plain = extract
         shards.extract = slow
@@ -523,11 +523,11 @@ def test_a_decoding_child_killed_from_outside_costs_no_clip(clip, collection, un
     shard = next(s for s in Plan.of(with_sizes(tracks.table, tracks.audio_root), recipe).shards if len(s.clips) == 3)
     extract = shards.extract
 
-    def struck(row, *others):
+    def struck(row, file, recipe):
         if row["path"] == shard.clips["path"][clip].as_py() and not (tmp_path / "struck").exists():
             (tmp_path / "struck").touch()
             os.kill(os.getpid(), signal.SIGKILL)  # what an administrator or the kernel short of memory would do
-        return extract(row, *others)
+        return extract(row, file, recipe)
 
     monkeypatch.setattr(shards, "extract", struck)
     out = Folder.at(tmp_path / "set")
