@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -17,6 +16,8 @@ from mgc.model import checkpoint
 from mgc.model.cnn import folded, together
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mgc.model.checkpoint import Card
     from mgc.model.cnn import Ensemble, GenreCNN
     from mgc.tracking.runs import RunLike
@@ -43,14 +44,28 @@ class GenreModel:
     card: Card
     """Of several models the first one's."""
     calibration: Calibration
+    fingerprint: str
+    """Hash of weights, genres, log-Mel recipe and temperature: 64 hexadecimal digits."""
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """Hash of weights, genres, log-Mel recipe and temperature: 64 hexadecimal digits."""
-        digest = hashlib.sha256(repr((self.card.genres, self.card.spec, self.calibration.temperature)).encode())
-        for name, tensor in sorted(self.network.state_dict().items()):
-            digest.update(name.encode() + tensor.cpu().numpy().tobytes())
-        return digest.hexdigest()
+    @classmethod
+    def of(cls, networks: Sequence[GenreCNN], card: Card, calibration: Calibration) -> GenreModel:
+        """Put a model together.
+
+        Parameters
+        ----------
+        networks
+            Trained networks, on the CPU; several answer as one. They stay as they are.
+        card
+            Of the first one.
+        calibration
+            Of all together.
+        """
+        # rounded: the temperature of several is fitted anew each time, and another machine's last digit is another
+        digest = hashlib.sha256(repr((card.genres, card.spec, f"{calibration.temperature:.5g}")).encode())
+        for network in networks:
+            for name, tensor in sorted(network.state_dict().items()):
+                digest.update(name.encode() + tensor.numpy().tobytes())
+        return cls(together([folded(each) for each in networks]), card, calibration, digest.hexdigest())
 
     def threshold(self, precision: float) -> float:
         """``Calibration.threshold``; where it is infinite, a person is told why everything is unsure."""
@@ -87,7 +102,7 @@ def load(model: ModelLike) -> GenreModel:
     name = str(getattr(model, "checkpoint", None) or getattr(model, "run_id", None) or model)
     if URI.match(name) or Path(name).is_dir():
         network, card = checkpoint.read(name)
-        return GenreModel(folded(network), card, Calibration.read(Folder.at(name)) or NONE)
+        return GenreModel.of([network], card, Calibration.read(Folder.at(name)) or NONE)
     from mgc.evaluation.trained_models import calibration_of, read_each, read_models
     from mgc.tracking import registry  # a folder needs no MLflow
     from mgc.tracking.runs import Run
@@ -101,4 +116,4 @@ def load(model: ModelLike) -> GenreModel:
         models = read_each([Run.find(uri, run_id) for run_id in version.models])
     else:
         models = read_models(Run.find(uri, name))
-    return GenreModel(together([folded(each.model) for each in models]), models[0].card, calibration_of(models))
+    return GenreModel.of([each.model for each in models], models[0].card, calibration_of(models))

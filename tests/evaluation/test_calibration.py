@@ -41,7 +41,7 @@ LADDER = Calibration(
 
 @pytest.fixture(scope="module")
 def own(features, tmp_path_factory):
-    return other_fingerprint(features, tmp_path_factory.mktemp("own") / "set", "3")
+    return other_fingerprint(features, tmp_path_factory.mktemp("own") / "set", "x")
 
 
 def run_of(result, features):
@@ -152,7 +152,7 @@ def test_the_figures_have_names_in_mlflow_and_a_picture(fitted, own):
 
 def with_other_test_labels(features, path):
     """A copy of a set whose test clips have the next genre."""
-    other = other_fingerprint(features, path, "4")
+    other = other_fingerprint(features, path, "y")
     entries = list(other.manifest.shards)
     for number, entry in enumerate(entries):
         if entry.split == "test":
@@ -242,7 +242,7 @@ def test_a_model_of_before_is_said_to_be_not_calibrated_until_its_validation_cli
 def test_validation_clips_of_another_set_calibrate_nothing(own, tmp_path, monkeypatch):
     """A model may have learnt them."""
     draw_nothing(monkeypatch)
-    run, other = trained(own), other_fingerprint(own, tmp_path / "set", "2")
+    run, other = trained(own), other_fingerprint(own, tmp_path / "set", "z")
     assert evaluate(run.id, other, split="validation").calibrated is None
     assert calibration_of(read_models(run)) is NONE
 

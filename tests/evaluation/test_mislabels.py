@@ -235,7 +235,7 @@ def test_a_run_without_folds_is_refused_and_nothing_written(flawed, tmp_path):
 
 
 def test_another_feature_set_is_refused(folds, flawed, tmp_path):
-    other = other_fingerprint(flawed, tmp_path / "set", "7")
+    other = other_fingerprint(flawed, tmp_path / "set", "w")
     with pytest.raises(InputError, match=r"the folds of run .* are of another feature set; take that"):
         mislabels(folds, other, out=tmp_path / "page.html")
 

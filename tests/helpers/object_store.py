@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import suppress
 
 import boto3
 from moto.server import ThreadedMotoServer
@@ -41,11 +42,12 @@ class Store:
         """Bytes by path of all objects below a prefix, but for those that stand for a folder, and left locks."""
         found = self.s3.list_objects_v2(Bucket=bucket, Prefix=f"{prefix}/").get("Contents", [])
         assert len(found) < 1000
-        return {
-            entry["Key"].removeprefix(f"{prefix}/"): self.s3.get_object(Bucket=bucket, Key=entry["Key"])["Body"].read()
-            for entry in found
-            if not entry["Key"].endswith(("/", "/.lock"))  # of pyarrow, where it has deleted a file
-        }
+        keys = (entry["Key"] for entry in found if not entry["Key"].endswith(("/", "/.lock")))
+        there = {}
+        for key in keys:  # a folder's stand-in is of pyarrow, where it has deleted a file
+            with suppress(self.s3.exceptions.NoSuchKey):  # it has gone meanwhile
+                there[key.removeprefix(f"{prefix}/")] = self.s3.get_object(Bucket=bucket, Key=key)["Body"].read()
+        return there
 
     def times(self, prefix):
         found = self.s3.list_objects_v2(Bucket=BUCKET, Prefix=f"{prefix}/")["Contents"]

@@ -34,7 +34,7 @@ def small_model(calibration=NONE):
     torch.manual_seed(0)
     config = TrainConfig(model=ModelConfig(channels=(4, 8), window=40, head="avg"))
     network = GenreCNN(config.model, len(GENRES), SPEC.shape).eval()
-    return GenreModel(network, checkpoint.Card(config, GENRES, SPEC, "f" * 64, {}), calibration)
+    return GenreModel.of([network], checkpoint.Card(config, GENRES, SPEC, "f" * 64, {}), calibration)
 
 
 def written(folder, model):

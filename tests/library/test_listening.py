@@ -80,9 +80,9 @@ def test_windows_of_an_ensemble_are_the_mean_of_its_members(half_seconds, tmp_pa
     networks = [one.network, load(half_seconds).network]
     with torch.no_grad():
         networks[1].linear.weight.neg_()
-    both = GenreModel(together(networks), one.card, one.calibration)
+    both = GenreModel(together(networks), one.card, one.calibration, "")
     path = write(tmp_path / "x.wav", 2.0)
-    raw = [GenreModel(network, one.card, type(one.calibration)(1.0, 0.0, 0.0, (), ())) for network in networks]
+    raw = [GenreModel(network, one.card, type(one.calibration)(1.0, 0.0, 0.0, (), ()), "") for network in networks]
     members = [listened(each, path).windows for each in raw]
     for window, *each in zip(listened(both, path).windows, *members, strict=True):
         mean_G = np.mean([member.probabilities_G for member in each], axis=0)
