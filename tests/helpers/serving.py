@@ -29,17 +29,24 @@ GENRES = ("Ambient", "Drum & Bass", "Hip-Hop <b>", "Čechomor")
 ALWAYS_SURE = Calibration(1.5, 0.1, 0.05, (0.9,) * 9 + (0.0,), (True,) * 10)
 
 
-def small_model(calibration=NONE):
+CONFIG = TrainConfig(model=ModelConfig(channels=(4, 8), window=40, head="avg"))
+CARD = checkpoint.Card(CONFIG, GENRES, SPEC, "f" * 64, {})
+
+
+def small_network():
     """A network of random weights that hears a clip of 2 s in three windows."""
     torch.manual_seed(0)
-    config = TrainConfig(model=ModelConfig(channels=(4, 8), window=40, head="avg"))
-    network = GenreCNN(config.model, len(GENRES), SPEC.shape).eval()
-    return GenreModel.of([network], checkpoint.Card(config, GENRES, SPEC, "f" * 64, {}), calibration)
+    return GenreCNN(CONFIG.model, len(GENRES), SPEC.shape).eval()
 
 
-def written(folder, model):
-    """A model as a checkpoint folder."""
-    checkpoint.write(folder, model.network.state_dict(), model.card)
+def small_model(calibration=NONE):
+    """It as a model."""
+    return GenreModel.of([small_network()], CARD, calibration)
+
+
+def written(folder):
+    """The small model as a checkpoint folder."""
+    checkpoint.write(folder, small_network().state_dict(), CARD)
     return folder
 
 

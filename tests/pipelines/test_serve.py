@@ -13,7 +13,7 @@ import pytest
 import yaml
 from helpers.manifests import CLUSTER
 from helpers.processes import free_ports
-from helpers.serving import Client, small_model, wav, written
+from helpers.serving import Client, wav, written
 
 REPO = Path(__file__).parents[2]
 
@@ -23,7 +23,7 @@ def test_ray_serve_answers_as_the_command_does(tmp_path):
     (port,) = free_ports(1)
     config = yaml.safe_load(yaml.safe_load((CLUSTER / "kuberay/serve.yaml").read_text())["spec"]["serveConfigV2"])
     (application,) = config["applications"]
-    application["args"] |= {"model": str(written(tmp_path / "model", small_model())), "max_mb": 1}
+    application["args"] |= {"model": str(written(tmp_path / "model")), "max_mb": 1}
     application["deployments"][0] |= {"num_replicas": 1, "ray_actor_options": {"num_cpus": 1}}
     config["http_options"] = {"host": "127.0.0.1", "port": port}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))

@@ -49,7 +49,7 @@ def test_an_answer_is_what_predict_says_and_follows_the_description(server, clip
     responses = document["paths"]["/v1/predict"]["post"]["responses"]
     jsonschema.validate(said, responses["200"]["content"]["application/json"]["schema"])
     (tmp_path / "clip").write_bytes(clip)
-    (expected,) = predict(written(tmp_path / "model", small_model()), [tmp_path / "clip"]).clips
+    (expected,) = predict(written(tmp_path / "model"), [tmp_path / "clip"]).clips
     assert said["genre"] == expected.genre
     assert list(said["probabilities"]) == list(GENRES)
     assert said["probabilities"] == pytest.approx(expected.probabilities, abs=2e-6)

@@ -24,7 +24,7 @@ from mgc.serving.token import given_token
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return written(tmp_path_factory.mktemp("model"), small_model())
+    return written(tmp_path_factory.mktemp("model"))
 
 
 @contextmanager

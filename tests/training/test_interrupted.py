@@ -55,8 +55,10 @@ def runs(uri):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_all_that_interrupts_a_program_is_a_ctrl_c(number):
     code = """
-import os, sys
+import os, signal, sys
 from mgc.core import signals
+for number in (signal.SIGINT, signal.SIGHUP):  # which a shell's "&" and nohup have ignored
+    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 signals.catch()
 try:
     os.kill(os.getpid(), int(sys.argv[1]))
