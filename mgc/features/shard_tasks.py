@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
     from mgc.core.storage import Folder
+    from mgc.features.layout import ShardEntry
     from mgc.features.recipe import Recipe
 
 T = TypeVar("T")
@@ -38,6 +39,21 @@ GROUP = 128
 """Shards given to Ray Data at a time, at least; of each that waits in Ray's queue the driver holds 55 kB."""
 POLICIES = "backpressure_policies.enabled"
 """Key of Ray Data's configuration: what keeps it from handing out tasks."""
+
+
+class HasEntry(Protocol):
+    """A record of a shard: of features, or of labels."""
+
+    @property
+    def entry(self) -> ShardEntry:
+        """File, rows, bytes and hash."""
+
+    @property
+    def quarantined(self) -> list[dict[str, Any]]:
+        """What gave no row."""
+
+
+Record = TypeVar("Record", bound=HasEntry)
 
 
 @dataclass(frozen=True)
@@ -54,10 +70,10 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Written:
+class Written(Generic[Record]):
     """What one run of Ray Data has written."""
 
-    records: dict[str, ShardRecord]
+    records: dict[str, Record]
     """Records by file."""
     seconds: float
     """Duration, from the first block handed to Ray to the last record."""
@@ -80,7 +96,7 @@ def _import() -> None:
     import ray.data  # noqa: F401
 
 
-def write_shards(planned: Sequence[ShardPlan], job: Job, workers: int | None) -> Written:
+def write_shards(planned: Sequence[ShardPlan], job: Job, workers: int | None) -> Written[ShardRecord]:
     """Write shards, one Ray Data task each; Ray is up.
 
     Nobody counts the cluster's CPUs: tasks wait in Ray's own queue, so a node that arrives takes some at once, one
@@ -105,22 +121,53 @@ def write_shards(planned: Sequence[ShardPlan], job: Job, workers: int | None) ->
     RunError
         A task failed; finished shards are kept.
     """
+    planned = sorted(planned, key=lambda shard: -shard.count)  # the smallest last, so that all CPUs end together
+    count, dataset = sum(shard.count for shard in planned), partial(_dataset, job=job, workers=workers)
+    return gathered("preprocess", "clips", count, planned, dataset, ShardRecord.from_json, workers)
+
+
+def gathered(
+    step: str,
+    unit: str,
+    count: int,
+    shards: Sequence[T],
+    dataset: Callable[[Sequence[T]], Dataset],
+    parse: Callable[[str], Record],
+    workers: int | None,
+) -> Written[Record]:
+    """Let Ray Data work on shards, show progress, and gather their records; Ray is up.
+
+    Parameters
+    ----------
+    step, unit
+        For progress and errors: ``"preprocess"``, ``"clips"``.
+    count
+        Units in all shards.
+    shards, dataset, workers
+        As ``over`` takes them; a row has a shard's ``record`` as JSON, and the ``node`` that wrote it.
+    parse
+        Decodes a record.
+
+    Raises
+    ------
+    RunError
+        A task failed; finished shards are kept.
+    """
     from ray.exceptions import RayError
 
     begin = time.monotonic()
-    planned = sorted(planned, key=lambda shard: -shard.count)  # the smallest last, so that all CPUs end together
-    progress = Progress("preprocess", sum(shard.count for shard in planned), "clips")
-    records: dict[str, ShardRecord] = {}
+    progress = Progress(step, count, unit)
+    records: dict[str, Record] = {}
     nodes: set[str] = set()
     stats: list[str] = []
     try:
-        for row in over(planned, partial(_dataset, job=job, workers=workers), workers, stats):
-            record = ShardRecord.from_json(row["record"])
+        for row in over(shards, dataset, workers, stats):
+            record = parse(row["record"])
             records[record.entry.file] = record
             nodes.add(row["node"])
             progress.advance(record.entry.rows + len(record.quarantined))
     except RayError as error:
-        raise RunError(f"preprocess: a task failed ({cause(error)}); {KEPT}") from error
+        raise RunError(f"{step}: a task failed ({cause(error)}); {KEPT}") from error
     return Written(records, time.monotonic() - begin, len(nodes), "\n".join(stats))
 
 

@@ -197,14 +197,34 @@ def is_written(out: Folder, shard: ShardPlan) -> bool:
     RunError
         The disk or the object store cannot be read.
     """
+    return has_fingerprint(out, shard.file, shard.fingerprint)
+
+
+def has_fingerprint(out: Folder, file: str, fingerprint: str) -> bool:
+    """Whether a shard's file, of features or of labels, is there and has this fingerprint.
+
+    Parameters
+    ----------
+    out
+        The folder of the set.
+    file
+        The shard's file, relative to it.
+    fingerprint
+        The shard's, by its plan.
+
+    Raises
+    ------
+    RunError
+        The disk or the object store cannot be read.
+    """
     try:
-        with out.random_access(shard.file) as file:
-            fingerprint = (pq.read_schema(file).metadata or {}).get(FINGERPRINT_KEY)
+        with out.random_access(file) as opened:
+            found = (pq.read_schema(opened).metadata or {}).get(FINGERPRINT_KEY)
     except (OSError, StoreError, pa.ArrowException, ValueError) as error:  # ValueError: a name that is not UTF-8
-        if failure := storage_failure(f"{out}/{shard.file}", error):
+        if failure := storage_failure(f"{out}/{file}", error):
             raise failure from None
         return False  # absent or damaged
-    return bool(fingerprint == shard.fingerprint.encode())
+    return bool(found == fingerprint.encode())
 
 
 def read_record(out: Folder, file: str) -> ShardRecord:

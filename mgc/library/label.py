@@ -27,11 +27,12 @@ from mgc.evaluation.calibration import PRECISION
 from mgc.features.claim import claimed
 from mgc.features.layout import MANIFEST, QUARANTINE, SHARDS, parquet_bytes
 from mgc.features.quarantine import as_csv, report
-from mgc.features.shard_tasks import KEPT, cause
+from mgc.features.shard_tasks import KEPT, Written, cause
+from mgc.features.shards import has_fingerprint
 from mgc.library import label_shards
 from mgc.library.genre_model import load
 from mgc.library.label_plan import LabelPlan, differences
-from mgc.library.label_tasks import LabelJob, Labelled, label_shards_of
+from mgc.library.label_tasks import LabelJob, label_shards_of
 from mgc.library.labels import FORMAT, QUARANTINE_SCHEMA, LabelManifest, Settings
 
 if TYPE_CHECKING:
@@ -156,9 +157,7 @@ def label(
         with claimed(target):
             files = audio_files(library)
             plan = _planned(library, target, files, settings, retry=retry, overwrite=overwrite)
-            missing = [
-                file for file in plan.shards if not label_shards.is_written(target, file, plan.fingerprint(file))
-            ]
+            missing = [file for file in plan.shards if not has_fingerprint(target, file, plan.fingerprint(file))]
             present = LabelManifest.read(target)
             if present and not missing:
                 say(f"{target}: finished, nothing to do")
@@ -176,7 +175,7 @@ def label(
             gpus = Demand("networks", 1, {"GPU": 1}, wait) if missing and total("GPU") else demand
             with run.closing(), demand.watched(), gpus.watched():
                 job = LabelJob(library, target, settings, loaded.card.spec, clip_timeout)
-                done = label_shards_of(plan, missing, job, loaded, workers) if missing else Labelled({}, 0.0, 0, "")
+                done = label_shards_of(plan, missing, job, loaded, workers) if missing else Written({}, 0.0, 0, "")
                 records = [done.records.get(file) or label_shards.read_record(target, file) for file in plan.shards]
                 bad = pa.Table.from_pylist([row for each in records for row in each.quarantined], QUARANTINE_SCHEMA)
                 manifest = _manifest(library, settings, records)
@@ -282,7 +281,7 @@ def _to_do_again(before: LabelPlan, library: Folder, target: Folder, *, retry: b
     again = {path for (path, since), when in zip(paths, times, strict=True) if since and since < when <= now}
     if retry:
         for file in before.shards:
-            if label_shards.is_written(target, file, before.fingerprint(file)):
+            if has_fingerprint(target, file, before.fingerprint(file)):
                 again |= {row["path"] for row in label_shards.read_record(target, file).quarantined}
     return again
 
@@ -322,7 +321,7 @@ def _manifest(library: Folder, settings: Settings, records: list[LabelRecord]) -
 
 
 def _result(
-    manifest: LabelManifest, target: Folder, start: float, done: Labelled | None = None, run_id: str = ""
+    manifest: LabelManifest, target: Folder, start: float, done: Written[LabelRecord] | None = None, run_id: str = ""
 ) -> LabelledLibrary:
     files = sum(entry.rows for entry in manifest.shards)
     genres = dict(sorted(manifest.genres.items(), key=lambda item: (-item[1], item[0])))

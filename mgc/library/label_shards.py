@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mgc.core.errors import ClipError, InputError, StoreError, first_line
 from mgc.features.decoding import each_clip
 from mgc.features.layout import ShardEntry, parquet_bytes, read_table, storage_failure
-from mgc.features.shards import FINGERPRINT_KEY, QUARANTINE_KEY
+from mgc.features.shards import FINGERPRINT_KEY, QUARANTINE_KEY, has_fingerprint
 from mgc.library.labels import SCHEMA, Settings
 from mgc.library.listening import Piece, Recording, answers
 
@@ -196,7 +195,7 @@ def prune(out: Folder, file: str, keep: Callable[[str], bool], before: str, afte
     before, after
         Fingerprint of the shard until now, and without these rows.
     """
-    if not is_written(out, file, before):
+    if not has_fingerprint(out, file, before):
         return
     try:
         table = read_table(pa.BufferReader(out.read(file)))
@@ -205,33 +204,6 @@ def prune(out: Folder, file: str, keep: Callable[[str], bool], before: str, afte
     quarantined = [row for row in json.loads(table.schema.metadata[QUARANTINE_KEY]) if keep(row["path"])]
     rows = table.filter(pa.array([keep(path) for path in table["path"].to_pylist()], pa.bool_()))
     _keep(file, after, rows, quarantined, out)
-
-
-def is_written(out: Folder, file: str, fingerprint: str) -> bool:
-    """Whether a shard's file is there and was written by its plan.
-
-    Parameters
-    ----------
-    out
-        The folder of the set.
-    file
-        The shard's file.
-    fingerprint
-        The shard's, by its plan.
-
-    Raises
-    ------
-    RunError
-        The disk or the object store cannot be read.
-    """
-    try:
-        with out.random_access(file) as opened:
-            found = (pq.read_schema(opened).metadata or {}).get(FINGERPRINT_KEY)
-    except (OSError, StoreError, pa.ArrowException, ValueError) as error:
-        if failure := storage_failure(f"{out}/{file}", error):
-            raise failure from None
-        return False
-    return bool(found == fingerprint.encode())
 
 
 def read_record(out: Folder, file: str) -> LabelRecord:

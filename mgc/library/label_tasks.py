@@ -6,7 +6,6 @@ Without GPUs one task does both, so that no CPU waits for another.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING
@@ -14,9 +13,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from mgc.core.cluster import total
-from mgc.core.errors import RunError
-from mgc.core.progress import Progress
-from mgc.features.shard_tasks import KEPT, cause, over
+from mgc.features.shard_tasks import gathered
 from mgc.library import label_shards
 from mgc.library.label_shards import LabelRecord
 
@@ -28,6 +25,7 @@ if TYPE_CHECKING:
 
     from mgc.audio.logmel import LogMelSpec
     from mgc.core.storage import Folder
+    from mgc.features.shard_tasks import Written
     from mgc.library.genre_model import GenreModel
     from mgc.library.label_plan import LabelPlan
     from mgc.library.label_shards import Heard, NotHeard
@@ -51,23 +49,9 @@ class LabelJob:
     """The ``GenreModel`` in Ray's object store."""
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """What one run of Ray Data has written."""
-
-    records: dict[str, LabelRecord]
-    """Records by file."""
-    seconds: float
-    """Duration, from the first block handed to Ray to the last record."""
-    nodes: int
-    """Nodes that wrote shards."""
-    stats: str
-    """Ray Data's own statistics, for a person."""
-
-
 def label_shards_of(
     plan: LabelPlan, files: Sequence[str], job: LabelJob, model: GenreModel, workers: int | None
-) -> Labelled:
+) -> Written[LabelRecord]:
     """Label the files of some shards; Ray is up.
 
     Parameters
@@ -89,24 +73,10 @@ def label_shards_of(
         A task failed; finished shards are kept.
     """
     import ray
-    from ray.exceptions import RayError
 
-    began = time.monotonic()
-    progress = Progress("label", sum(len(plan.shards[file]) for file in files), "files")
-    records: dict[str, LabelRecord] = {}
-    nodes: set[str] = set()
-    stats: list[str] = []
-    job = replace(job, model=ray.put(model))
+    job, count = replace(job, model=ray.put(model)), sum(len(plan.shards[file]) for file in files)
     dataset = partial(_dataset, plan=plan, job=job, workers=workers)
-    try:
-        for row in over(files, dataset, workers, stats):
-            record = LabelRecord.from_json(row["record"])
-            records[record.entry.file] = record
-            nodes.add(row["node"])
-            progress.advance(record.entry.rows + len(record.quarantined))
-    except RayError as error:
-        raise RunError(f"label: a task failed ({cause(error)}); {KEPT}") from error
-    return Labelled(records, time.monotonic() - began, len(nodes), "\n".join(stats))
+    return gathered("label", "files", count, files, dataset, LabelRecord.from_json, workers)
 
 
 def _dataset(files: Sequence[str], plan: LabelPlan, job: LabelJob, workers: int | None) -> Dataset:
