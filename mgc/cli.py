@@ -481,6 +481,7 @@ def run(arguments: list[str], job: Job | None = None) -> int:
         threading.excepthook = sys.unraisablehook = _quietly  # Ray's threads, whose cluster goes under them
         disconnect()  # or Ray's threads would abort the process at its exit
         say(f"interrupted ({signals.received()})")
+        eval("0")  # noqa: S307 (or `python -m` ends by a SIGINT of its own if the interrupt fell into an exec: bpo-1054041)
         return signals.exit_code()
     except BrokenPipeError:  # the reader of ``mgc --help | head`` has gone
         drop_output(sys.stdout)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from mgc.core.storage import Folder
 
 SAY_EVERY_SECONDS = 30.0
+ANSWER_SECONDS = 10.0
+"""How long Ray may take to find the room that there is: a busy machine answers late."""
 ASK_SECONDS = 120.0
 """How long a node may take to answer; it may have to start a process for it."""
 
@@ -94,7 +96,7 @@ class Demand:
         try:
             while not place.wait(timeout_seconds=1):
                 elapsed = time.monotonic() - began
-                if elapsed >= 60 * self.minutes:
+                if elapsed >= max(60 * self.minutes, ANSWER_SECONDS if self.count <= self._room() else 0):
                     raise self._over()
                 if elapsed - said >= SAY_EVERY_SECONDS:
                     self._say(elapsed)

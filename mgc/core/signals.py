@@ -6,9 +6,12 @@ All end it as Ctrl-C does, by a KeyboardInterrupt, so that what was begun can be
 from __future__ import annotations
 
 import signal
+import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import FrameType
 
 _received = signal.SIGINT
@@ -28,6 +31,37 @@ def catch_again() -> None:
     """``catch`` once more, if it was called: a library has put handlers of its own in their place."""
     if _caught:
         catch()
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Let an interrupt wait for the end of the block, which it would leave half done; a second one does not wait.
+
+    In a thread that is not the main one, where no interrupt arrives, it does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {number: handler for number, handler in before.items() if callable(handler)}
+    came = []
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        restore()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for number in before:
+        signal.signal(number, hold)
+    try:
+        yield
+    finally:
+        restore()
+        if came:
+            signal.raise_signal(came[0])
 
 
 def exit_code() -> int:

@@ -12,15 +12,16 @@ import logging
 import os
 import sqlite3
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import mlflow
 from mlflow.entities import ViewType
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
+from mgc.core import signals
 from mgc.core.errors import InputError, RunError, first_line, path_error
 from mgc.core.ray_session import in_job, output_folder
 from mgc.core.storage import Folder, without_password
@@ -186,10 +187,33 @@ def answering(uri: str) -> Iterator[None]:
         raise RunError(f"MLflow store {uri}: cannot be written ({first_line(error)})") from None
 
 
+class _WholeCalls:
+    """MLflow's client, whose calls no interrupt cuts short: a transaction left open would keep SQLite's lock."""
+
+    def __init__(self, client: mlflow.MlflowClient) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self._client, name)
+
+        @wraps(call)
+        def whole(*arguments: Any, **named: Any) -> Any:
+            with signals.held():
+                return call(*arguments, **named)
+
+        return whole
+
+
 @lru_cache(maxsize=4)
 def client(uri: str) -> mlflow.MlflowClient:
-    """Return MLflow's client of a store, which is its model registry too."""
-    return mlflow.MlflowClient(uri, registry_uri=uri)
+    """Return MLflow's client of a store, which is its model registry too; a call of it is interrupted when it is done.
+
+    Parameters
+    ----------
+    uri
+        Of the store.
+    """
+    return cast("mlflow.MlflowClient", _WholeCalls(mlflow.MlflowClient(uri, registry_uri=uri)))
 
 
 @contextmanager

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 from helpers.long_fit import LONG, PLAIN
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
+from mgc.core import signals
 from mgc.core.errors import InputError, RunError
 from mgc.core.storage import Folder
 from mgc.tracking import store
@@ -70,6 +73,46 @@ sys.exit(signals.exit_code())
     assert (done.stdout, done.stderr, done.returncode) == (f"{number.name}\n", "", 128 + number)
 
 
+def test_an_interrupt_in_a_transaction_of_the_store_waits_for_its_end(uri):
+    run = Run.start(uri, EXPERIMENT, name=None, step="train", config={})
+
+    def interrupt(*_):  # about where SQLAlchemy left its cursor open, and SQLite's lock with it
+        signal.raise_signal(signal.SIGINT)
+
+    event.listen(Engine, "after_cursor_execute", interrupt, once=True)
+    with pytest.raises(KeyboardInterrupt), run.ending():
+        run.metrics({"train/loss": 1.0}, epoch=1)
+    assert (run.record().status, run.record().tags["mgc.error"]) == ("KILLED", "interrupted by SIGINT")
+    assert run.record().metrics == {"train/loss": 1.0}
+
+
+def test_what_is_held_waits_for_the_first_interrupt_and_not_for_the_second(capsys):
+    def work(interrupts):
+        with signals.held():
+            for number in range(interrupts):
+                signal.raise_signal(signal.SIGINT)
+                print(number)
+
+    for interrupts in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            work(interrupts)
+    assert capsys.readouterr().out == "0\n0\n"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_interrupt_of_what_is_executed_from_a_string_ends_a_command_as_any_other(tmp_path):
+    (tmp_path / "program.py").write_text("""
+from mgc import cli
+def parse(_):
+    exec("import os, signal; os.kill(os.getpid(), signal.SIGTERM); [0 for _ in range(1000)]")
+cli.parse = parse
+cli.main([])
+""")
+    line = [sys.executable, "-m", "program"]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.stderr, done.returncode) == ("interrupted (SIGTERM)\n", 143)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_what_interrupts_a_training_is_written_to_it_and_it_goes_on_in_another_working_directory(
@@ -80,7 +123,7 @@ def test_what_interrupts_a_training_is_written_to_it_and_it_goes_on_in_another_w
     until(lambda: list(tmp_path.glob(f"a/mlflow_runs/checkpoints/*/{STATE}")), process)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
+    assert process.returncode == 128 + number, said
     assert said.splitlines()[-1] == f"interrupted ({number.name})"
     assert "Traceback" not in said
     (run,) = runs(uri)
