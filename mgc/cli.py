@@ -29,7 +29,7 @@ from mgc.core.ray_session import disconnect, show_logs
 from mgc.core.results import Result
 from mgc.serving.limits import Limits
 
-Preset: TypeAlias = Literal["plain_cnn", "regularized", "short_chunk"]
+Preset: TypeAlias = Literal["plain_cnn", "regularized", "short_chunk", "timbral"]
 DESCRIPTION = "Music genre classification: from a folder of MP3s to a tracked model."
 
 

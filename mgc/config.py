@@ -26,8 +26,14 @@ def _require(ok: bool, name: str, value: object, rule: str) -> None:
 class ModelConfig:
     """The network; the defaults are the plain CNN, 752,520 parameters for 8 genres."""
 
+    front: Literal["blocks", "timbral"] = "blocks"
+    """What hears the spectrogram: blocks of 3 × 3 convolutions, or timbral filters, which span most mel bands, and
+    temporal ones, which follow the energy."""
+    front_filters: int = 48
+    """Timbral filters of each height; a third as many temporal ones of each length. Blocks have none."""
     channels: tuple[int, ...] = (16, 32, 64, 128)
-    """Filters of each block: 3 × 3 convolution, ReLU, 2 × 2 max pooling, dropout."""
+    """Filters of each block: 3 × 3 convolution, ReLU, 2 × 2 max pooling, dropout; behind timbral filters, of each
+    layer of convolution over time."""
     norm: bool = False
     """BatchNorm after each convolution."""
     input_norm: bool = False
@@ -47,6 +53,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _require(bool(self.channels) and all(n > 0 for n in self.channels), "model.channels", self.channels, "positive")
+        _require(self.front_filters >= 1, "model.front_filters", self.front_filters, "at least 1")
         _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "in [0, 1)")
         _require(0 <= self.head_dropout < 1, "model.head_dropout", self.head_dropout, "in [0, 1)")
         _require(self.window >= 0, "model.window", self.window, "at least 0")
@@ -226,6 +233,26 @@ PRESETS: dict[str, TrainConfig] = {
     ),
     "short_chunk": TrainConfig(
         model=ModelConfig(norm=True, input_norm=True, dropout=0.1, head="bands", head_dropout=0.3, window=128),
+        augment=AugmentConfig(
+            mixup_alpha=0.2, time_masks=1, time_mask_frames=20, band_masks=1, band_mask_bands=12, equalize=0.3
+        ),
+        optim=OptimConfig(
+            lr=2e-3, schedule="cosine", warmup_epochs=2, weight_decay=1e-2, label_smoothing=0.1, batch_size=16
+        ),
+        epochs=40,
+        keep="last",
+    ),
+    "timbral": TrainConfig(
+        model=ModelConfig(
+            front="timbral",
+            channels=(64, 64, 64),
+            norm=True,
+            input_norm=True,
+            dropout=0.1,
+            head="avgmax",
+            head_dropout=0.5,
+            window=128,
+        ),
         augment=AugmentConfig(
             mixup_alpha=0.2, time_masks=1, time_mask_frames=20, band_masks=1, band_mask_bands=12, equalize=0.3
         ),

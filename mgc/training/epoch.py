@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mgc.config import TrainConfig
     from mgc.dataset.batches import Feed
     from mgc.dataset.protocols import LearningSet
-    from mgc.model.cnn import GenreCNN
+    from mgc.model.genre_network import GenreNetwork
     from mgc.training.step import TrainStep
 
 
@@ -85,7 +85,7 @@ def train_epoch(step: TrainStep, data: LearningSet, epoch: int) -> tuple[float, 
 
 
 @torch.inference_mode()
-def validate(model: GenreCNN, feed: Feed, rows_N: NDArray[np.int64]) -> Validation:
+def validate(model: GenreNetwork, feed: Feed, rows_N: NDArray[np.int64]) -> Validation:
     """Predict clips, each by one of the ranks, in evaluation mode.
 
     Parameters

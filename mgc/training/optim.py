@@ -10,28 +10,29 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from mgc.model.cnn import GenreCNN
+from mgc.model.networks import build
 from mgc.model.synced_batchnorm import sync_batchnorm
 from mgc.training.distributed import rank_and_world
 
 if TYPE_CHECKING:
     from mgc.config import TrainConfig
     from mgc.dataset.protocols import LearningSet
+    from mgc.model.genre_network import GenreNetwork
 
 
 @dataclass
 class Learner:
     """Model, optimiser and optional EMA weights of a fit."""
 
-    model: GenreCNN
+    model: GenreNetwork
     optimizer: torch.optim.Optimizer
     averaged: AveragedModel | None
     """EMA of the weights, where ``optim.ema_epochs`` asks for one."""
 
     @property
-    def evaluated_model(self) -> GenreCNN:
+    def evaluated_model(self) -> GenreNetwork:
         """The model that is validated and kept: that of the EMA weights where there are any."""
-        return cast("GenreCNN", self.averaged.module) if self.averaged else self.model
+        return cast("GenreNetwork", self.averaged.module) if self.averaged else self.model
 
 
 def build_learner(config: TrainConfig, data: LearningSet, device: torch.device) -> Learner:
@@ -47,7 +48,7 @@ def build_learner(config: TrainConfig, data: LearningSet, device: torch.device) 
         Where the model goes, in PyTorch's ``channels_last`` format.
     """
     torch.manual_seed(config.seed)
-    model = GenreCNN(config.model, len(data.genres), data.spec.shape)
+    model = build(config.model, len(data.genres), data.spec.shape)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if rank_and_world()[1] > 1:
         sync_batchnorm(model)

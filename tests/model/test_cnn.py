@@ -11,7 +11,7 @@ def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", [name for name, each in PRESETS.items() if each.model.front == "blocks"])
 def test_a_folded_network_gives_the_same_logits_in_less_layers(preset):
     torch.manual_seed(0)
     model = GenreCNN(PRESETS[preset].model, 8, (128, 200))
