@@ -26,25 +26,21 @@ def _require(ok: bool, name: str, value: object, rule: str) -> None:
 class ModelConfig:
     """The network; the defaults are the plain CNN, 752,520 parameters for 8 genres."""
 
-    front: Literal["blocks", "timbral"] = "blocks"
-    """What hears the spectrogram: blocks of 3 × 3 convolutions, or timbral filters, which span most mel bands, and
-    temporal ones, which follow the energy."""
-    front_filters: int = 48
-    """Timbral filters of each height; a third as many temporal ones of each length. Blocks have none."""
     channels: tuple[int, ...] = (16, 32, 64, 128)
-    """Filters of each block: 3 × 3 convolution, ReLU, 2 × 2 max pooling, dropout; behind timbral filters, of each
-    layer of convolution over time."""
+    """Filters of each block: 3 × 3 convolution, ReLU, 2 × 2 max pooling, dropout."""
     norm: bool = False
     """BatchNorm after each convolution."""
     input_norm: bool = False
     """BatchNorm of each mel band at the input."""
     dropout: float = 0.1
     """Dropout at the end of each block."""
-    head: Literal["flatten", "avg", "avgmax", "bands"] = "flatten"
+    head: Literal["flatten", "avg", "avgmax", "bands", "dense"] = "flatten"
     """What the linear layer sees: all values, each channel's mean, its mean and maximum, or these two over time alone,
-    for each of the bands that the poolings leave."""
+    for each of the bands that the poolings leave; «dense» has these of the input and of every block."""
     head_dropout: float = 0.0
     """Dropout before the linear layer."""
+    frozen: bool = False
+    """Only the linear layer learns; all before it keeps its first, random weights."""
     spatial_dropout: bool = False
     """Blocks drop whole channels instead of single values."""
     window: int = 0
@@ -53,7 +49,6 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _require(bool(self.channels) and all(n > 0 for n in self.channels), "model.channels", self.channels, "positive")
-        _require(self.front_filters >= 1, "model.front_filters", self.front_filters, "at least 1")
         _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "in [0, 1)")
         _require(0 <= self.head_dropout < 1, "model.head_dropout", self.head_dropout, "in [0, 1)")
         _require(self.window >= 0, "model.window", self.window, "at least 0")
@@ -144,6 +139,8 @@ class TrainConfig:
         _require(not (self.patience and self.keep == "last"), "patience", self.patience, "0 where the last is kept")
         _require(self.folds == 0 or self.folds >= 2, "folds", self.folds, "at least 2")
         _require(0 <= self.fold <= self.folds, "fold", self.fold, f"one of the {self.folds} folds")
+        normed_head = self.model.head == "dense" and self.model.norm
+        _require(self.optim.batch_size > 1 or not normed_head, "optim.batch_size", 1, "at least 2 with `head=dense`")
         _require(not self.folds or self.split == "official", "folds", self.folds, "without `split=random`")
 
     def to_dict(self) -> dict[str, Any]:
@@ -242,30 +239,23 @@ PRESETS: dict[str, TrainConfig] = {
         epochs=40,
         keep="last",
     ),
-    "timbral": TrainConfig(
+    "random_features": TrainConfig(
         model=ModelConfig(
-            front="timbral",
-            channels=(64, 64, 64),
-            norm=True,
-            input_norm=True,
-            dropout=0.1,
-            head="avgmax",
-            head_dropout=0.5,
-            window=128,
+            norm=True, input_norm=True, dropout=0.0, head="dense", head_dropout=0.5, frozen=True, window=128
         ),
-        augment=AugmentConfig(
-            mixup_alpha=0.2, time_masks=1, time_mask_frames=20, band_masks=1, band_mask_bands=12, equalize=0.3
-        ),
+        augment=AugmentConfig(mixup_alpha=0.2),
         optim=OptimConfig(
             lr=2e-3, schedule="cosine", warmup_epochs=2, weight_decay=1e-2, label_smoothing=0.1, batch_size=16
         ),
-        epochs=40,
+        epochs=12,
         keep="last",
     ),
 }
 """``plain_cnn`` is the field's plain CNN; ``regularized`` is what helps it most on whole clips; ``short_chunk``, which
 validates best of those tried (``docs/log.md``), hears 3 s at a time, augmented in each epoch (after Won et al.,
-«Evaluation of CNN-based automatic music tagging models», SMC 2020)."""
+«Evaluation of CNN-based automatic music tagging models», SMC 2020); ``random_features`` learns the last layer alone, of
+what random convolutions find (after Pons & Serra, «Randomly weighted CNNs for (music) audio classification», ICASSP
+2019): what a trained network has to beat, in a fraction of its time."""
 DEFAULT_PRESET: Literal["short_chunk"] = "short_chunk"
 """What ``mgc train`` and ``mgc.fit`` train without being told otherwise: the one that validates best."""
 OLD_PRESETS = {"baseline": "plain_cnn"}

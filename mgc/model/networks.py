@@ -1,11 +1,10 @@
-"""The network that a configuration describes: the one place where its kind is chosen."""
+"""The network that a configuration describes: the one place where it is built."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from mgc.model.cnn import GenreCNN
-from mgc.model.timbral import TimbralCNN
 
 if TYPE_CHECKING:
     from mgc.config import ModelConfig
@@ -13,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def build(config: ModelConfig, n_genres: int, shape: tuple[int, int]) -> GenreNetwork:
-    """Build the network that ``config.front`` names, with random weights.
+    """Build a network with random weights.
 
     Parameters
     ----------
@@ -29,5 +28,4 @@ def build(config: ModelConfig, n_genres: int, shape: tuple[int, int]) -> GenreNe
     InputError
         The clips are too small for the layers.
     """
-    kind = {"blocks": GenreCNN, "timbral": TimbralCNN}[config.front]
-    return kind(config, n_genres, shape)
+    return GenreCNN(config, n_genres, shape)
