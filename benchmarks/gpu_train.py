@@ -54,8 +54,7 @@ from mgc.training.step import TrainStep
 
 GENRES, SHAPE = 8, (128, 1288)
 REGULARIZED = PRESETS["regularized"]
-CASES = {name: preset for name, preset in PRESETS.items() if not preset.model.frozen}  # whole networks
-CASES["regularized_crops"] = replace(REGULARIZED, model=replace(REGULARIZED.model, window=128))
+CASES = {**PRESETS, "regularized_crops": replace(REGULARIZED, model=replace(REGULARIZED.model, window=128))}
 SWITCHES = ("recorded step", "clips on the device", "channels_last", "fused AdamW", "cuDNN picks by the clock", "TF32")
 
 

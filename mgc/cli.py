@@ -29,7 +29,7 @@ from mgc.core.ray_session import disconnect, show_logs
 from mgc.core.results import Result
 from mgc.serving.limits import Limits
 
-Preset: TypeAlias = Literal["plain_cnn", "regularized", "short_chunk", "random_features"]
+Preset: TypeAlias = Literal["plain_cnn", "regularized", "short_chunk"]
 DESCRIPTION = "Music genre classification: from a folder of MP3s to a tracked model."
 
 
@@ -175,8 +175,7 @@ class Learning(OnRay):
     features: str
     """A finished feature set."""
     preset: Preset = DEFAULT_PRESET
-    """plain_cnn is the field's plain CNN, regularized what helps it on whole clips; short_chunk (best) hears 3 s;
-    random_features learns the last layer alone, in a fraction of the time."""
+    """plain_cnn is the field's plain CNN, regularized what helps it on whole clips; short_chunk (best) hears 3 s."""
     config_file: Annotated[str | None, arg(name="config")] = None
     """JSON file of (some) configuration fields, as mgc tune writes it."""
     storage: str | None = None

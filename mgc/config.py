@@ -34,13 +34,11 @@ class ModelConfig:
     """BatchNorm of each mel band at the input."""
     dropout: float = 0.1
     """Dropout at the end of each block."""
-    head: Literal["flatten", "avg", "avgmax", "bands", "dense"] = "flatten"
+    head: Literal["flatten", "avg", "avgmax", "bands"] = "flatten"
     """What the linear layer sees: all values, each channel's mean, its mean and maximum, or these two over time alone,
-    for each of the bands that the poolings leave; «dense» has these of the input and of every block."""
+    for each of the bands that the poolings leave."""
     head_dropout: float = 0.0
     """Dropout before the linear layer."""
-    frozen: bool = False
-    """Only the linear layer learns; all before it keeps its first, random weights."""
     spatial_dropout: bool = False
     """Blocks drop whole channels instead of single values."""
     window: int = 0
@@ -139,8 +137,6 @@ class TrainConfig:
         _require(not (self.patience and self.keep == "last"), "patience", self.patience, "0 where the last is kept")
         _require(self.folds == 0 or self.folds >= 2, "folds", self.folds, "at least 2")
         _require(0 <= self.fold <= self.folds, "fold", self.fold, f"one of the {self.folds} folds")
-        normed_head = self.model.head == "dense" and self.model.norm
-        _require(self.optim.batch_size > 1 or not normed_head, "optim.batch_size", 1, "at least 2 with `head=dense`")
         _require(not self.folds or self.split == "official", "folds", self.folds, "without `split=random`")
 
     def to_dict(self) -> dict[str, Any]:
@@ -239,23 +235,10 @@ PRESETS: dict[str, TrainConfig] = {
         epochs=40,
         keep="last",
     ),
-    "random_features": TrainConfig(
-        model=ModelConfig(
-            norm=True, input_norm=True, dropout=0.0, head="dense", head_dropout=0.5, frozen=True, window=128
-        ),
-        augment=AugmentConfig(mixup_alpha=0.2),
-        optim=OptimConfig(
-            lr=2e-3, schedule="cosine", warmup_epochs=2, weight_decay=1e-2, label_smoothing=0.1, batch_size=16
-        ),
-        epochs=12,
-        keep="last",
-    ),
 }
 """``plain_cnn`` is the field's plain CNN; ``regularized`` is what helps it most on whole clips; ``short_chunk``, which
 validates best of those tried (``docs/log.md``), hears 3 s at a time, augmented in each epoch (after Won et al.,
-«Evaluation of CNN-based automatic music tagging models», SMC 2020); ``random_features`` learns the last layer alone, of
-what random convolutions find (after Pons & Serra, «Randomly weighted CNNs for (music) audio classification», ICASSP
-2019): what a trained network has to beat, in a fraction of its time."""
+«Evaluation of CNN-based automatic music tagging models», SMC 2020)."""
 DEFAULT_PRESET: Literal["short_chunk"] = "short_chunk"
 """What ``mgc train`` and ``mgc.fit`` train without being told otherwise: the one that validates best."""
 OLD_PRESETS = {"baseline": "plain_cnn"}

@@ -83,7 +83,7 @@ def test_every_command_and_flag_is_the_contracts():
     fields_of_the_configuration = "channels norm input-norm dropout head head-dropout lr schedule weight-decay"
     fields_of_the_configuration += " label-smoothing batch-size epochs seed window spatial-dropout mixup-alpha"
     fields_of_the_configuration += " time-masks time-mask-frames band-masks band-mask-bands equalize warmup-epochs"
-    fields_of_the_configuration += " clip-norm ema-epochs precision keep patience split folds fold frozen"
+    fields_of_the_configuration += " clip-norm ema-epochs precision keep patience split folds fold"
     for command in ("train", "tune"):
         help_text = python(f"from mgc import cli\ntry: cli.main(['{command}', '--help'])\nexcept SystemExit: pass")
         for name in fields_of_the_configuration.split():
@@ -113,7 +113,6 @@ def test_every_command_and_flag_is_the_contracts():
         "plain_cnn": 20,
         "regularized": 20,
         "short_chunk": 40,
-        "random_features": 12,
     }
 
 

@@ -60,7 +60,6 @@ def test_a_missing_file_is_named(tmp_path):
         lambda: OptimConfig(label_smoothing=1.0),
         lambda: OptimConfig(batch_size=0),
         lambda: TrainConfig(epochs=0),
-        lambda: TrainConfig(model=ModelConfig(head="dense", norm=True), optim=OptimConfig(batch_size=1)),
         lambda: TrainConfig(seed=-1),
     ],
 )

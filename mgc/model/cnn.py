@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mgc.config import ModelConfig
@@ -72,49 +71,28 @@ class GenreCNN(GenreNetwork):
             "avg": before,
             "avgmax": 2 * before,
             "bands": 2 * before * bands,
-            "dense": 2 * (shape[0] + sum(config.channels) * bands),
         }[config.head]
-        # what comes from input and blocks differs in scale
-        normed = config.norm and config.head == "dense"
-        self.head_norm = nn.BatchNorm1d(pooled, affine=False) if normed else nn.Identity()
-        if config.frozen:
-            self.requires_grad_(False)
         self.head_dropout = nn.Dropout(config.head_dropout)
         self.linear = nn.Linear(pooled, n_genres)
 
     def _logits(self, mel_B1FT: Tensor) -> Tensor:
         mel_BFT = self.input_norm(mel_B1FT.squeeze(1))
-        pooled = self._dense(mel_BFT) if self.head == "dense" else self._last(mel_BFT)
-        logits_BG: Tensor = self.linear(self.head_dropout(self.head_norm(pooled)))
-        return logits_BG
-
-    def _last(self, mel_BFT: Tensor) -> Tensor:
-        """What the head makes of the last block [shape=(B, ...)]."""
         maps_BCFT = self.blocks(mel_BFT.unsqueeze(1))
         if self.head == "flatten":
-            return maps_BCFT.flatten(1)
-        if self.head == "avg":
-            return maps_BCFT.mean(dim=(2, 3))
-        over = (2, 3) if self.head == "avgmax" else 3
-        return torch.cat([maps_BCFT.mean(over), maps_BCFT.amax(over)], dim=1).flatten(1)
-
-    def _dense(self, mel_BFT: Tensor) -> Tensor:
-        """Mean and maximum over time of the input and of all blocks, whose bands are averaged to those of the last."""
-        maps_BCFT, pooled = mel_BFT.unsqueeze(1), [mel_BFT.mean(2), mel_BFT.amax(2)]
-        span = 2 ** sum(isinstance(layer, nn.MaxPool2d) for layer in self.blocks)
-        for layer in self.blocks:
-            maps_BCFT = layer(maps_BCFT)
-            if isinstance(layer, nn.ReLU):
-                span //= 2
-                both = (maps_BCFT.mean(3), maps_BCFT.amax(3))
-                pooled += [functional.avg_pool1d(each_BCF, span).flatten(1) for each_BCF in both]
-        return torch.cat(pooled, dim=1)
+            pooled = maps_BCFT.flatten(1)
+        elif self.head == "avg":
+            pooled = maps_BCFT.mean(dim=(2, 3))
+        else:
+            over = (2, 3) if self.head == "avgmax" else 3
+            pooled = torch.cat([maps_BCFT.mean(over), maps_BCFT.amax(over)], dim=1).flatten(1)
+        logits_BG: Tensor = self.linear(self.head_dropout(pooled))
+        return logits_BG
 
 
 def folded(model: GenreNetwork) -> GenreNetwork:
     """Fold the BatchNorm of each block into its convolution, and leave dropout out: a fifth less work in inference.
 
-    A network without blocks is only copied.
+    A network of another kind is copied as it is.
 
     Parameters
     ----------

@@ -73,11 +73,10 @@ def adamw(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.
         The CPU or a GPU.
     """
     decay = config.optim.weight_decay
-    learnt = [each for each in model.parameters() if each.requires_grad]
     if device.type != "cuda":
-        return torch.optim.AdamW(learnt, lr=config.optim.lr, weight_decay=decay)
+        return torch.optim.AdamW(model.parameters(), lr=config.optim.lr, weight_decay=decay)
     rate = torch.tensor(config.optim.lr, device=device)
-    return torch.optim.AdamW(learnt, lr=rate, weight_decay=decay, fused=True, capturable=True)
+    return torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay, fused=True, capturable=True)
 
 
 def steps_per_epoch(config: TrainConfig, clips: int) -> int:

@@ -92,49 +92,15 @@ def test_a_window_is_a_crop_and_a_longer_clip_the_mean_vote_of_its_windows():
         GenreCNN(ModelConfig(window=101), 3, (128, 100))
 
 
-@pytest.mark.parametrize("preset", ["short_chunk", "random_features"])
-def test_presets_of_windows_are_small(preset):
-    assert parameters(GenreCNN(PRESETS[preset].model, 8)) < 1_000_000
+def test_the_best_preset_is_small():
+    assert parameters(GenreCNN(PRESETS["short_chunk"].model, 8)) < 1_000_000
 
 
-@pytest.mark.parametrize("head", ["flatten", "avg", "avgmax", "bands", "dense"])
+@pytest.mark.parametrize("head", ["flatten", "avg", "avgmax", "bands"])
 @pytest.mark.parametrize("norm", [False, True])
 def test_every_head_gives_a_logit_a_genre(head, norm):
     model = GenreCNN(ModelConfig(head=head, norm=norm, input_norm=norm), 5, (128, 40))
     assert model(torch.randn(3, 1, 128, 40)).shape == (3, 5)
-
-
-@pytest.mark.parametrize("shape", [(128, 64), (45, 30)])
-def test_a_dense_head_sees_mean_and_maximum_over_time_of_the_input_and_of_each_block(shape):
-    model = GenreCNN(ModelConfig(channels=(3, 4), head="dense", dropout=0.5), 5, shape).eval()
-    mel = torch.randn(2, 1, *shape)
-    first = model.blocks[:4](mel)
-    last = model.blocks[4:](first)
-    bands = shape[0] // 4
-    halved = first[:, :, : 2 * bands]  # two bands of the first block to one of the last
-
-    def averaged(values_BCF):
-        return (values_BCF[:, :, ::2] + values_BCF[:, :, 1::2]) / 2
-
-    parts = [mel[:, 0].mean(2), mel[:, 0].amax(2), averaged(halved.mean(3)), averaged(halved.amax(3))]
-    parts += [last.mean(3), last.amax(3)]
-    seen = torch.cat([part.flatten(1) for part in parts], 1)
-    assert model.linear.in_features == seen.shape[1] == 2 * (shape[0] + (3 + 4) * bands)
-    assert torch.allclose(model(mel), model.linear(seen), atol=1e-5)
-
-
-def test_a_normed_dense_head_standardizes_each_value_over_the_batch():
-    model = GenreCNN(ModelConfig(channels=(3,), head="dense", norm=True, dropout=0), 5, (16, 40)).train()
-    seen = []
-    model.linear.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    model(torch.randn(64, 1, 16, 40) * 7 + 3)
-    assert torch.allclose(seen[0].mean(0), torch.zeros(seen[0].shape[1]), atol=1e-4)
-    assert torch.allclose(seen[0].std(0), torch.ones(seen[0].shape[1]), atol=0.05)
-
-
-def test_of_a_frozen_network_the_linear_layer_alone_learns():
-    model = GenreCNN(PRESETS["random_features"].model, 4, (16, 128))
-    assert {name for name, each in model.named_parameters() if each.requires_grad} == {"linear.weight", "linear.bias"}
 
 
 def test_pooled_heads_take_any_length_and_few_parameters():

@@ -18,7 +18,6 @@ from mgc.dataset.protocols import learning_set
 from mgc.model import checkpoint
 from mgc.training.fit_state import STATE, discard
 from mgc.training.loop import fit, is_kept
-from mgc.training.optim import build_learner
 
 SMALL = TrainConfig(
     model=ModelConfig(channels=(4, 8), norm=True, head="avgmax"),
@@ -221,25 +220,3 @@ def test_the_regularized_preset_learns_too(data, tmp_path):
     preset = PRESETS["regularized"]
     config = replace(preset, epochs=10, optim=replace(preset.optim, batch_size=8))
     assert fit(config, data, tmp_path).val_accuracy > 0.6
-
-
-def test_a_frozen_network_learns_by_its_last_layer_alone_and_goes_on_where_it_was_killed(data, tmp_path):
-    config = replace(SMALL, model=replace(SMALL.model, head="dense", frozen=True, dropout=0.0))
-
-    def stop(point):
-        if point.epoch == 4:
-            raise Stop
-
-    with pytest.raises(Stop):
-        fit(config, data, tmp_path / "killed", on_epoch=stop)
-    fit(config, data, tmp_path / "killed")
-    fitted = fit(config, data, tmp_path / "whole")
-    assert fitted.train_accuracy > 0.8
-    learnt = weights(tmp_path / "whole")
-    assert same(learnt, weights(tmp_path / "killed"), rtol=0, atol=0)
-    first = build_learner(config, data, torch.device("cpu")).model.state_dict()
-    moved = {name for name in first if not torch.equal(first[name], learnt[name])}
-    assert {name for name in moved if "running" not in name and "batches" not in name} == {
-        "linear.weight",
-        "linear.bias",
-    }
