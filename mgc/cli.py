@@ -122,6 +122,8 @@ class Preprocess(OnRay):
     """FMA folder, folder with a folder per genre, or CSV file (path,genre[,split,artist]); a path or a URI (s3://…)."""
     out: str
     """Folder of the feature set, by path or URI; what is finished in it is kept, new clips get new shards."""
+    features: Literal["logmel", "musicnn"] = "logmel"
+    """The log-Mel that mgc's own networks learn from, or the one that the pretrained encoder musicnn listens to."""
     subset: str = "small"
     """Of an FMA folder: small, medium or large."""
     allow_outside: bool = False

@@ -52,7 +52,7 @@ def test_every_command_and_flag_is_the_contracts():
         "download": {"name", "root", "base_url"},
         "audit": {"root", "subset", "allow_outside"},
         "preprocess": {
-            "root", "out", "subset", "allow_outside", "workers", "limit", "min_seconds", "max_quarantined",
+            "root", "out", "features", "subset", "allow_outside", "workers", "limit", "min_seconds", "max_quarantined",
             "clips_per_shard", "keep_damaged", "clip_timeout", "overwrite", "wait", "verbose",
         },
         "verify": {"features", "sources"},

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from mgc.audio.logmel import standardize
 from mgc.evaluation.calibration import FEWEST
 from mgc.evaluation.metrics import BINS, bins, wilson
 from mgc.pages.plots import GREY, TRAINING, VALIDATION, plain
@@ -227,7 +228,7 @@ def spectrogram(mel_FT: NDArray[np.float16], spec: LogMelSpec) -> Figure:
     Parameters
     ----------
     mel_FT : np.ndarray [shape=(F, T)]
-        Z-scored.
+        Scaled as its recipe says.
     spec
         Its recipe.
 
@@ -315,7 +316,7 @@ def mistakes(clips: Clips, probabilities_NG: NDArray[np.float32], genres: tuple[
 def _spectrogram(axes: Axes, mel_FT: NDArray[np.float16], spec: LogMelSpec) -> Any:
     axes.tick_params(labelsize=7)
     return axes.imshow(
-        mel_FT.astype(np.float32),
+        standardize(mel_FT.astype(np.float32))[0],
         origin="lower",
         aspect="auto",
         cmap="magma",

@@ -221,9 +221,10 @@ def _spread(values: list[float]) -> Spread:
 
 def _recipe(recipe: dict[str, Any]) -> str:
     spec = recipe["spec"]
+    scaling = spec.get("scaling", f"{spec['top_db']:g} dB")
     return (
         f"{spec['sample_rate']} Hz, {spec['seconds']:g} s, n_fft {spec['n_fft']}, hop {spec['hop_length']}, "
-        f"{spec['n_mels']} mel bands, {spec['top_db']:g} dB; at least {recipe['min_seconds']:g} s, damaged clips "
+        f"{spec['n_mels']} mel bands, {scaling}; at least {recipe['min_seconds']:g} s, damaged clips "
         f"{'kept' if recipe['keep_damaged'] else 'quarantined'}; {recipe['decoder']}"
     )
 
