@@ -312,8 +312,10 @@ class Baseline(Command):
     """The collection that it was made from; MFCCs need it."""
     kind: Literal["mfcc", "logmel"] = "mfcc"
     """Statistics of MFCCs, or of the feature set's log-Mel bands."""
-    classifier: Literal["svm", "logistic"] = "svm"
-    """Support vector machine, or logistic regression."""
+    encoder: Literal["none", "musicnn", "musicnn_random"] = "none"
+    """In their place: vectors of a pretrained encoder, or of the same layers with random weights."""
+    classifier: Literal["svm", "logistic", "knn"] = "svm"
+    """Support vector machine, logistic regression, or nearest neighbours."""
     split: Literal["official", "random"] = "official"
     """The feature set's own split, or the literature's random one, which is LEAKY."""
     folds: int = 0

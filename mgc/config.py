@@ -41,6 +41,11 @@ class ModelConfig:
     """Dropout before the linear layer."""
     spatial_dropout: bool = False
     """Blocks drop whole channels instead of single values."""
+    encoder: Literal["none", "musicnn", "musicnn_random"] = "none"
+    """Instead of a CNN: a classifier on what a pretrained encoder makes of each window of the clip. Of the other fields
+    it has ``input_norm``, ``hidden``, ``norm``, ``dropout`` and ``head_dropout``."""
+    hidden: tuple[int, ...] = ()
+    """Units of the classifier's hidden layers: linear, BatchNorm, ReLU, dropout; none is a linear classifier."""
     window: int = 0
     """Frames that the network hears at a time (43 are a second): random crops in training, a vote over evenly spaced
     windows elsewhere; 0 is the whole clip."""
@@ -82,6 +87,8 @@ class OptimConfig:
 
     lr: float = 1e-3
     """Learning rate at the start."""
+    encoder_lr: float = 0.0
+    """Learning rate of a pretrained encoder, as a share of ``lr``; 0 keeps its weights as they are."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Keep the learning rate, or let it fall to zero along half a cosine."""
     weight_decay: float = 0.0
@@ -101,6 +108,7 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         _require(self.lr > 0, "optim.lr", self.lr, "positive")
+        _require(self.encoder_lr >= 0, "optim.encoder_lr", self.encoder_lr, "at least 0")
         _require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "at least 0")
         _require(0 <= self.label_smoothing < 1, "optim.label_smoothing", self.label_smoothing, "in [0, 1)")
         _require(self.batch_size > 0, "optim.batch_size", self.batch_size, "positive")
@@ -138,6 +146,15 @@ class TrainConfig:
         _require(self.folds == 0 or self.folds >= 2, "folds", self.folds, "at least 2")
         _require(0 <= self.fold <= self.folds, "fold", self.fold, f"one of the {self.folds} folds")
         _require(not self.folds or self.split == "official", "folds", self.folds, "without `split=random`")
+        if self.frozen:  # its classifier does not see the spectrogram
+            varied = self.augment.time_masks, self.augment.band_masks, self.augment.equalize, self.model.window
+            rule = "more than 0 where spectrograms are cropped, masked or equalised"
+            _require(not any(varied), "optim.encoder_lr", self.optim.encoder_lr, rule)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the network is a classifier on a pretrained encoder whose weights stay as they are."""
+        return self.model.encoder != "none" and not self.optim.encoder_lr
 
     def to_dict(self) -> dict[str, Any]:
         """The tree as plain values that JSON holds."""

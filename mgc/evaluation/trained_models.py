@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mgc.dataset.clips import Clips, ShardedMel
     from mgc.features.feature_set import FeatureSet
     from mgc.model.checkpoint import Card
-    from mgc.model.cnn import GenreCNN
+    from mgc.model.genre_network import GenreNetwork
 
 PARENTS = ("seeds", "folds")
 """Steps of runs whose models are those of the runs under them."""
@@ -45,7 +45,7 @@ class TrainedModel:
     """A model and the run that trained it."""
 
     run: Run
-    model: GenreCNN
+    model: GenreNetwork
     """On the CPU, in evaluation mode."""
     card: Card
     calibration: Calibration | None

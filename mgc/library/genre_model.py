@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mgc.model.checkpoint import Card
-    from mgc.model.cnn import Ensemble, GenreCNN
+    from mgc.model.cnn import Ensemble
+    from mgc.model.genre_network import GenreNetwork
     from mgc.tracking.runs import RunLike
 
     class HasCheckpoint(Protocol):
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 class GenreModel:
     """A network, or several as one, and what is needed to use it."""
 
-    network: GenreCNN | Ensemble
+    network: GenreNetwork | Ensemble
     """On the CPU, in evaluation mode, with its BatchNorm folded into its convolutions."""
     card: Card
     """Of several models the first one's."""
@@ -48,7 +49,7 @@ class GenreModel:
     """Hash of weights, genres, log-Mel recipe and temperature: 64 hexadecimal digits."""
 
     @classmethod
-    def of(cls, networks: Sequence[GenreCNN], card: Card, calibration: Calibration) -> GenreModel:
+    def of(cls, networks: Sequence[GenreNetwork], card: Card, calibration: Calibration) -> GenreModel:
         """Put a model together.
 
         Parameters

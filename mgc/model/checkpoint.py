@@ -18,12 +18,14 @@ from mgc.audio.logmel import LogMelSpec
 from mgc.config import TrainConfig, overlay
 from mgc.core.errors import InputError, first_line
 from mgc.core.storage import Folder
-from mgc.model.cnn import GenreCNN
+from mgc.model.networks import build
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
+
+    from mgc.model.genre_network import GenreNetwork
 
 WEIGHTS = "model.safetensors"
 CARD = "model.json"
@@ -76,7 +78,7 @@ def write(folder: str | Path | Folder, weights: dict[str, Tensor], card: Card) -
     folder.write(CARD, (json.dumps(tree, indent=1) + "\n").encode())
 
 
-def read(folder: str | Path | Folder) -> tuple[GenreCNN, Card]:
+def read(folder: str | Path | Folder) -> tuple[GenreNetwork, Card]:
     """Read a model and its card.
 
     Parameters
@@ -105,7 +107,7 @@ def read(folder: str | Path | Folder) -> tuple[GenreCNN, Card]:
     if hashlib.sha256(data).hexdigest() != sha256:
         raise InputError(f"{folder}/{WEIGHTS}: damaged or half-written (not the weights that {CARD} names)")
     try:
-        model = GenreCNN(card.config.model, len(card.genres), card.spec.shape)
+        model = build(card.config.model, len(card.genres), card.spec.shape)
         model.load_state_dict(load(data))
     except (RuntimeError, SafetensorError) as error:
         raise _misfit(folder, error) from None

@@ -15,12 +15,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mgc.config import ModelConfig
 from mgc.core.errors import InputError
+from mgc.model.genre_network import GenreNetwork
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-class GenreCNN(nn.Module):
+class GenreCNN(GenreNetwork):
     """A CNN over log-Mel spectrograms; each of its regularisers is a field of its configuration.
 
     Parameters
@@ -45,17 +46,14 @@ class GenreCNN(nn.Module):
     """
 
     def __init__(self, config: ModelConfig, n_genres: int, shape: tuple[int, int] = (128, 1288)) -> None:
-        super().__init__()
+        super().__init__(config.window, shape[1])
         shrink = 2 ** len(config.channels)
         bands, frames = shape[0] // shrink, (config.window or shape[1]) // shrink
         if not bands or not frames:
             raise InputError(
                 f"`model.channels={config.channels}`: {len(config.channels)} poolings leave nothing of {shape}"
             )
-        if config.window > shape[1]:
-            raise InputError(f"`model.window={config.window}`: clips have only {shape[1]} frames")
         self.head = config.head
-        self.window = config.window
         self.input_norm = nn.BatchNorm1d(shape[0]) if config.input_norm else nn.Identity()
         dropout = nn.Dropout2d if config.spatial_dropout else Dropout
         blocks: list[nn.Module] = []
@@ -77,55 +75,6 @@ class GenreCNN(nn.Module):
         self.head_dropout = nn.Dropout(config.head_dropout)
         self.linear = nn.Linear(pooled, n_genres)
 
-    def forward(self, mel_B1FT: Tensor) -> Tensor:
-        """Compute logits; of clips longer than the window, the mean over windows that cover them evenly.
-
-        Parameters
-        ----------
-        mel_B1FT
-            Z-scored spectrograms [shape=(B, 1, F, T), dtype=float32].
-
-        Returns
-        -------
-        torch.Tensor [shape=(B, G)]
-            Logits.
-        """
-        return self.hear(mel_B1FT)[0]
-
-    def hear(self, mel_B1FT: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the logits of clips, and of each of their windows.
-
-        Parameters
-        ----------
-        mel_B1FT
-            Z-scored spectrograms [shape=(B, 1, F, T), dtype=float32].
-
-        Returns
-        -------
-        logits_BG : torch.Tensor [shape=(B, G)]
-            What ``forward`` gives.
-        logits_KBG : torch.Tensor [shape=(K, B, G)]
-            Of the K windows that ``starts`` lists.
-        """
-        starts = self.starts(mel_B1FT.shape[3])
-        if len(starts) == 1:
-            logits_BG = self._logits(mel_B1FT)
-            return logits_BG, logits_BG.unsqueeze(0)
-        windows_KB1FW = torch.stack([mel_B1FT[..., start : start + self.window] for start in starts])
-        logits_KBG: Tensor = self._logits(windows_KB1FW.flatten(0, 1)).unflatten(0, (len(starts), -1))
-        return logits_KBG.mean(0), logits_KBG
-
-    def starts(self, frames: int) -> list[int]:
-        """First frames of the windows that cover a clip evenly; a network without windows hears the clip as one.
-
-        Parameters
-        ----------
-        frames
-            Of the clip.
-        """
-        count = math.ceil(frames / self.window) if self.window else 1
-        return [round(index * (frames - self.window) / (count - 1)) for index in range(count)] if count > 1 else [0]
-
     def _logits(self, mel_B1FT: Tensor) -> Tensor:
         mel_BFT = self.input_norm(mel_B1FT.squeeze(1))
         maps_BCFT = self.blocks(mel_BFT.unsqueeze(1))
@@ -140,7 +89,7 @@ class GenreCNN(nn.Module):
         return logits_BG
 
 
-def folded(model: GenreCNN) -> GenreCNN:
+def folded(model: GenreNetwork) -> GenreNetwork:
     """Fold the BatchNorm of each block into its convolution, and leave dropout out: a fifth less work in inference.
 
     Parameters
@@ -150,10 +99,12 @@ def folded(model: GenreCNN) -> GenreCNN:
 
     Returns
     -------
-    GenreCNN
-        Gives the same logits up to rounding; it cannot be trained.
+    GenreNetwork
+        Gives the same logits up to rounding; it cannot be trained. Of other networks than ``GenreCNN`` a copy.
     """
     model = copy.deepcopy(model).eval()
+    if not isinstance(model, GenreCNN):
+        return model
     layers: list[nn.Module] = []
     for layer in model.blocks:
         if isinstance(layer, nn.BatchNorm2d):
@@ -174,7 +125,7 @@ class Ensemble(nn.Module):
         The networks, all of one window.
     """
 
-    def __init__(self, members: Sequence[GenreCNN]) -> None:
+    def __init__(self, members: Sequence[GenreNetwork]) -> None:
         super().__init__()
         self.window = members[0].window
         self.members = nn.ModuleList(members)
@@ -213,10 +164,10 @@ class Ensemble(nn.Module):
         return _mean(whole), _mean(windows)
 
     def starts(self, frames: int) -> list[int]:
-        """First frames of the windows: see ``GenreCNN.starts``."""
+        """First frames of the windows: see ``GenreNetwork.starts``."""
         return self._members()[0].starts(frames)
 
-    def _members(self) -> list[GenreCNN]:
+    def _members(self) -> list[GenreNetwork]:
         return list(self.members)  # type: ignore[arg-type]
 
 
@@ -225,7 +176,7 @@ def _mean(logits: Sequence[Tensor]) -> Tensor:
     return torch.stack([each.log_softmax(-1) for each in logits]).logsumexp(0) - math.log(len(logits))
 
 
-def together(models: Sequence[GenreCNN]) -> GenreCNN | Ensemble:
+def together(models: Sequence[GenreNetwork]) -> GenreNetwork | Ensemble:
     """Return one network in evaluation mode: a single model itself, several as their ensemble.
 
     Parameters

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from mgc.model.cnn import Ensemble, GenreCNN
+    from mgc.model.cnn import Ensemble
+    from mgc.model.genre_network import GenreNetwork
 
 BATCH_ON_CPU = 2
 """Clips in a batch of inference on the CPU: of more, the cache does not hold what a layer leaves for the next."""
@@ -54,7 +55,7 @@ def logits(model: nn.Module, batches: Iterable[Tensor]) -> Iterator[Tensor]:
     return _each(model, lambda mel_B1FT: model(mel_B1FT).float(), batches)
 
 
-def heard(model: GenreCNN | Ensemble, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+def heard(model: GenreNetwork | Ensemble, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
     """As ``logits``, with those of each window that the model hears.
 
     Parameters

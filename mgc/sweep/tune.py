@@ -33,7 +33,7 @@ from mgc.sweep.space import DEFAULT, Space
 from mgc.sweep.sweep_folder import SEARCHED, SWEEP, SweepFolder, TrialFolder, begun_elsewhere, check_name
 from mgc.tracking import store
 from mgc.tracking.runs import BEST_TAG, EXPERIMENT, STORAGE_TAG, WINNER_TAG, Run
-from mgc.training.hardware import choose_feed
+from mgc.training.hardware import load_clips
 from mgc.training.run_logging import describe, open_for_learning
 
 if TYPE_CHECKING:
@@ -352,8 +352,8 @@ class _Workers:
     def session(self, sweep: SweepFolder) -> TuneSession:
         if self._session is None:
             room, base = self.make_room(sweep.config, sweep.uri), sweep.train_config({})
-            _, lazily = choose_feed(None, self.feature_set, base, on_ray=True)
-            self._session = TuneSession(sweep, learning_set(self.feature_set, base, lazily=lazily), room)
+            _, clips = load_clips(self.feature_set, base, self.storage, on_ray=True)
+            self._session = TuneSession(sweep, learning_set(self.feature_set, base, clips=clips), room)
         return self._session
 
     def train(self, sweep: SweepFolder, tasks: list[Task], title: str) -> None:

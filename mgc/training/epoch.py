@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mgc.config import TrainConfig
     from mgc.dataset.batches import Feed
     from mgc.dataset.protocols import LearningSet
-    from mgc.model.cnn import GenreCNN
+    from mgc.model.genre_network import GenreNetwork
     from mgc.training.step import TrainStep
 
 
@@ -85,7 +85,7 @@ def train_epoch(step: TrainStep, data: LearningSet, epoch: int) -> tuple[float, 
 
 
 @torch.inference_mode()
-def validate(model: GenreCNN, feed: Feed, rows_N: NDArray[np.int64]) -> Validation:
+def validate(model: GenreNetwork, feed: Feed, rows_N: NDArray[np.int64]) -> Validation:
     """Predict clips, each by one of the ranks, in evaluation mode.
 
     Parameters
@@ -129,4 +129,4 @@ def plan_epoch(config: TrainConfig, data: LearningSet, epoch: int) -> EpochPlan:
     rows_N = order(data.clips, data.training, config.seed, epoch)
     steps = steps_per_epoch(config, len(rows_N))
     rates = [learning_rate(config, (epoch - 1) * steps + step, steps) for step in range(steps)]
-    return EpochPlan(epoch, rows_N, augment.draw(config, data.spec.shape, len(rows_N), epoch), rates)
+    return EpochPlan(epoch, rows_N, augment.draw(config, data.clips.mel_NFT.shape[1:], len(rows_N), epoch), rates)

@@ -12,12 +12,16 @@ import torch
 from mgc.core.cluster import check_seen, smallest_object_store
 from mgc.core.errors import InputError
 from mgc.core.progress import say
+from mgc.dataset import clips as clips_of
+from mgc.dataset.embeddings import load_embedded
 from mgc.dataset.protocols import splits_of
 from mgc.features.layout import MANIFEST
 from mgc.model.inference import BATCH_ON_GPU
 
 if TYPE_CHECKING:
     from mgc.config import TrainConfig
+    from mgc.core.storage import Folder
+    from mgc.dataset.clips import Clips
     from mgc.features.feature_set import FeatureSet
 
 FeedName: TypeAlias = Literal["device", "memory", "stream"]
@@ -139,6 +143,42 @@ def choose_feed(
     need = copies * clip_bytes(shape)
     say(f"features: {shape[0]} clips {said} ({need / 1e9:.2f} GB; {reason})")
     return chosen, here == "stream"
+
+
+def load_clips(
+    feature_set: FeatureSet,
+    config: TrainConfig,
+    storage: Folder,
+    feed: FeedName | None = None,
+    *,
+    gpu: bool = False,
+    on_ray: bool = False,
+) -> tuple[FeedName | None, Clips]:
+    """Read the clips of a fit, or what its frozen encoder makes of them, which fits anywhere.
+
+    Parameters
+    ----------
+    feature_set, config, feed, gpu, on_ray
+        As ``choose_feed`` takes them.
+    storage
+        Where the vectors of an encoder are kept.
+
+    Returns
+    -------
+    feed, clips
+        Where the clips live during the fit, as ``choose_feed`` says; and the clips, in memory or in their shards.
+
+    Raises
+    ------
+    InputError
+        As ``choose_feed``, ``mgc.dataset.clips.load`` and ``mgc.dataset.embeddings.load_embedded``.
+    """
+    splits = splits_of(config)
+    if config.frozen:
+        here: FeedName | None = None if on_ray else "device" if gpu else "memory"
+        return feed or here, load_embedded(feature_set, splits, config.model.encoder, storage)
+    chosen, lazily = choose_feed(feed, feature_set, config, gpu=gpu, on_ray=on_ray)
+    return chosen, clips_of.load(feature_set, *splits, lazily=lazily)
 
 
 def clip_bytes(shape: tuple[int, ...]) -> int:

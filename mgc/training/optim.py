@@ -10,28 +10,30 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from mgc.model.cnn import GenreCNN
+from mgc.model.networks import to_train
+from mgc.model.pretrained import Pretrained
 from mgc.model.synced_batchnorm import sync_batchnorm
 from mgc.training.distributed import rank_and_world
 
 if TYPE_CHECKING:
     from mgc.config import TrainConfig
     from mgc.dataset.protocols import LearningSet
+    from mgc.model.genre_network import GenreNetwork
 
 
 @dataclass
 class Learner:
     """Model, optimiser and optional EMA weights of a fit."""
 
-    model: GenreCNN
+    model: GenreNetwork
     optimizer: torch.optim.Optimizer
     averaged: AveragedModel | None
     """EMA of the weights, where ``optim.ema_epochs`` asks for one."""
 
     @property
-    def evaluated_model(self) -> GenreCNN:
+    def evaluated_model(self) -> GenreNetwork:
         """The model that is validated and kept: that of the EMA weights where there are any."""
-        return cast("GenreCNN", self.averaged.module) if self.averaged else self.model
+        return cast("GenreNetwork", self.averaged.module) if self.averaged else self.model
 
 
 def build_learner(config: TrainConfig, data: LearningSet, device: torch.device) -> Learner:
@@ -47,7 +49,7 @@ def build_learner(config: TrainConfig, data: LearningSet, device: torch.device) 
         Where the model goes, in PyTorch's ``channels_last`` format.
     """
     torch.manual_seed(config.seed)
-    model = GenreCNN(config.model, len(data.genres), data.spec.shape)
+    model = to_train(config, len(data.genres), data.spec)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if rank_and_world()[1] > 1:
         sync_batchnorm(model)
@@ -60,22 +62,31 @@ def build_learner(config: TrainConfig, data: LearningSet, device: torch.device) 
 
 
 def adamw(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.AdamW:
-    """Build AdamW; on a GPU fused into one kernel, with its learning rate in a tensor, as a CUDA graph needs it.
+    """Build AdamW; on a GPU fused into one kernel, with its learning rates in tensors, as a CUDA graph needs them.
 
     Parameters
     ----------
     model
         On ``device`` already.
     config
-        Learning rate and weight decay.
+        Learning rates and weight decay.
     device
         The CPU or a GPU.
+
+    Returns
+    -------
+    torch.optim.AdamW
+        ``share`` of a group of parameters is that of the learning rate that it takes.
     """
-    decay = config.optim.weight_decay
+    optim = config.optim
+    encoder = list(model.encoder.parameters()) if isinstance(model, Pretrained) else []
+    known = {id(parameter) for parameter in encoder}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in known]
+    groups = [{"params": each, "share": share} for each, share in ((others, 1.0), (encoder, optim.encoder_lr)) if each]
     if device.type != "cuda":
-        return torch.optim.AdamW(model.parameters(), lr=config.optim.lr, weight_decay=decay)
-    rate = torch.tensor(config.optim.lr, device=device)
-    return torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay, fused=True, capturable=True)
+        return torch.optim.AdamW(groups, lr=optim.lr, weight_decay=optim.weight_decay)
+    groups = [group | {"lr": torch.tensor(optim.lr, device=device)} for group in groups]
+    return torch.optim.AdamW(groups, lr=optim.lr, weight_decay=optim.weight_decay, fused=True, capturable=True)
 
 
 def steps_per_epoch(config: TrainConfig, clips: int) -> int:

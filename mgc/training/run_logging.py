@@ -6,6 +6,8 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from mgc.core.errors import InputError
 from mgc.core.progress import Progress
 from mgc.core.ray_session import output_folder
@@ -146,8 +148,13 @@ def keep(run: tracking.Run, fitted: Fitted, data: LearningSet) -> None:
             run.file(here / name, tracking.CHECKPOINT)
     confusion = plots.confusion_matrix(predictions.score(), predictions.source.title)
     run.figure(confusion, "pictures/confusion_validation.png")
-    sample = data.clips.take(data.training[:PICTURED])
-    run.figure(plots.spectrograms(sample, data.genres, data.spec), "pictures/spectrograms.png")
+    if card.config.frozen:
+        labels_N = data.clips.labels_N[data.training]
+        vectors_ND = data.clips.mel_NFT[data.training].mean(2, dtype=np.float32)
+        run.figure(plots.embedding_map(vectors_ND, labels_N, data.genres), "pictures/embeddings.png")
+    else:
+        sample = data.clips.take(data.training[:PICTURED])
+        run.figure(plots.spectrograms(sample, data.genres, data.spec), "pictures/spectrograms.png")
     run.model(model, card.spec.shape, len(card.genres))
     discard(fitted.checkpoint)
 

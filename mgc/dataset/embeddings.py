@@ -1,0 +1,129 @@
+"""What a pretrained encoder makes of the clips of a feature set: computed once for each shard, and kept.
+
+A shard's file is named by the hash of the shard and that of the encoder's weights, so it serves each set that has this
+shard, and an interrupted computation goes on.
+
+Shape suffixes: N clips, D values of a vector, K windows of a clip, F mel bands, T frames.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from mgc.core.progress import Progress
+from mgc.dataset import clips as clips_of
+from mgc.encoders import registry
+from mgc.model.device import best_device
+from mgc.model.genre_network import windows
+from mgc.model.inference import batch_size
+from mgc.model.pretrained import check_recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from mgc.core.storage import Folder
+    from mgc.dataset.clips import Clips
+    from mgc.features.feature_set import FeatureSet
+    from mgc.features.layout import ShardEntry
+
+FOLDER = "embeddings"
+"""Of the storage."""
+
+
+def load_embedded(feature_set: FeatureSet, splits: Sequence[str], encoder: str, storage: Folder) -> Clips:
+    """Read the clips of some splits with an encoder's vectors in the place of their spectrograms.
+
+    Parameters
+    ----------
+    feature_set, splits, encoder, storage
+        As ``vectors_of`` takes them.
+
+    Raises
+    ------
+    InputError
+        As ``vectors_of``, or a split has no clips.
+    """
+    clips = clips_of.load(feature_set, *splits, lazily=True)
+    return replace(clips, mel_NFT=vectors_of(feature_set, splits, encoder, storage))
+
+
+def vectors_of(feature_set: FeatureSet, splits: Sequence[str], encoder: str, storage: Folder) -> NDArray[np.float16]:
+    """Compute what an encoder makes of the clips of some splits, but for those shards that are kept.
+
+    Parameters
+    ----------
+    feature_set
+        A finished feature set of the recipe that the encoder listens to.
+    splits
+        ``training``, ``validation`` or ``test``.
+    encoder
+        Name of the encoder.
+    storage
+        Where computed vectors are kept: ``embeddings/`` in it.
+
+    Returns
+    -------
+    np.ndarray [shape=(N, D, K), dtype=float16]
+        Vectors of the K windows of each clip, in the order of ``mgc.dataset.clips.load``.
+
+    Raises
+    ------
+    InputError
+        The set is of another recipe, the encoder's weights are not here, or a shard is not what the manifest says.
+    """
+    check_recipe(encoder, feature_set.manifest.spec)
+    network, window = registry.load(encoder), registry.encoder(encoder).window
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    folder = storage / FOLDER / f"{encoder}-{digest.hexdigest()[:12]}"
+    folder.make()
+    entries = [entry for split in splits for entry in feature_set.manifest.shards if entry.split == split]
+    missing = [entry for entry in entries if folder.kind(_file(entry)) != "file"]
+    progress = Progress(encoder, sum(entry.rows for entry in missing), "clips")
+    device = best_device()
+    network.to(device)
+    parts = []
+    for entry in entries:
+        vectors_NDK = _kept(folder, entry)
+        if vectors_NDK is None:
+            vectors_NDK = _computed(network, window, feature_set.spectrograms(entry), device, progress)
+            folder.write(_file(entry), save({"vectors": vectors_NDK}))
+        parts.append(vectors_NDK)
+    return np.concatenate(parts)
+
+
+def _file(entry: ShardEntry) -> str:
+    return f"{entry.sha256[:32]}.safetensors"
+
+
+def _kept(folder: Folder, entry: ShardEntry) -> NDArray[np.float16] | None:
+    """The vectors of a shard; None where they were not computed, or their file is damaged."""
+    try:
+        found: NDArray[np.float16] = load(folder.read(_file(entry)))["vectors"]
+    except (FileNotFoundError, SafetensorError, KeyError):
+        return None
+    return found if len(found) == entry.rows else None
+
+
+def _computed(
+    network: nn.Module, window: int, mel_NFT: NDArray[np.float16], device: torch.device, progress: Progress
+) -> NDArray[np.float16]:
+    parts = []
+    with torch.inference_mode():
+        for mel_BFT in torch.from_numpy(mel_NFT.copy()).split(batch_size(device)):
+            windows_KBFW = windows(mel_BFT.to(device).float(), window)
+            vectors_ND = network(windows_KBFW.flatten(0, 1))
+            parts.append(vectors_ND.unflatten(0, windows_KBFW.shape[:2]).permute(1, 2, 0).cpu())
+            progress.advance(len(mel_BFT))
+    return torch.cat(parts).clamp(-65504, 65504).half().numpy()

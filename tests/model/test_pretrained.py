@@ -1,0 +1,135 @@
+"""A classifier on a frozen encoder is trained on its vectors, and answers as the whole network; fine-tuning moves both."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers.feature_sets import GENRES, make_sharded
+
+from mgc.audio.logmel import RECIPES, LogMelSpec
+from mgc.config import ModelConfig, OptimConfig, TrainConfig
+from mgc.core.errors import InputError
+from mgc.core.storage import Folder
+from mgc.dataset import clips as clips_of
+from mgc.dataset import embeddings
+from mgc.dataset.embeddings import FOLDER, load_embedded, vectors_of
+from mgc.dataset.protocols import learning_set
+from mgc.encoders import registry
+from mgc.model import checkpoint
+from mgc.model.cnn import together
+from mgc.model.inference import heard
+from mgc.model.networks import build, to_train
+from mgc.training.loop import fit
+
+SPEC = replace(RECIPES["musicnn"], seconds=5.0)
+"""313 frames: two windows."""
+FROZEN = TrainConfig(
+    model=ModelConfig(encoder="musicnn_random", input_norm=True, hidden=(16,), norm=True, head_dropout=0.2),
+    optim=OptimConfig(lr=0.01, batch_size=8),
+    epochs=8,
+    keep="last",
+)
+TUNED = replace(FROZEN, optim=replace(FROZEN.optim, encoder_lr=0.1, lr=1e-3), epochs=1)
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory):
+    """Four genres, which differ by the band that is loud; of three shards."""
+
+    def genre(track_id):
+        return track_id % len(GENRES)
+
+    def values(track_id):
+        generator = np.random.default_rng(track_id)
+        mel_FT = generator.uniform(0, 0.5, SPEC.shape)
+        mel_FT[20 * genre(track_id) : 20 * genre(track_id) + 12] += 2
+        return mel_FT
+
+    return make_sharded(
+        tmp_path_factory.mktemp("features") / "set",
+        spec=SPEC,
+        genre=genre,
+        values=values,
+        training=(16, 16),
+        validation=[8],
+    )
+
+
+@pytest.fixture
+def storage(tmp_path):
+    return Folder.at(tmp_path / "storage")
+
+
+def data_of(features, config, storage):
+    clips = (
+        load_embedded(features, ("training", "validation"), config.model.encoder, storage) if config.frozen else None
+    )
+    return learning_set(features, config, clips=clips)
+
+
+def test_a_classifier_on_a_frozen_encoder_answers_as_the_whole_network(features, storage, tmp_path):
+    data = data_of(features, FROZEN, storage)
+    fitted = fit(FROZEN, data, tmp_path / "fit")
+    assert fitted.val_accuracy > 0.8
+    model, card = checkpoint.read(fitted.checkpoint)
+    encoder = registry.load("musicnn_random").state_dict()
+    assert all(torch.equal(model.encoder.state_dict()[name], tensor) for name, tensor in encoder.items())
+    mel_NFT = torch.from_numpy(clips_of.load(features, "validation").mel_NFT)
+    ((logits_NG, logits_KNG),) = heard(together([model]), [mel_NFT])
+    assert logits_KNG.shape == (2, 8, 4)
+    assert card.spec == SPEC
+    found = logits_NG.softmax(1).numpy()
+    assert np.abs(found - fitted.val_probabilities_NG).max() < 0.01  # the kept vectors are float16
+    assert (found.argmax(1) == fitted.val_probabilities_NG.argmax(1)).all()
+
+
+def test_vectors_are_computed_once_for_each_shard_and_again_where_their_file_is_damaged(features, storage, monkeypatch):
+    computed = []
+    compute = embeddings._computed
+    monkeypatch.setattr(embeddings, "_computed", lambda *given: computed.append(len(given[2])) or compute(*given))
+    first = vectors_of(features, ("training",), "musicnn_random", storage)
+    assert first.shape == (32, 1506, 2)
+    assert computed == [16, 16]
+    again = vectors_of(features, ("training", "validation"), "musicnn_random", storage)
+    assert computed == [16, 16, 8]
+    assert np.array_equal(again[:32], first)
+    (folder,) = (storage.path / FOLDER).iterdir()
+    for file, content in zip(sorted(folder.iterdir()), (b"", b"nonsense", None), strict=True):
+        file.unlink() if content is None else file.write_bytes(content)
+    assert np.array_equal(vectors_of(features, ("training", "validation"), "musicnn_random", storage), again)
+    assert computed[3:] == [16, 16, 8]
+
+
+def test_fine_tuning_moves_the_encoder_by_its_share_and_not_its_statistics(features, storage, tmp_path):
+    fitted = fit(TUNED, data_of(features, TUNED, storage), tmp_path / "fit")
+    model, _ = checkpoint.read(fitted.checkpoint)
+    before = build(TUNED.model, 4, SPEC.shape)
+    before.encoder.load_state_dict(registry.load("musicnn_random").state_dict())
+    for name, tensor in before.encoder.named_buffers():
+        assert torch.equal(model.encoder.get_buffer(name), tensor)
+    moved = torch.cat(
+        [
+            (model.encoder.get_parameter(name) - tensor).detach().abs().flatten()
+            for name, tensor in before.encoder.named_parameters()
+            if not name.startswith(("pooled_norm", "dense", "output"))  # behind what is taken
+        ]
+    )
+    steps = 4
+    assert 0 < moved.max() <= steps * 1.2e-4  # AdamW moves a weight by about its learning rate a step
+    assert model.training is False
+
+
+def test_other_spectrograms_than_an_encoders_are_refused(features, storage, tmp_path):
+    with pytest.raises(InputError, match=r"`model.encoder=musicnn`: listens to .* --features musicnn"):
+        to_train(replace(FROZEN, model=replace(FROZEN.model, encoder="musicnn")), 4, LogMelSpec())
+    other = make_sharded(tmp_path / "other", training=[4], validation=[2])
+    with pytest.raises(InputError, match="--features musicnn"):
+        vectors_of(other, ("training",), "musicnn_random", storage)
+    with pytest.raises(InputError, match="hears 187 frames at a time"):
+        build(replace(FROZEN.model, window=100), 4, SPEC.shape)
+
+
+def test_what_needs_spectrograms_is_refused_of_a_frozen_encoder():
+    with pytest.raises(InputError, match=r"`optim.encoder_lr=0.0`: must be more than 0 where spectrograms are cropped"):
+        replace(FROZEN, augment=replace(FROZEN.augment, band_masks=1))
