@@ -44,7 +44,7 @@ def test_the_weights_are_kept_with_their_origin_and_come_once(weights, downloade
     assert first.path == str(weights / "encoders" / "musicnn.safetensors")
     with safetensors.safe_open(first.path, "pt") as file:
         assert (file.metadata()["licence"], file.metadata()["wheel_sha256"]) == ("ISC", SHA256)
-        parameters = sum(file.get_tensor(name).is_floating_point() for name in file.keys())  # noqa: SIM118
+        tensors = sum(file.get_tensor(name).is_floating_point() for name in file.keys())  # noqa: SIM118
     before = Path(first.path).stat().st_mtime_ns
     assert cli.run(["download", "musicnn", "--json"]) == 0
     output, said = capsys.readouterr()
