@@ -48,22 +48,24 @@ def maximum_over_bands(mel_BFT: Tensor, filters_CFR: Tensor) -> Tensor:
     """
     outputs_MP, taps_PR, inputs_PN = (torch.from_numpy(each).to(mel_BFT) for each in algorithm())
     count, high, products = filters_CFR.shape[0], filters_CFR.shape[1], len(taps_PR)
-    frames, tiles = mel_BFT.shape[2], -(-mel_BFT.shape[2] // OUTPUTS)
-    half = TAPS // 2
+    bands, frames = mel_BFT.shape[1:]
+    tiles, half = -(-frames // OUTPUTS), TAPS // 2
     padded_BFT = functional.pad(mel_BFT, (half, tiles * OUTPUTS - frames + half))
     filters_PCF = torch.einsum("pr,cfr->pcf", taps_PR, filters_CFR).contiguous()
     done = []
     for tiles_bFLN in padded_BFT.unfold(2, INPUTS, OUTPUTS).split(PATCHES):
-        columns = len(tiles_bFLN) * tiles
-        tiles_PFL = (inputs_PN @ tiles_bFLN.permute(3, 1, 0, 2).reshape(INPUTS, -1)).view(products, -1, columns)
+        patches = len(tiles_bFLN)
+        columns = patches * tiles
+        tiles_NFL = tiles_bFLN.permute(3, 1, 0, 2).reshape(INPUTS, bands * columns)
+        tiles_PFL = (inputs_PN @ tiles_NFL).view(products, bands, columns)
         products_PCL = mel_BFT.new_empty(products, count, columns)
         response_MCL = mel_BFT.new_empty(OUTPUTS, count * columns)
         maximum_MCL = torch.full_like(response_MCL, -torch.inf)
-        for band in range(mel_BFT.shape[1] - high + 1):
+        for band in range(bands - high + 1):
             torch.bmm(filters_PCF, tiles_PFL[:, band : band + high], out=products_PCL)
-            torch.mm(outputs_MP, products_PCL.view(products, -1), out=response_MCL)
+            torch.mm(outputs_MP, products_PCL.view(products, count * columns), out=response_MCL)
             torch.maximum(maximum_MCL, response_MCL, out=maximum_MCL)
-        maximum_MCbL = maximum_MCL.view(OUTPUTS, count, -1, tiles)
+        maximum_MCbL = maximum_MCL.view(OUTPUTS, count, patches, tiles)
         done.append(maximum_MCbL.permute(2, 1, 3, 0).flatten(2)[..., :frames])
     return torch.cat(done)
 

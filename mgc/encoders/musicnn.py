@@ -64,7 +64,7 @@ class Musicnn(nn.Module):
     """The network MSD_musicnn, with fresh weights; 787,159 parameters.
 
     In evaluation, without gradients and on the CPU, its first layer is computed in a quarter of the time or less,
-    to the same values up to rounding; else it is made of plain convolutions, which can be trained.
+    to the same values up to rounding; else it is made of plain convolutions, which can be trained and exported.
 
     Examples
     --------
@@ -176,7 +176,7 @@ class _Branch(nn.Module):
 
     def forward(self, mel_BFT: Tensor) -> Tensor:
         """From spectrograms [shape=(B, 96, T)] to channels [shape=(B, C, T)]."""
-        if self.norm.training or torch.is_grad_enabled() or mel_BFT.is_cuda:
+        if self.norm.training or torch.is_grad_enabled() or mel_BFT.is_cuda or torch.compiler.is_exporting():
             return self.plain(mel_BFT)
         # ReLU and BatchNorm rise with the convolution's value, or BatchNorm falls: then its minimum is wanted
         bias_C: Tensor = self.convolution.bias  # type: ignore[assignment]

@@ -167,7 +167,15 @@ def untrained(name: str, seed: int = 0) -> nn.Module:
 
 
 def cache_folder() -> Path:
-    """The folder for what can be downloaded again: ``MGC_CACHE``, or ``mgc`` in the user's cache folder."""
-    if own := os.environ.get("MGC_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mgc"
+    """The folder for what can be downloaded again: ``MGC_CACHE``, or ``mgc`` in the user's cache folder.
+
+    Raises
+    ------
+    InputError
+        Neither is known: the user has no home folder.
+    """
+    own, caches = os.environ.get("MGC_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(own).expanduser() if own else Path(caches or "~/.cache").expanduser() / "mgc"
+    except RuntimeError:
+        raise InputError("there is no home folder for the cache; set MGC_CACHE to a folder") from None

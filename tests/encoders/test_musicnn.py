@@ -63,7 +63,7 @@ def test_minimal_filtering_rounds_hardly_more_than_the_plain_sum():
 
 def test_every_weight_is_trained():
     model = untrained("musicnn").train()
-    mel_BFT = torch.rand(4, 96, 187, generator=torch.Generator().manual_seed(0)) * 4
+    mel_BFT = torch.rand(3, 96, 70, generator=torch.Generator().manual_seed(0)) * 4
     model.tags(mel_BFT).square().mean().backward()
     for name, values in model.named_parameters():
         assert values.grad is not None, name
@@ -76,6 +76,18 @@ def test_a_patch_is_heard_alone_in_evaluation():
     mel_BFT = torch.rand(6, 96, 187, generator=torch.Generator().manual_seed(2)) * 4
     with torch.inference_mode():
         torch.testing.assert_close(model(mel_BFT)[4:5], model(mel_BFT[4:5]), rtol=1e-4, atol=1e-4)
+
+
+def test_no_patches_give_no_vectors():
+    with torch.inference_mode():
+        assert untrained("musicnn")(torch.zeros(0, 96, 187)).shape == (0, 1506)
+
+
+def test_it_is_exported_for_any_number_of_patches():
+    model, mel_BFT = disturbed(5), torch.rand(5, 96, 187, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        program = torch.export.export(model, (mel_BFT[:2],), dynamic_shapes=({0: torch.export.Dim("patches")},))
+        torch.testing.assert_close(program.module()(mel_BFT), model(mel_BFT), rtol=1e-4, atol=1e-4)
 
 
 def test_the_tags_of_fmas_genres_are_tags():

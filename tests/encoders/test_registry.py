@@ -67,3 +67,6 @@ def test_the_cache_is_where_the_user_says(tmp_path, monkeypatch):
     assert str(cache_folder()) == "/elsewhere/mgc"
     monkeypatch.setenv("MGC_CACHE", "~/mine")
     assert cache_folder() == tmp_path / "mine"
+    monkeypatch.setenv("MGC_CACHE", "~nobody-of-this-name/mine")
+    with pytest.raises(InputError, match="set MGC_CACHE"):
+        cache_folder()
