@@ -55,7 +55,15 @@ class Command:
 
 
 def call_step(step: str, **arguments: Any) -> Result:
-    """Import a step, ``room.module:function``, and call it."""
+    """Import a step and call it.
+
+    Parameters
+    ----------
+    step
+        ``room.module:function``.
+    **arguments
+        What to call it with.
+    """
     module, _, function = step.partition(":")
     result: Result = getattr(import_module(f"mgc.{module}"), function)(**arguments)
     return result

@@ -8,9 +8,11 @@ import torch
 from encoders.make_reference import patches
 from torch.nn import functional
 
+from mgc.audio import decode
+from mgc.audio.logmel import RECIPES, feature
 from mgc.encoders.minimal_filtering import maximum_over_bands
-from mgc.encoders.musicnn import FMA_TAGS, TAGS
-from mgc.encoders.registry import load, untrained
+from mgc.encoders.musicnn import FMA_TAGS, TAGS, WINDOW
+from mgc.encoders.registry import ENCODERS, load, untrained
 
 REFERENCE = Path(__file__).parent / "data" / "musicnn.npz"
 
@@ -25,6 +27,17 @@ def test_outputs_are_tensorflows(weights, gradients):
         for name, tolerance in {"pooled": 1e-3, "penultimate": 5e-5, "tags": 2e-6}.items():
             np.testing.assert_allclose(outputs[name].detach(), reference[name], rtol=1e-5, atol=tolerance)
         assert reference["tags"].argmax() == TAGS.index("electronic")
+
+
+def test_it_hears_that_a_hip_hop_track_is_one(weights, fma_clip):
+    spec = RECIPES[ENCODERS["musicnn"].features]
+    with fma_clip.open("rb") as file:
+        samples = decode.load(file, sample_rate=spec.sample_rate, seconds=spec.seconds).samples
+    mel_FT = torch.from_numpy(feature(samples, spec).z_FT.astype(np.float32))
+    with torch.inference_mode():
+        tags_BK = load("musicnn").tags(mel_FT.unfold(1, WINDOW, WINDOW).transpose(0, 1))
+    assert TAGS[tags_BK.mean(0).argmax()] == FMA_TAGS["Hip-Hop"]
+    assert tags_BK.mean(0).max() > 0.7
 
 
 def disturbed(seed: int) -> torch.nn.Module:
