@@ -23,7 +23,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
 from mgc.config import DEFAULT_PRESET, OLD_PRESETS, PRESETS, SweepConfig, TrainConfig, read_config
 from mgc.core import signals
-from mgc.core.errors import MgcError
+from mgc.core.errors import InputError, MgcError
 from mgc.core.progress import drop_output, flush, open_streams, say, show
 from mgc.core.ray_session import disconnect, show_logs
 from mgc.core.results import Result
@@ -47,13 +47,26 @@ class Command:
 
     def call(self) -> Result:
         """Call the step with the command's flags."""
-        module, _, function = self.step.partition(":")
-        result: Result = getattr(import_module(f"mgc.{module}"), function)(**self.arguments())
-        return result
+        return call_step(self.step, **self.arguments())
 
     def arguments(self) -> dict[str, Any]:
         """The step's arguments: the command's own fields, by name."""
         return {each.name: getattr(self, each.name) for each in fields(self) if each.name not in _ANSWERS}
+
+
+def call_step(step: str, **arguments: Any) -> Result:
+    """Import a step and call it.
+
+    Parameters
+    ----------
+    step
+        ``room.module:function``.
+    **arguments
+        What to call it with.
+    """
+    module, _, function = step.partition(":")
+    result: Result = getattr(import_module(f"mgc.{module}"), function)(**arguments)
+    return result
 
 
 _ANSWERS = ("json", "debug", "verbose")
@@ -86,16 +99,27 @@ class Toy(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class Download(Command):
-    """Download a part of FMA, check it, and unpack it; a download that broke off goes on."""
+    """Download a part of FMA, check it, and unpack it (what broke off goes on); or the weights of an encoder."""
 
     step = "collection.download:download"
+    encoder_step: ClassVar[str] = "encoders.fetch:fetch"
 
-    name: Positional[Literal["fma_small", "fma_medium", "fma_large", "fma_metadata"]]
-    """fma_metadata has the genres and splits, the others the clips."""
-    root: Path
-    """Folder to unpack in: ROOT/fma_small, ROOT/fma_metadata."""
+    name: Positional[Literal["fma_small", "fma_medium", "fma_large", "fma_metadata", "musicnn"]]
+    """fma_metadata has the genres and splits, the other parts of FMA the clips; musicnn is an encoder."""
+    root: Path | None = None
+    """Folder to unpack FMA in: ROOT/fma_small, ROOT/fma_metadata. Encoders go to the cache (MGC_CACHE)."""
     base_url: str = "https://os.unil.cloud.switch.ch/fma/"
-    """Where the archives are."""
+    """Where the archives of FMA are."""
+
+    def call(self) -> Result:
+        """Call the step of FMA's parts, or that of encoders."""
+        if self.name.startswith("fma_"):
+            if self.root is None:
+                raise InputError(f"`root`: is needed; give the folder to unpack {self.name} in")
+            return super().call()
+        if self.root is not None:
+            raise InputError(f"`root={self.root}`: {self.name} goes to the cache; the variable MGC_CACHE says where")
+        return call_step(self.encoder_step, name=self.name)
 
 
 @dataclass(frozen=True, kw_only=True)

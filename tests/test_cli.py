@@ -122,6 +122,7 @@ def test_every_command_and_flag_is_the_contracts():
         "toy OUT --clips-per-genre 12 --seed 0",
         "audit --root ROOT --subset small",
         "download fma_small --root ROOT --base-url http://127.0.0.1/",
+        "download musicnn",
         "verify F",
         "verify F --sources R",
         "inspect F --out sheet.png",
