@@ -1,4 +1,4 @@
-"""A classifier on a frozen encoder is trained on its vectors, and answers as the whole network; fine-tuning moves both."""
+"""A classifier on a frozen encoder learns from its vectors and answers as the whole network; fine-tuning moves both."""
 
 from dataclasses import replace
 
