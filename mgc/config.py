@@ -45,7 +45,7 @@ class ModelConfig:
     """Instead of a CNN: a classifier on what a pretrained encoder makes of each window of the clip. Of the other fields
     it has ``input_norm``, ``hidden``, ``norm``, ``dropout`` and ``head_dropout``."""
     hidden: tuple[int, ...] = ()
-    """Units of the classifier's hidden layers: linear, BatchNorm, ReLU, dropout; none is a linear classifier."""
+    """Units of the classifier's hidden layers: dropout, linear, BatchNorm, ReLU; none is a linear classifier."""
     window: int = 0
     """Frames that the network hears at a time (43 are a second): random crops in training, a vote over evenly spaced
     windows elsewhere; 0 is the whole clip."""
@@ -150,6 +150,11 @@ class TrainConfig:
             varied = self.augment.time_masks, self.augment.band_masks, self.augment.equalize, self.model.window
             rule = "more than 0 where spectrograms are cropped, masked or equalised"
             _require(not any(varied), "optim.encoder_lr", self.optim.encoder_lr, rule)
+
+    @property
+    def crop(self) -> int:
+        """Frames of a clip that a training step sees; of a frozen encoder's vectors one. 0 is the whole clip."""
+        return 1 if self.frozen else self.model.window
 
     @property
     def frozen(self) -> bool:

@@ -40,9 +40,8 @@ class Classifier(GenreNetwork):
         super().__init__(window=1, frames=1)
         layers: list[nn.Module] = [nn.BatchNorm1d(size, affine=False)] if config.input_norm else []
         for units in config.hidden:
-            layers += [nn.Linear(size, units, bias=not config.norm)]
-            layers += [nn.BatchNorm1d(units)] if config.norm else []
-            layers += [nn.ReLU(), nn.Dropout(config.dropout)]
+            layers += [nn.Dropout(config.dropout), nn.Linear(size, units, bias=not config.norm)]
+            layers += [nn.BatchNorm1d(units), nn.ReLU()] if config.norm else [nn.ReLU()]
             size = units
         self.layers = nn.Sequential(*layers, nn.Dropout(config.head_dropout))
         self.linear = nn.Linear(size, n_genres)

@@ -206,7 +206,7 @@ def fits_gpu(shape: tuple[int, ...], config: TrainConfig, free: int) -> bool:
     """
     _, bands, frames = shape
     first_map = 4 * config.model.channels[0] * bands
-    training = STEP_MAPS * config.optim.batch_size * first_map * (config.model.window or frames)
+    training = STEP_MAPS * config.optim.batch_size * first_map * (config.crop or frames)
     inference = 4 * BATCH_ON_GPU * first_map * frames  # nothing is kept for a backward pass
     return clip_bytes(shape) + max(training, inference) <= SHARE_OF_GPU * free
 
