@@ -29,7 +29,7 @@ from mgc.core.ray_session import disconnect, show_logs
 from mgc.core.results import Result
 from mgc.serving.limits import Limits
 
-Preset: TypeAlias = Literal["plain_cnn", "regularized", "short_chunk"]
+Preset: TypeAlias = Literal["plain_cnn", "regularized", "short_chunk", "musicnn"]
 DESCRIPTION = "Music genre classification: from a folder of MP3s to a tracked model."
 
 
@@ -285,6 +285,18 @@ class Compare(Command):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Blend(Command):
+    """Score the weighted mean of the probabilities of several evaluated runs; validation chooses the weights."""
+
+    step = "evaluation.blend:blend"
+
+    runs: Positional[tuple[str, ...]]
+    """MLflow runs, evaluated before; of a parent run its models together."""
+    split: Literal["validation", "test"] = "validation"
+    """Validation, each clip with weights that were found without it; or test."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Mislabels(Command):
     """List clips whose label a cross-validation doubts, most suspicious first, and make a page to listen to them."""
 
@@ -459,6 +471,7 @@ COMMANDS: dict[str, type[Command]] = {
     "tune": Tune,
     "evaluate": Evaluate,
     "compare": Compare,
+    "blend": Blend,
     "mislabels": Mislabels,
     "promote": Promote,
     "report": Report,

@@ -257,10 +257,18 @@ PRESETS: dict[str, TrainConfig] = {
         epochs=40,
         keep="last",
     ),
+    "musicnn": TrainConfig(
+        model=ModelConfig(encoder="musicnn", hidden=(512,), norm=True, input_norm=True, dropout=0.3, head_dropout=0.5),
+        augment=AugmentConfig(mixup_alpha=0.2),
+        optim=OptimConfig(lr=3e-3, schedule="cosine", warmup_epochs=2, weight_decay=5e-2, label_smoothing=0.1),
+        epochs=40,
+        keep="last",
+    ),
 }
 """``plain_cnn`` is the field's plain CNN; ``regularized`` is what helps it most on whole clips; ``short_chunk``, which
 validates best of those tried (``docs/log.md``), hears 3 s at a time, augmented in each epoch (after Won et al.,
-«Evaluation of CNN-based automatic music tagging models», SMC 2020)."""
+«Evaluation of CNN-based automatic music tagging models», SMC 2020); ``musicnn`` is a classifier on the pretrained
+encoder of this name."""
 DEFAULT_PRESET: Literal["short_chunk"] = "short_chunk"
 """What ``mgc train`` and ``mgc.fit`` train without being told otherwise: the one that validates best."""
 OLD_PRESETS = {"baseline": "plain_cnn"}

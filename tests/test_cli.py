@@ -67,10 +67,11 @@ def test_every_command_and_flag_is_the_contracts():
         },
         "evaluate": {"run", "features", "split", "precision"},
         "compare": {"run_a", "run_b", "split"},
+            "blend": {"runs", "split"},
         "mislabels": {"run", "features", "root", "out", "most"},
         "promote": {"run"},
         "report": {"run", "out"},
-        "baseline": {"features", "root", "kind", "classifier", "split", "folds", "workers"},
+        "baseline": {"features", "root", "kind", "encoder", "classifier", "split", "folds", "workers"},
         "predict": {"model", "clips", "precision"},
         "label": {
             "root", "model", "out", "precision", "workers", "clip_timeout", "retry", "overwrite", "wait", "verbose",
