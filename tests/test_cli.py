@@ -114,6 +114,7 @@ def test_every_command_and_flag_is_the_contracts():
         "plain_cnn": 20,
         "regularized": 20,
         "short_chunk": 40,
+        "musicnn": 40,
     }
 
 
