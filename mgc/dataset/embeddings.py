@@ -97,7 +97,8 @@ def vectors_of(feature_set: FeatureSet, splits: Sequence[str], encoder: str, sto
     for entry in entries:
         vectors_NDK = _kept(folder, entry)
         if vectors_NDK is None:
-            vectors_NDK = _computed(network, window, feature_set.spectrograms(entry), device, progress)
+            vectors_NDK = encode(network, window, feature_set.spectrograms(entry), device)
+            progress.advance(entry.rows)
             folder.write(_file(entry), save({"vectors": vectors_NDK}))
         parts.append(vectors_NDK)
     return np.concatenate(parts)
@@ -116,14 +117,29 @@ def _kept(folder: Folder, entry: ShardEntry) -> NDArray[np.float16] | None:
     return found if len(found) == entry.rows else None
 
 
-def _computed(
-    network: nn.Module, window: int, mel_NFT: NDArray[np.float16], device: torch.device, progress: Progress
-) -> NDArray[np.float16]:
+def encode(network: nn.Module, window: int, mel_NFT: NDArray[np.float16], device: torch.device) -> NDArray[np.float16]:
+    """Compute the vectors of each window of some clips.
+
+    Parameters
+    ----------
+    network
+        The encoder, on ``device``, in evaluation mode.
+    window
+        Frames that it hears at a time.
+    mel_NFT : np.ndarray [shape=(N, F, T), dtype=float16]
+        Spectrograms.
+    device
+        The CPU or a GPU.
+
+    Returns
+    -------
+    np.ndarray [shape=(N, D, K), dtype=float16]
+        The vectors.
+    """
     parts = []
     with torch.inference_mode():
         for mel_BFT in torch.from_numpy(mel_NFT.copy()).split(batch_size(device)):
             windows_KBFW = windows(mel_BFT.to(device).float(), window)
             vectors_ND = network(windows_KBFW.flatten(0, 1))
             parts.append(vectors_ND.unflatten(0, windows_KBFW.shape[:2]).permute(1, 2, 0).cpu())
-            progress.advance(len(mel_BFT))
     return torch.cat(parts).clamp(-65504, 65504).half().numpy()

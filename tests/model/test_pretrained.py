@@ -84,8 +84,8 @@ def test_a_classifier_on_a_frozen_encoder_answers_as_the_whole_network(features,
 
 def test_vectors_are_computed_once_for_each_shard_and_again_where_their_file_is_damaged(features, storage, monkeypatch):
     computed = []
-    compute = embeddings._computed
-    monkeypatch.setattr(embeddings, "_computed", lambda *given: computed.append(len(given[2])) or compute(*given))
+    compute = embeddings.encode
+    monkeypatch.setattr(embeddings, "encode", lambda *given: computed.append(len(given[2])) or compute(*given))
     first = vectors_of(features, ("training",), "musicnn_random", storage)
     assert first.shape == (32, 1506, 2)
     assert computed == [16, 16]
