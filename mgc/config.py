@@ -161,6 +161,11 @@ class TrainConfig:
         """Whether the network is a classifier on a pretrained encoder whose weights stay as they are."""
         return self.model.encoder != "none" and not self.optim.encoder_lr
 
+    @property
+    def track(self) -> str:
+        """Where the network's knowledge is from: its own clips alone, or music that others have heard before."""
+        return track(self.model.encoder)
+
     def to_dict(self) -> dict[str, Any]:
         """The tree as plain values that JSON holds."""
         tree: dict[str, Any] = json.loads(json.dumps(asdict(self)))
@@ -220,6 +225,24 @@ class SweepConfig:
         _require(self.time_budget >= 0, "time_budget", self.time_budget, "at least 0")
         _require(self.top >= 0, "top", self.top, "at least 0")
         _require(self.seeds >= 2 or not self.top, "seeds", self.seeds, "at least 2; `top=0` retrains nothing")
+
+
+def track(encoder: str) -> str:
+    """Say where a network's knowledge is from; figures of different tracks answer different questions.
+
+    Parameters
+    ----------
+    encoder
+        Its encoder, or ``none``.
+
+    Examples
+    --------
+    >>> track("musicnn")
+    'pretrained (musicnn)'
+    """
+    if encoder == "none":
+        return "from scratch"
+    return f"{'random features' if encoder.endswith('_random') else 'pretrained'} ({encoder})"
 
 
 def member_name(seed: int, fold: int) -> str:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import mgc
 from mgc.cli import Audit, main
+from mgc.config import track
 from mgc.core.atomic_files import replacing
 from mgc.core.errors import InputError
 from mgc.core.progress import say
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mgc.features.feature_set import FeatureSet
-
-TRACKS = {"none": "from scratch", "musicnn": "pretrained", "musicnn_random": "random features"}
-"""By encoder."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +130,7 @@ def _baseline(features: FeatureSet, model: str, *, root: str | None = None, enco
 
     found = baseline(features, root, encoder=encoder)  # type: ignore[arg-type]
     figures = (found.accuracy, found.ci95, found.macro_f1, found.accuracy, 0.0, found.validation_accuracy)
-    return Row(model, TRACKS[encoder], found.run_id, 1, *figures, found.seconds)
+    return Row(model, track(encoder), found.run_id, 1, *figures, found.seconds)
 
 
 def _trained(features: FeatureSet, config: mgc.TrainConfig, seeds: int, model: str) -> Row:
@@ -144,7 +142,7 @@ def _trained(features: FeatureSet, config: mgc.TrainConfig, seeds: int, model: s
     mgc.evaluate(run, features, split="validation")
     found = evaluate_once(run, features)
     figures = (found.accuracy, found.ci95, found.macro_f1, found.accuracy_mean, found.accuracy_sd, run.val_accuracy)
-    return Row(model, TRACKS[config.model.encoder], run.run_id, seeds, *figures, time.monotonic() - start)
+    return Row(model, config.track, run.run_id, seeds, *figures, time.monotonic() - start)
 
 
 def _blend(trained: list[Row], model: str) -> Row:

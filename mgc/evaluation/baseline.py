@@ -22,7 +22,7 @@ import numpy as np
 
 from mgc.collection.splits import SPLITS
 from mgc.collection.tracks import read_tracks
-from mgc.config import TrainConfig
+from mgc.config import TrainConfig, track
 from mgc.core.errors import InputError
 from mgc.core.progress import say
 from mgc.core.results import Result
@@ -193,7 +193,7 @@ def baseline(
     config = {"root": str(Folder.at(root)) if root else None, "kind": kind, "split": split, "folds": folds}
     config["encoder"] = encoder
     found = leak(manifest, split)
-    tags = {tracking.LEAKY_TAG: "true"} if found else {}
+    tags = {tracking.TRACK_TAG: track(encoder)} | ({tracking.LEAKY_TAG: "true"} if found else {})
     run = tracking.Run.start(
         uri, tracking.EXPERIMENT, name=name, step="baseline", config=config | {classifier: settings}, tags=tags
     )

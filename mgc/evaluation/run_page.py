@@ -236,9 +236,10 @@ def settings_of(models: Sequence[TrainedModel]) -> list[dict[str, Any]]:
 
 
 def _data(record: Record, models: Sequence[TrainedModel], predictions: Predictions | None) -> dict[str, str]:
-    """The feature sets of training and evaluation."""
+    """Where the model's knowledge is from, and the feature sets of training and evaluation."""
     fingerprint = models[0].card.fingerprint
-    facts = {"trained on": f"{record.tags.get(FEATURES_TAG, '?')}, fingerprint {fingerprint}"}
+    facts = {"track": models[0].card.config.track}
+    facts |= {"trained on": f"{record.tags.get(FEATURES_TAG, '?')}, fingerprint {fingerprint}"}
     if predictions and predictions.source.fingerprint != fingerprint:
         facts["evaluated on"] = f"{predictions.source.features}, fingerprint {predictions.source.fingerprint}"
     return facts

@@ -56,7 +56,7 @@ def open_for_learning(features: str | Path | FeatureSet, *, allow_leaks: bool) -
 
 
 def describe(run: tracking.Run, feature_set: FeatureSet, config: TrainConfig) -> None:
-    """Log a run's input, and tag the run if it leaks.
+    """Log a run's input, and tag the run with its track, and if it leaks.
 
     Parameters
     ----------
@@ -68,6 +68,7 @@ def describe(run: tracking.Run, feature_set: FeatureSet, config: TrainConfig) ->
         Its ``split`` may leak.
     """
     run.features(feature_set.folder, feature_set.manifest.fingerprint, "training")
+    run.tag({tracking.TRACK_TAG: config.track})
     if leak(feature_set.manifest, config.split):
         run.tag({tracking.LEAKY_TAG: "true"})
 

@@ -253,7 +253,7 @@ class _Job:
         data = self.data[config.fold]
         with self.run(config, name, parent, step="train") as (run, folder):
             clips = f"{len(data.training)} clips, {len(data.validation)} for validation"
-            say(f"train: {clips}, on {self.place}; run {run.id}")
+            say(f"train: {clips}, {config.track}, on {self.place}; run {run.id}")
             began = time.monotonic()
             fitted = self.place.fit(config, data, folder, EpochLogger(run, "train", config.epochs))
             run.metrics({"nodes": self.place.nodes, "fit_seconds": time.monotonic() - began})
