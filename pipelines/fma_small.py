@@ -87,15 +87,13 @@ def run_all(command: Audit, *, out: Path, seeds: int, presets: list[str], epochs
         raise InputError(f"`presets={' '.join(presets)}`: choose from {', '.join(mgc.PRESETS)}")
     if epochs:
         configs = {name: replace(config, epochs=epochs) for name, config in configs.items()}
-    root, subset = command.root, command.subset
-    report = mgc.audit(root, subset=subset)
+    root, which = command.root, {"subset": command.subset, "allow_outside": command.allow_outside}
+    report = mgc.audit(root, **which)
     say(str(report))
     if problem := report.problem():
         raise problem
     out.mkdir(parents=True, exist_ok=True)
-    sets = {
-        name: mgc.extract_features(root, out / name, features=name, subset=subset) for name in ("logmel", "musicnn")
-    }
+    sets = {name: mgc.extract_features(root, out / name, features=name, **which) for name in ("logmel", "musicnn")}
     file, rows = out / "table.json", {}
     if file.exists():
         rows = {row["model"]: Row(**row) for row in json.loads(file.read_text())}
