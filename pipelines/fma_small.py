@@ -87,7 +87,8 @@ def run_all(command: Audit, *, out: Path, seeds: int, presets: list[str], epochs
         raise InputError(f"`presets={' '.join(presets)}`: choose from {', '.join(mgc.PRESETS)}")
     if epochs:
         configs = {name: replace(config, epochs=epochs) for name, config in configs.items()}
-    root, which = command.root, {"subset": command.subset, "allow_outside": command.allow_outside}
+    root = command.root
+    which: dict[str, Any] = {"subset": command.subset, "allow_outside": command.allow_outside}
     report = mgc.audit(root, **which)
     say(str(report))
     if problem := report.problem():
