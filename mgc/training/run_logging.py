@@ -16,6 +16,7 @@ from mgc.evaluation import calibration
 from mgc.evaluation import figures as plots
 from mgc.evaluation.calibration import Calibration
 from mgc.evaluation.predictions import Predictions, Source
+from mgc.evaluation.run_page import EMBEDDINGS
 from mgc.features.feature_set import FeatureSet
 from mgc.model import checkpoint
 from mgc.tracking import runs as tracking
@@ -152,7 +153,7 @@ def keep(run: tracking.Run, fitted: Fitted, data: LearningSet) -> None:
     if card.config.frozen:
         labels_N = data.clips.labels_N[data.training]
         vectors_ND = data.clips.mel_NFT[data.training].mean(2, dtype=np.float32)
-        run.figure(plots.embedding_map(vectors_ND, labels_N, data.genres), "pictures/embeddings.png")
+        run.figure(plots.embedding_map(vectors_ND, labels_N, data.genres), EMBEDDINGS)
     else:
         sample = data.clips.take(data.training[:PICTURED])
         run.figure(plots.spectrograms(sample, data.genres, data.spec), "pictures/spectrograms.png")
