@@ -350,8 +350,8 @@ class Baseline(Command):
     """Statistics of MFCCs, or of the feature set's log-Mel bands."""
     encoder: Literal["none", "musicnn", "musicnn_random"] = "none"
     """In their place: vectors of a pretrained encoder, or of the same layers with random weights."""
-    classifier: Literal["svm", "logistic", "knn"] = "svm"
-    """Support vector machine, logistic regression, or nearest neighbours."""
+    classifier: Literal["svm", "logistic", "knn", "zero_shot"] = "svm"
+    """Support vector machine, logistic regression, nearest neighbours; or the tags that an encoder already gives."""
     split: Literal["official", "random"] = "official"
     """The feature set's own split, or the literature's random one, which is LEAKY."""
     folds: int = 0

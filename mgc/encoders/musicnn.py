@@ -48,16 +48,6 @@ TAGS = (
     "catchy", "funk", "electro", "heavy metal", "Progressive rock", "60s", "rnb", "indie pop", "sad", "House", "happy",
 )  # fmt: skip
 """The 50 most frequent tags of Last.fm, in the network's order."""
-FMA_TAGS = {
-    "Electronic": "electronic",
-    "Experimental": "experimental",
-    "Folk": "folk",
-    "Hip-Hop": "Hip-Hop",
-    "Instrumental": "instrumental",
-    "Pop": "pop",
-    "Rock": "rock",
-}
-"""The tag that names a genre of FMA's small set. Its eighth genre, International, has none."""
 
 
 class Musicnn(nn.Module):

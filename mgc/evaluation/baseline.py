@@ -31,6 +31,7 @@ from mgc.dataset import clips as clips_of
 from mgc.dataset.embeddings import vectors_of
 from mgc.dataset.protocols import check_genres, dealt, gap, leak, learning_set
 from mgc.evaluation.clip_statistics import logmels_of, mfccs_of
+from mgc.evaluation.zero_shot import ZeroShot, tags_of
 from mgc.features.feature_set import FeatureSet
 
 if TYPE_CHECKING:
@@ -47,13 +48,14 @@ SVM = {"kernel": "rbf", "C": 1.0, "gamma": "scale"}
 LOGISTIC = {"C": 1.0, "max_iter": 1000}
 """scikit-learn's defaults, with enough iterations to end."""
 KNN = {"n_neighbors": 10, "weights": "distance", "metric": "cosine"}
-SETTINGS: dict[str, dict[str, Any]] = {"svm": SVM, "logistic": LOGISTIC, "knn": KNN}
+SETTINGS: dict[str, dict[str, Any]] = {"svm": SVM, "logistic": LOGISTIC, "knn": KNN, "zero_shot": {}}
 NAMES = {
     "mfcc": "MFCC",
     "logmel": "log-Mel",
     "svm": "SVM",
     "logistic": "logistic regression",
     "knn": "nearest neighbours",
+    "zero_shot": "its own tags",
 }
 
 
@@ -121,7 +123,7 @@ def baseline(
     *,
     kind: Literal["mfcc", "logmel"] = "mfcc",
     encoder: Literal["none", "musicnn", "musicnn_random"] = "none",
-    classifier: Literal["svm", "logistic", "knn"] = "svm",
+    classifier: Literal["svm", "logistic", "knn", "zero_shot"] = "svm",
     split: Literal["official", "random"] = "official",
     folds: int = 0,
     workers: int | None = None,
@@ -143,7 +145,7 @@ def baseline(
         has the encoder's recipe.
     classifier
         A support vector machine with an RBF kernel, logistic regression, or the nearest neighbours by the cosine; of
-        standardised statistics.
+        standardised statistics. ``zero_shot`` learns nothing: see ``mgc.evaluation.zero_shot``.
     split
         The feature set's own split, or the literature's random one, which is leaky.
     folds
@@ -177,10 +179,11 @@ def baseline(
     splits = SPLITS[:2] if folds else SPLITS
     clips = clips_of.load(feature_set, *splits, lazily=True)
     parts = _parts(feature_set, clips, protocol)
+    zero_shot = ZeroShot(encoder, manifest.genres) if classifier == "zero_shot" else None
     uri = store.open_store(feature_set.folder)
     if encoder != "none":
-        storage = store.storage(None, feature_set.folder)
-        statistics_ND = vectors_of(feature_set, splits, encoder, storage).mean(2, dtype=np.float32)
+        vectors_NDK = vectors_of(feature_set, splits, encoder, store.storage(None, feature_set.folder))
+        statistics_ND = tags_of(encoder, vectors_NDK) if zero_shot else vectors_NDK.mean(2, dtype=np.float32)
     elif kind == "logmel":
         statistics_ND = logmels_of(feature_set, splits)
     elif root is None:
@@ -199,7 +202,9 @@ def baseline(
     )
     with run.closing():
         run.features(feature_set.folder, manifest.fingerprint, "training")
-        fitted = [_fit(classifier, statistics_ND[training], clips.labels_N[training]) for training, *_ in parts]
+        fitted = [
+            zero_shot or _fit(classifier, statistics_ND[training], clips.labels_N[training]) for training, *_ in parts
+        ]
         training_accuracy, validated = 0.0, []
         for machine, (training, validation, _) in zip(fitted, parts, strict=True):
             training_accuracy += float(machine.score(statistics_ND[training], clips.labels_N[training])) / len(parts)
