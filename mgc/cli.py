@@ -247,7 +247,7 @@ class Tune(Learning):
 
     sweep_config: Annotated[OmitArgPrefixes[SweepConfig], arg(name="")] = field(default_factory=SweepConfig)
     space: Path | None = None
-    """YAML file of the dimensions to search; without it the regularisers of mgc/sweep/spaces/regularizers.yaml."""
+    """YAML file of the dimensions to search; without it the regularisers of mgc/sweep/spaces/."""
     name: str | None = None
     """Name of the sweep; the time by default. Given again with the same settings, it goes on."""
     resume: str | None = None

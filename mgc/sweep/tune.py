@@ -29,7 +29,7 @@ from mgc.sweep import results, sweep_page
 from mgc.sweep.confirm import SeedScores, ablate, off_value, retrain
 from mgc.sweep.ray_tune import Room, TuneSession
 from mgc.sweep.samplers import SEARCHES
-from mgc.sweep.space import DEFAULT, Space
+from mgc.sweep.space import Space, default
 from mgc.sweep.sweep_folder import SEARCHED, SWEEP, SweepFolder, TrialFolder, begun_elsewhere, check_name
 from mgc.tracking import store
 from mgc.tracking.runs import BEST_TAG, EXPERIMENT, STORAGE_TAG, WINNER_TAG, Run
@@ -207,7 +207,7 @@ class _Asked:
     def check(cls, config: TrainConfig, sweep_config: SweepConfig, file: Path | None) -> _Asked:
         if sweep_config.search not in SEARCHES:
             raise InputError(f"`search={sweep_config.search}`: must be one of {', '.join(SEARCHES)}")
-        space = Space.read(file or DEFAULT, config)
+        space = Space.read(file or default(config), config)
         if sweep_config.search == "grid":
             sweep_config = replace(sweep_config, trials=math.prod(map(len, space.grid().values())))
         for field in sweep_config.without:
