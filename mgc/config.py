@@ -52,6 +52,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _require(bool(self.channels) and all(n > 0 for n in self.channels), "model.channels", self.channels, "positive")
+        _require(all(n > 0 for n in self.hidden), "model.hidden", self.hidden, "positive")
         _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "in [0, 1)")
         _require(0 <= self.head_dropout < 1, "model.head_dropout", self.head_dropout, "in [0, 1)")
         _require(self.window >= 0, "model.window", self.window, "at least 0")
@@ -146,10 +147,18 @@ class TrainConfig:
         _require(self.folds == 0 or self.folds >= 2, "folds", self.folds, "at least 2")
         _require(0 <= self.fold <= self.folds, "fold", self.fold, f"one of the {self.folds} folds")
         _require(not self.folds or self.split == "official", "folds", self.folds, "without `split=random`")
+        if self.model.encoder != "none":  # BatchNorm of vectors learns nothing of a batch of one
+            _require(self.optim.batch_size > 2, "optim.batch_size", self.optim.batch_size, "at least 3 on an encoder")
         if self.frozen:  # its classifier does not see the spectrogram
-            varied = self.augment.time_masks, self.augment.band_masks, self.augment.equalize, self.model.window
-            rule = "more than 0 where spectrograms are cropped, masked or equalised"
-            _require(not any(varied), "optim.encoder_lr", self.optim.encoder_lr, rule)
+            for part, name in (
+                ("augment", "time_masks"),
+                ("augment", "band_masks"),
+                ("augment", "equalize"),
+                ("model", "window"),
+            ):
+                value = getattr(getattr(self, part), name)
+                rule = f"0 on the frozen encoder {self.model.encoder}; `optim.encoder_lr` above 0 trains it too"
+                _require(not value, f"{part}.{name}", value, rule)
 
     @property
     def crop(self) -> int:

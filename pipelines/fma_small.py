@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from mgc.features.feature_set import FeatureSet
 
 
+FILE = "table.json"
+
+
 @dataclass(frozen=True)
 class Row:
     """A line of the table: a kind of model on the test split."""
@@ -52,6 +55,7 @@ class Row:
     sd: float
     """Over the seeds; 0 of one that draws nothing."""
     validation: float
+    """Accuracy there, of the models together."""
     seconds: float
     """Time that it took to train and to evaluate."""
 
@@ -95,32 +99,60 @@ def run_all(command: Audit, *, out: Path, seeds: int, presets: list[str], epochs
         raise problem
     out.mkdir(parents=True, exist_ok=True)
     sets = {name: mgc.extract_features(root, out / name, features=name, **which) for name in ("logmel", "musicnn")}
-    file, rows = out / "table.json", {}
-    if file.exists():
-        rows = {row["model"]: Row(**row) for row in json.loads(file.read_text())}
+    settings: dict[str, Any] = {name: config.to_dict() for name, config in configs.items()} | {"seeds": seeds}
+    settings |= {f"{name} set": features.manifest.fingerprint for name, features in sets.items()}
+    table = _Table.read(out, json.loads(json.dumps(settings)))
 
     def add(model: str, make: Callable[[str], Row]) -> Row:
-        if model not in rows:
+        if model not in table.rows:
             say(f"fma_small: {model}")
-            rows[model] = make(model)
-            for name, text in (
-                (file.name, json.dumps([asdict(row) for row in rows.values()], indent=1)),
-                ("table.md", str(Table(tuple(rows.values()), str(out)))),
-            ):
-                with replacing(out / name) as temporary:
-                    temporary.write_text(text + "\n")
-        return rows[model]
+            table.rows[model] = make(model)
+            table.write()
+        return table.rows[model]
 
     add("MFCC + SVM", partial(_baseline, sets["logmel"], root=root))
     add("musicnn + SVM", partial(_baseline, sets["musicnn"], encoder="musicnn"))
     add("musicnn_random + SVM", partial(_baseline, sets["musicnn"], encoder="musicnn_random"))
     trained = [
-        add(name, partial(_trained, sets["logmel" if config.model.encoder == "none" else "musicnn"], config, seeds))
+        add(
+            name,
+            partial(_trained, table, sets["logmel" if config.model.encoder == "none" else "musicnn"], config, seeds),
+        )
         for name, config in configs.items()
     ]
     if len(trained) > 1:
         add(" + ".join(row.model for row in trained), partial(_blend, trained))
-    return Table(tuple(rows.values()), str(out))
+    return Table(tuple(table.rows.values()), str(out))
+
+
+@dataclass
+class _Table:
+    """The table while it is made: what is in OUT/table.json."""
+
+    out: Path
+    settings: dict[str, Any]
+    """What the rows depend on: configurations, seeds, feature sets."""
+    rows: dict[str, Row]
+    runs: dict[str, str]
+    """Trained parent runs by model, whose row may not be made yet."""
+
+    @classmethod
+    def read(cls, out: Path, settings: dict[str, Any]) -> _Table:
+        file = out / FILE
+        if not file.exists():
+            return cls(out, settings, {}, {})
+        tree = json.loads(file.read_text())
+        if tree["settings"] != settings:
+            raise InputError(f"`out={out}`: {FILE} is of other presets, seeds, epochs or clips; choose another folder")
+        rows = {row["model"]: Row(**row | {"ci95": tuple(row["ci95"])}) for row in tree["rows"]}
+        return cls(out, settings, rows, tree["runs"])
+
+    def write(self) -> None:
+        tree = {"settings": self.settings, "runs": self.runs, "rows": [asdict(row) for row in self.rows.values()]}
+        table = str(Table(tuple(self.rows.values()), str(self.out)))
+        for name, text in ((FILE, json.dumps(tree, indent=1)), ("table.md", table)):
+            with replacing(self.out / name) as temporary:
+                temporary.write_text(text + "\n")
 
 
 def _baseline(features: FeatureSet, model: str, *, root: str | None = None, encoder: str = "none") -> Row:
@@ -132,16 +164,19 @@ def _baseline(features: FeatureSet, model: str, *, root: str | None = None, enco
     return Row(model, track(encoder), found.run_id, 1, *figures, found.seconds)
 
 
-def _trained(features: FeatureSet, config: mgc.TrainConfig, seeds: int, model: str) -> Row:
+def _trained(table: _Table, features: FeatureSet, config: mgc.TrainConfig, seeds: int, model: str) -> Row:
     """Several seeds of a network, evaluated together and each alone."""
     from mgc.evaluation.evaluate import evaluate_once
 
     start = time.monotonic()
-    run: Any = mgc.fit(features, config, seeds=seeds, run_name=model)
-    mgc.evaluate(run, features, split="validation")
+    if model not in table.runs:
+        table.runs[model] = mgc.fit(features, config, seeds=seeds, run_name=model).run_id
+        table.write()
+    run = table.runs[model]
+    validation = evaluate_once(run, features, split="validation")
     found = evaluate_once(run, features)
-    figures = (found.accuracy, found.ci95, found.macro_f1, found.accuracy_mean, found.accuracy_sd, run.val_accuracy)
-    return Row(model, config.track, run.run_id, seeds, *figures, time.monotonic() - start)
+    figures = (found.accuracy, found.ci95, found.macro_f1, found.accuracy_mean, found.accuracy_sd)
+    return Row(model, config.track, run, seeds, *figures, validation.accuracy, time.monotonic() - start)
 
 
 def _blend(trained: list[Row], model: str) -> Row:

@@ -34,6 +34,8 @@ FRONT = len(TIMBRAL_MELS) * TIMBRAL_FILTERS + len(TEMPORAL_FRAMES) * TEMPORAL_FI
 """Channels of all branches: 561."""
 SIZE = 2 * (FRONT + 3 * MIDDLE_FILTERS)
 """Values of the pooled vector: 1506, the maximum and the mean over time of 753 channels."""
+BEHIND = ("pooled_norm", "dense", "dense_norm", "output")
+"""Layers behind the pooled vector: those that end in the tags."""
 EPSILON, MOMENTUM = 1e-3, 0.01
 """Of TensorFlow's BatchNorm, by default."""
 LAYER = {"weight": "kernel", "bias": "bias"}

@@ -44,6 +44,8 @@ class Encoder:
     """Size of the download; 0 for random weights."""
     build: Callable[[], nn.Module]
     """Makes the network with fresh weights."""
+    behind: tuple[str, ...] = ()
+    """Its layers behind the vector, which nothing that is built on the vector sees."""
     tags: tuple[str, ...] = ()
     """What its own output names, if it has one of use."""
 
@@ -66,6 +68,7 @@ ENCODERS = {
         n_parameters=787_159,
         download_megabytes=29,
         build=musicnn.Musicnn,
+        behind=musicnn.BEHIND,
         tags=musicnn.TAGS,
     ),
     "musicnn_random": Encoder(
@@ -79,6 +82,7 @@ ENCODERS = {
         n_parameters=787_159,
         download_megabytes=0,
         build=musicnn.Musicnn,
+        behind=musicnn.BEHIND,
     ),
 }
 """All encoders by name."""

@@ -21,7 +21,7 @@ from mgc.core.storage import Folder
 from mgc.evaluation.compare import on_the_same_clips
 from mgc.evaluation.metrics import Scores
 from mgc.evaluation.test_evaluations import counted_test_evaluation
-from mgc.tracking.runs import EXPERIMENT, LEAKY_TAG, Run, run_id_of
+from mgc.tracking.runs import EXPERIMENT, LEAKY_TAG, TRACK_TAG, Run, run_id_of
 from mgc.tracking.store import existing_store
 
 if TYPE_CHECKING:
@@ -110,7 +110,8 @@ def blend(runs: Sequence[RunLike], *, split: str = "validation") -> Blended:
     names = tuple(run.record().name for run in found)
     leaky = any(each.source.leak for each in wanted)
     config = {"runs": [run.id for run in found], "split": split}
-    tags = {LEAKY_TAG: "true"} if leaky else {}
+    tracks = sorted({run.record().tags.get(TRACK_TAG, "from scratch") for run in found})
+    tags = {TRACK_TAG: " + ".join(tracks)} | ({LEAKY_TAG: "true"} if leaky else {})
     run = Run.start(uri, EXPERIMENT, name=" + ".join(names)[:200], step="blend", config=config, tags=tags)
     leak = next((each.source.leak for each in wanted if each.source.leak), "")
     source = replace(wanted[0].source, members=(), leak=leak)

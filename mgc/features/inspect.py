@@ -255,7 +255,7 @@ def _spectrograms(target: FeatureSet, chosen: dict[str, list[dict[str, Any]]]) -
             table = read_table(stream, ["track_id", "std_db", "logmel"]).take(numbers)
             z_NFT = logmels(table, spec.shape).astype(np.float32)
         for clip, std, z_FT in zip(table["track_id"].to_pylist(), table["std_db"].to_pylist(), z_NFT, strict=True):
-            found[clip] = (z_FT - z_FT.max()) * np.float32(std) if std else np.full_like(z_FT, -spec.top_db)
+            found[clip] = (z_FT - z_FT.max()) * np.float32(std) if np.ptp(z_FT) else np.full_like(z_FT, -spec.top_db)
     return found
 
 

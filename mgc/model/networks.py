@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mgc.encoders import registry
 from mgc.model.cnn import GenreCNN
-from mgc.model.pretrained import CLASSIFIER, ENCODER, Pretrained, check_recipe
+from mgc.model.pretrained import CLASSIFIER, ENCODER, Pretrained
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
-    from mgc.audio.logmel import LogMelSpec
     from mgc.config import ModelConfig, TrainConfig
     from mgc.model.genre_network import GenreNetwork
 
@@ -36,7 +36,9 @@ def build(config: ModelConfig, n_genres: int, shape: tuple[int, int]) -> GenreNe
     return (GenreCNN if config.encoder == "none" else Pretrained)(config, n_genres, shape)
 
 
-def to_train(config: TrainConfig, n_genres: int, spec: LogMelSpec) -> GenreNetwork:
+def to_train(
+    config: TrainConfig, n_genres: int, shape: tuple[int, int], encoder: Mapping[str, Tensor] | None
+) -> GenreNetwork:
     """Build what a fit trains: the network, or of one on a frozen encoder the classifier alone.
 
     Parameters
@@ -45,8 +47,10 @@ def to_train(config: TrainConfig, n_genres: int, spec: LogMelSpec) -> GenreNetwo
         Of the fit.
     n_genres
         Number of classes.
-    spec
-        The log-Mel recipe of the clips.
+    shape
+        (mel bands, frames) of a whole clip.
+    encoder
+        Weights of the pretrained encoder, where there is one.
 
     Returns
     -------
@@ -56,19 +60,19 @@ def to_train(config: TrainConfig, n_genres: int, spec: LogMelSpec) -> GenreNetwo
     Raises
     ------
     InputError
-        The encoder listens to another recipe, or its weights are not here; or as ``build``.
+        As ``build``.
     """
-    model = build(config.model, n_genres, spec.shape)
+    model = build(config.model, n_genres, shape)
     if not isinstance(model, Pretrained):
         return model
-    check_recipe(config.model.encoder, spec)
     if config.frozen:
         return model.classifier
-    model.encoder.load_state_dict(registry.load(config.model.encoder).state_dict())
+    assert encoder is not None
+    model.encoder.load_state_dict(encoder)
     return model
 
 
-def whole(weights: dict[str, Tensor], config: TrainConfig) -> dict[str, Tensor]:
+def whole(weights: dict[str, Tensor], config: TrainConfig, encoder: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
     """Return the weights of a checkpoint from those that a fit has trained: a frozen encoder's are added.
 
     Parameters
@@ -77,10 +81,12 @@ def whole(weights: dict[str, Tensor], config: TrainConfig) -> dict[str, Tensor]:
         State dict of ``to_train``'s network.
     config
         Of the fit.
+    encoder
+        Weights of the pretrained encoder, where there is one.
     """
     if not config.frozen:
         return weights
-    encoder = registry.load(config.model.encoder).state_dict()
+    assert encoder is not None
     return {ENCODER + name: tensor for name, tensor in encoder.items()} | {
         CLASSIFIER + name: tensor for name, tensor in weights.items()
     }

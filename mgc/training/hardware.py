@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -13,10 +14,12 @@ from mgc.core.cluster import check_seen, smallest_object_store
 from mgc.core.errors import InputError
 from mgc.core.progress import say
 from mgc.dataset import clips as clips_of
-from mgc.dataset.embeddings import load_embedded
+from mgc.dataset.embeddings import load_embedded, weights_of
 from mgc.dataset.protocols import splits_of
 from mgc.features.layout import MANIFEST
+from mgc.model.device import best_device
 from mgc.model.inference import BATCH_ON_GPU
+from mgc.model.pretrained import check_encoder
 
 if TYPE_CHECKING:
     from mgc.config import TrainConfig
@@ -173,12 +176,15 @@ def load_clips(
     InputError
         As ``choose_feed``, ``mgc.dataset.clips.load`` and ``mgc.dataset.embeddings.load_embedded``.
     """
-    splits = splits_of(config)
+    splits, encoder = splits_of(config), config.model.encoder
+    check_encoder(encoder, feature_set.manifest.spec)
     if config.frozen:
         here: FeedName | None = None if on_ray else "device" if gpu else "memory"
-        return feed or here, load_embedded(feature_set, splits, config.model.encoder, storage)
+        device = best_device() if gpu else CPU
+        return feed or here, load_embedded(feature_set, splits, encoder, storage, device=device)
     chosen, lazily = choose_feed(feed, feature_set, config, gpu=gpu, on_ray=on_ray)
-    return chosen, clips_of.load(feature_set, *splits, lazily=lazily)
+    clips = clips_of.load(feature_set, *splits, lazily=lazily)
+    return chosen, clips if encoder == "none" else replace(clips, encoder=weights_of(encoder))
 
 
 def clip_bytes(shape: tuple[int, ...]) -> int:
@@ -204,6 +210,8 @@ def fits_gpu(shape: tuple[int, ...], config: TrainConfig, free: int) -> bool:
     free
         Bytes that are free on the GPU.
     """
+    if config.model.encoder != "none":
+        return False  # the maps of an encoder that is trained take what there is
     _, bands, frames = shape
     first_map = 4 * config.model.channels[0] * bands
     training = STEP_MAPS * config.optim.batch_size * first_map * (config.crop or frames)

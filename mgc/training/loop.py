@@ -167,7 +167,7 @@ def _fit(
             "seconds": round(sum(point.seconds for point in state.history), 2),
         }
         card = checkpoint.Card(config, data.genres, data.spec, data.fingerprint, figures)
-        checkpoint.write(folder, whole(state.kept, config), card)
+        checkpoint.write(folder, whole(state.kept, config, data.encoder), card)
     history = tuple(state.history)
     return Fitted(kept.epoch, train_accuracy, val.accuracy, val.loss, val.probabilities_NG, history, folder)
 

@@ -49,7 +49,7 @@ def build_learner(config: TrainConfig, data: LearningSet, device: torch.device) 
         Where the model goes, in PyTorch's ``channels_last`` format.
     """
     torch.manual_seed(config.seed)
-    model = to_train(config, len(data.genres), data.spec)
+    model = to_train(config, len(data.genres), data.spec.shape, data.encoder)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if rank_and_world()[1] > 1:
         sync_batchnorm(model)
@@ -79,9 +79,10 @@ def adamw(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.
         ``share`` of a group of parameters is that of the learning rate that it takes.
     """
     optim = config.optim
-    encoder = list(model.encoder.parameters()) if isinstance(model, Pretrained) else []
-    known = {id(parameter) for parameter in encoder}
-    others = [parameter for parameter in model.parameters() if id(parameter) not in known]
+    learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    own = {id(parameter) for parameter in model.encoder.parameters()} if isinstance(model, Pretrained) else set()
+    encoder = [parameter for parameter in learnt if id(parameter) in own]
+    others = [parameter for parameter in learnt if id(parameter) not in own]
     groups = [{"params": each, "share": share} for each, share in ((others, 1.0), (encoder, optim.encoder_lr)) if each]
     if device.type != "cuda":
         return torch.optim.AdamW(groups, lr=optim.lr, weight_decay=optim.weight_decay)

@@ -187,11 +187,11 @@ def train(
     place = Place.choose(gpus, workers, min_workers, wait)
     home = store.storage(storage, feature_set.folder)
     place.prepare(home)
+    store.made(home, CHECKPOINTS)
     chosen, clips = load_clips(feature_set, config, home, feed, gpu=place.gpu, on_ray=place.on_ray)
     place = replace(place, feed=chosen, graphs=graphs, deterministic=deterministic)
     folds = [config.fold] if config.fold or not config.folds else list(range(1, config.folds + 1))
     data = {fold: learning_set(feature_set, replace(config, fold=fold), clips=clips) for fold in folds}
-    store.made(home, CHECKPOINTS)
     job = _Job(feature_set, data, place, store.open_store(feature_set.folder), home)
     for sentence in (f"{f'fold {fold}: ' * bool(fold)}{gap}" for fold, each in data.items() for gap in each.gaps):
         say(f"train: {sentence}")

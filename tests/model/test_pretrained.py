@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers.feature_sets import GENRES, make_sharded
 
-from mgc.audio.logmel import RECIPES, LogMelSpec
+from mgc.audio.logmel import RECIPES
 from mgc.config import ModelConfig, OptimConfig, TrainConfig
 from mgc.core.errors import InputError
 from mgc.core.storage import Folder
@@ -19,7 +19,8 @@ from mgc.encoders import registry
 from mgc.model import checkpoint
 from mgc.model.cnn import together
 from mgc.model.inference import heard
-from mgc.model.networks import build, to_train
+from mgc.model.networks import build
+from mgc.training.hardware import load_clips
 from mgc.training.loop import fit
 
 SPEC = replace(RECIPES["musicnn"], seconds=5.0)
@@ -33,7 +34,7 @@ FROZEN = TrainConfig(
 TUNED = replace(
     FROZEN,
     model=replace(FROZEN.model, window=187),
-    optim=replace(FROZEN.optim, encoder_lr=0.1, lr=1e-3, batch_size=2),
+    optim=replace(FROZEN.optim, encoder_lr=0.1, lr=1e-3, batch_size=3),
     epochs=1,
 )
 
@@ -101,7 +102,8 @@ def test_vectors_are_computed_once_for_each_shard_and_again_where_their_file_is_
 
 def test_fine_tuning_moves_the_encoder_by_its_share_and_not_its_statistics(tmp_path):
     features = make_sharded(tmp_path / "set", spec=SPEC, genre=lambda track: track % 4, training=[4], validation=[2])
-    fitted = fit(TUNED, learning_set(features, TUNED), tmp_path / "fit")
+    _, clips = load_clips(features, TUNED, Folder.at(tmp_path))
+    fitted = fit(TUNED, learning_set(features, TUNED, clips=clips), tmp_path / "fit")
     model, _ = checkpoint.read(fitted.checkpoint)
     before = build(TUNED.model, 4, SPEC.shape)
     before.encoder.load_state_dict(registry.load("musicnn_random").state_dict())
@@ -118,16 +120,29 @@ def test_fine_tuning_moves_the_encoder_by_its_share_and_not_its_statistics(tmp_p
     assert model.training is False
 
 
-def test_other_spectrograms_than_an_encoders_are_refused(features, storage, tmp_path):
-    with pytest.raises(InputError, match=r"`model.encoder=musicnn`: listens to .* --features musicnn"):
-        to_train(replace(FROZEN, model=replace(FROZEN.model, encoder="musicnn")), 4, LogMelSpec())
+def test_other_spectrograms_than_an_encoders_are_refused(storage, tmp_path):
     other = make_sharded(tmp_path / "other", training=[4], validation=[2])
-    with pytest.raises(InputError, match="--features musicnn"):
-        vectors_of(other, ("training",), "musicnn_random", storage)
+    for config in (FROZEN, TUNED):
+        with pytest.raises(InputError, match=r"`model.encoder=musicnn_random`: listens to .* --features musicnn"):
+            load_clips(other, config, storage)
     with pytest.raises(InputError, match="hears 187 frames at a time"):
         build(replace(FROZEN.model, window=100), 4, SPEC.shape)
 
 
-def test_what_needs_spectrograms_is_refused_of_a_frozen_encoder():
-    with pytest.raises(InputError, match=r"`optim.encoder_lr=0.0`: must be more than 0 where spectrograms are cropped"):
+def test_weights_that_are_not_here_are_named_before_anything_is_done(features, storage, tmp_path, monkeypatch):
+    monkeypatch.setenv("MGC_CACHE", str(tmp_path / "empty"))
+    config = replace(FROZEN, model=replace(FROZEN.model, encoder="musicnn"))
+    with pytest.raises(InputError, match="«mgc download musicnn»"):
+        load_clips(features, config, storage)
+    assert storage.kind() is None
+
+
+def test_what_a_frozen_encoder_cannot_do_is_refused_by_its_own_name():
+    with pytest.raises(InputError, match=r"`augment.band_masks=1`: must be 0 on the frozen encoder musicnn_random"):
         replace(FROZEN, augment=replace(FROZEN.augment, band_masks=1))
+    with pytest.raises(InputError, match=r"`model.window=187`: must be 0 on the frozen encoder"):
+        replace(FROZEN, model=replace(FROZEN.model, window=187))
+    with pytest.raises(InputError, match=r"`model.hidden=\(-3,\)`: must be positive"):
+        replace(FROZEN.model, hidden=(-3,))
+    with pytest.raises(InputError, match=r"`optim.batch_size=2`: must be at least 3 on an encoder"):
+        replace(FROZEN, optim=replace(FROZEN.optim, batch_size=2))

@@ -50,4 +50,10 @@ def test_the_table_has_a_row_a_model_and_a_second_time_nothing_is_done(collectio
     assert "test-set evaluation" not in done.stderr  # the second time
     table = (tmp_path / "results" / "table.md").read_text().splitlines()
     assert len(table) == 2 + 6
-    assert json.loads((tmp_path / "results" / "table.json").read_text()) == rows[0]
+    assert json.loads((tmp_path / "results" / "table.json").read_text())["rows"] == rows[0]
+    other = [*command[:-1], "--seeds", "3"]
+    done = subprocess.run(
+        other, capture_output=True, text=True, timeout=100, check=False, cwd=tmp_path, env=environment
+    )
+    assert done.returncode == 2
+    assert "table.json is of other presets, seeds, epochs or clips" in done.stderr.splitlines()[-1]
