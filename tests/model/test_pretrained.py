@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.feature_sets import GENRES, make_sharded
+from helpers.ranks import fit_on_ranks
 
 from mgc.audio.logmel import RECIPES
 from mgc.config import ModelConfig, OptimConfig, TrainConfig
@@ -118,6 +119,26 @@ def test_fine_tuning_moves_the_encoder_by_its_share_and_not_its_statistics(tmp_p
     )
     assert 0 < moved.max() <= 2 * 1.2e-4  # AdamW moves a weight by about its learning rate in each of two steps
     assert model.training is False
+
+
+def test_two_ranks_learn_the_classifier_that_one_process_learns(features, storage, tmp_path):
+    config = replace(FROZEN, model=replace(FROZEN.model, dropout=0.0, head_dropout=0.0), epochs=3)
+    clips = load_embedded(features, ("training", "validation"), "musicnn_random", storage)
+    data = learning_set(features, config, clips=clips)
+    fit(config, data, tmp_path / "one")
+    fit_on_ranks(2, config, data, tmp_path / "two")
+    (one, _), (two, _) = (checkpoint.read(tmp_path / name) for name in ("one", "two"))
+    for name, tensor in one.state_dict().items():
+        torch.testing.assert_close(two.state_dict()[name], tensor, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_two_ranks_fine_tune(tmp_path, monkeypatch):
+    monkeypatch.setenv("MGC_CACHE", str(tmp_path / "empty"))  # the weights come with the clips
+    features = make_sharded(tmp_path / "set", spec=SPEC, genre=lambda track: track % 4, training=[8], validation=[2])
+    _, clips = load_clips(features, TUNED, Folder.at(tmp_path))
+    fit_on_ranks(2, TUNED, learning_set(features, TUNED, clips=clips), tmp_path / "fit")
+    assert checkpoint.read(tmp_path / "fit")[0].linear.out_features == 4
 
 
 def test_other_spectrograms_than_an_encoders_are_refused(storage, tmp_path):
