@@ -23,13 +23,13 @@ from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
 from mgc.config import DEFAULT_PRESET, OLD_PRESETS, PRESETS, SweepConfig, TrainConfig, read_config
 from mgc.core import signals
-from mgc.core.errors import MgcError
+from mgc.core.errors import InputError, MgcError
 from mgc.core.progress import drop_output, flush, open_streams, say, show
 from mgc.core.ray_session import disconnect, show_logs
 from mgc.core.results import Result
 from mgc.serving.limits import Limits
 
-Preset: TypeAlias = Literal["plain_cnn", "regularized", "short_chunk"]
+Preset: TypeAlias = Literal["plain_cnn", "regularized", "short_chunk", "musicnn"]
 DESCRIPTION = "Music genre classification: from a folder of MP3s to a tracked model."
 
 
@@ -47,13 +47,26 @@ class Command:
 
     def call(self) -> Result:
         """Call the step with the command's flags."""
-        module, _, function = self.step.partition(":")
-        result: Result = getattr(import_module(f"mgc.{module}"), function)(**self.arguments())
-        return result
+        return call_step(self.step, **self.arguments())
 
     def arguments(self) -> dict[str, Any]:
         """The step's arguments: the command's own fields, by name."""
         return {each.name: getattr(self, each.name) for each in fields(self) if each.name not in _ANSWERS}
+
+
+def call_step(step: str, **arguments: Any) -> Result:
+    """Import a step and call it.
+
+    Parameters
+    ----------
+    step
+        ``room.module:function``.
+    **arguments
+        What to call it with.
+    """
+    module, _, function = step.partition(":")
+    result: Result = getattr(import_module(f"mgc.{module}"), function)(**arguments)
+    return result
 
 
 _ANSWERS = ("json", "debug", "verbose")
@@ -86,16 +99,27 @@ class Toy(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class Download(Command):
-    """Download a part of FMA, check it, and unpack it; a download that broke off goes on."""
+    """Download a part of FMA, check it, and unpack it (what broke off goes on); or the weights of an encoder."""
 
     step = "collection.download:download"
+    encoder_step: ClassVar[str] = "encoders.fetch:fetch"
 
-    name: Positional[Literal["fma_small", "fma_medium", "fma_large", "fma_metadata"]]
-    """fma_metadata has the genres and splits, the others the clips."""
-    root: Path
-    """Folder to unpack in: ROOT/fma_small, ROOT/fma_metadata."""
+    name: Positional[Literal["fma_small", "fma_medium", "fma_large", "fma_metadata", "musicnn"]]
+    """fma_metadata has the genres and splits, the other parts of FMA the clips; musicnn is an encoder."""
+    root: Path | None = None
+    """Folder to unpack FMA in: ROOT/fma_small, ROOT/fma_metadata. Encoders go to the cache (MGC_CACHE)."""
     base_url: str = "https://os.unil.cloud.switch.ch/fma/"
-    """Where the archives are."""
+    """Where the archives of FMA are."""
+
+    def call(self) -> Result:
+        """Call the step of FMA's parts, or that of encoders."""
+        if self.name.startswith("fma_"):
+            if self.root is None:
+                raise InputError(f"`root`: is needed; give the folder to unpack {self.name} in")
+            return super().call()
+        if self.root is not None:
+            raise InputError(f"`root={self.root}`: {self.name} goes to the cache; the variable MGC_CACHE says where")
+        return call_step(self.encoder_step, name=self.name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +146,8 @@ class Preprocess(OnRay):
     """FMA folder, folder with a folder per genre, or CSV file (path,genre[,split,artist]); a path or a URI (s3://…)."""
     out: str
     """Folder of the feature set, by path or URI; what is finished in it is kept, new clips get new shards."""
+    features: Literal["logmel", "musicnn"] = "logmel"
+    """The log-Mel that mgc's own networks learn from, or the one that the pretrained encoder musicnn listens to."""
     subset: str = "small"
     """Of an FMA folder: small, medium or large."""
     allow_outside: bool = False
@@ -221,7 +247,7 @@ class Tune(Learning):
 
     sweep_config: Annotated[OmitArgPrefixes[SweepConfig], arg(name="")] = field(default_factory=SweepConfig)
     space: Path | None = None
-    """YAML file of the dimensions to search; without it the regularisers of mgc/sweep/spaces/regularizers.yaml."""
+    """YAML file of the dimensions to search; without it the regularisers of mgc/sweep/spaces/."""
     name: str | None = None
     """Name of the sweep; the time by default. Given again with the same settings, it goes on."""
     resume: str | None = None
@@ -256,6 +282,18 @@ class Compare(Command):
     """Another."""
     split: Literal["training", "validation", "test"] = "test"
     """The split that both were evaluated on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blend(Command):
+    """Score the weighted mean of the probabilities of several evaluated runs; validation chooses the weights."""
+
+    step = "evaluation.blend:blend"
+
+    runs: Positional[tuple[str, ...]]
+    """MLflow runs, evaluated before; of a parent run its models together."""
+    split: Literal["validation", "test"] = "validation"
+    """Validation, each clip with weights that were found without it; or test."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,8 +348,10 @@ class Baseline(Command):
     """The collection that it was made from; MFCCs need it."""
     kind: Literal["mfcc", "logmel"] = "mfcc"
     """Statistics of MFCCs, or of the feature set's log-Mel bands."""
-    classifier: Literal["svm", "logistic"] = "svm"
-    """Support vector machine, or logistic regression."""
+    encoder: Literal["none", "musicnn", "musicnn_random"] = "none"
+    """In their place: vectors of a pretrained encoder, or of the same layers with random weights."""
+    classifier: Literal["svm", "logistic", "knn", "zero_shot"] = "svm"
+    """Support vector machine, logistic regression, nearest neighbours; or the tags that an encoder already gives."""
     split: Literal["official", "random"] = "official"
     """The feature set's own split, or the literature's random one, which is LEAKY."""
     folds: int = 0
@@ -431,6 +471,7 @@ COMMANDS: dict[str, type[Command]] = {
     "tune": Tune,
     "evaluate": Evaluate,
     "compare": Compare,
+    "blend": Blend,
     "mislabels": Mislabels,
     "promote": Promote,
     "report": Report,

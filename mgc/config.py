@@ -41,12 +41,18 @@ class ModelConfig:
     """Dropout before the linear layer."""
     spatial_dropout: bool = False
     """Blocks drop whole channels instead of single values."""
+    encoder: Literal["none", "musicnn", "musicnn_random"] = "none"
+    """Instead of a CNN: a classifier on what a pretrained encoder makes of each window of the clip. Of the other fields
+    it has ``input_norm``, ``hidden``, ``norm``, ``dropout`` and ``head_dropout``."""
+    hidden: tuple[int, ...] = ()
+    """Units of the classifier's hidden layers: dropout, linear, BatchNorm, ReLU; none is a linear classifier."""
     window: int = 0
     """Frames that the network hears at a time (43 are a second): random crops in training, a vote over evenly spaced
     windows elsewhere; 0 is the whole clip."""
 
     def __post_init__(self) -> None:
         _require(bool(self.channels) and all(n > 0 for n in self.channels), "model.channels", self.channels, "positive")
+        _require(all(n > 0 for n in self.hidden), "model.hidden", self.hidden, "positive")
         _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "in [0, 1)")
         _require(0 <= self.head_dropout < 1, "model.head_dropout", self.head_dropout, "in [0, 1)")
         _require(self.window >= 0, "model.window", self.window, "at least 0")
@@ -82,6 +88,8 @@ class OptimConfig:
 
     lr: float = 1e-3
     """Learning rate at the start."""
+    encoder_lr: float = 0.0
+    """Learning rate of a pretrained encoder, as a share of ``lr``; 0 keeps its weights as they are."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Keep the learning rate, or let it fall to zero along half a cosine."""
     weight_decay: float = 0.0
@@ -101,6 +109,7 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         _require(self.lr > 0, "optim.lr", self.lr, "positive")
+        _require(self.encoder_lr >= 0, "optim.encoder_lr", self.encoder_lr, "at least 0")
         _require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "at least 0")
         _require(0 <= self.label_smoothing < 1, "optim.label_smoothing", self.label_smoothing, "in [0, 1)")
         _require(self.batch_size > 0, "optim.batch_size", self.batch_size, "positive")
@@ -138,6 +147,33 @@ class TrainConfig:
         _require(self.folds == 0 or self.folds >= 2, "folds", self.folds, "at least 2")
         _require(0 <= self.fold <= self.folds, "fold", self.fold, f"one of the {self.folds} folds")
         _require(not self.folds or self.split == "official", "folds", self.folds, "without `split=random`")
+        if self.model.encoder != "none":  # BatchNorm of vectors learns nothing of a batch of one
+            _require(self.optim.batch_size > 2, "optim.batch_size", self.optim.batch_size, "at least 3 on an encoder")
+        if self.frozen:  # its classifier does not see the spectrogram
+            for part, name in (
+                ("augment", "time_masks"),
+                ("augment", "band_masks"),
+                ("augment", "equalize"),
+                ("model", "window"),
+            ):
+                value = getattr(getattr(self, part), name)
+                rule = f"0 on the frozen encoder {self.model.encoder}; `optim.encoder_lr` above 0 trains it too"
+                _require(not value, f"{part}.{name}", value, rule)
+
+    @property
+    def crop(self) -> int:
+        """Frames of a clip that a training step sees; of a frozen encoder's vectors one. 0 is the whole clip."""
+        return 1 if self.frozen else self.model.window
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the network is a classifier on a pretrained encoder whose weights stay as they are."""
+        return self.model.encoder != "none" and not self.optim.encoder_lr
+
+    @property
+    def track(self) -> str:
+        """Where the network's knowledge is from: its own clips alone, or music that others have heard before."""
+        return track(self.model.encoder)
 
     def to_dict(self) -> dict[str, Any]:
         """The tree as plain values that JSON holds."""
@@ -200,6 +236,24 @@ class SweepConfig:
         _require(self.seeds >= 2 or not self.top, "seeds", self.seeds, "at least 2; `top=0` retrains nothing")
 
 
+def track(encoder: str) -> str:
+    """Say where a network's knowledge is from; figures of different tracks answer different questions.
+
+    Parameters
+    ----------
+    encoder
+        Its encoder, or ``none``.
+
+    Examples
+    --------
+    >>> track("musicnn")
+    'pretrained (musicnn)'
+    """
+    if encoder == "none":
+        return "from scratch"
+    return f"{'random features' if encoder.endswith('_random') else 'pretrained'} ({encoder})"
+
+
 def member_name(seed: int, fold: int) -> str:
     """Return what tells a model from those that are trained with it.
 
@@ -235,10 +289,18 @@ PRESETS: dict[str, TrainConfig] = {
         epochs=40,
         keep="last",
     ),
+    "musicnn": TrainConfig(
+        model=ModelConfig(encoder="musicnn", hidden=(512,), norm=True, input_norm=True, dropout=0.3, head_dropout=0.5),
+        augment=AugmentConfig(mixup_alpha=0.2),
+        optim=OptimConfig(lr=3e-3, schedule="cosine", warmup_epochs=2, weight_decay=5e-2, label_smoothing=0.1),
+        epochs=40,
+        keep="last",
+    ),
 }
 """``plain_cnn`` is the field's plain CNN; ``regularized`` is what helps it most on whole clips; ``short_chunk``, which
 validates best of those tried (``docs/log.md``), hears 3 s at a time, augmented in each epoch (after Won et al.,
-«Evaluation of CNN-based automatic music tagging models», SMC 2020)."""
+«Evaluation of CNN-based automatic music tagging models», SMC 2020); ``musicnn`` is a classifier on the pretrained
+encoder of this name."""
 DEFAULT_PRESET: Literal["short_chunk"] = "short_chunk"
 """What ``mgc train`` and ``mgc.fit`` train without being told otherwise: the one that validates best."""
 OLD_PRESETS = {"baseline": "plain_cnn"}

@@ -1,6 +1,7 @@
 """What tests share: one Ray session, one MLflow store, real music, and a small feature set that is quick to learn."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -14,6 +15,12 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 RAY_FILES = pytest.StashKey[set[Path]]()
 """Files with a test that needs Ray."""
+
+
+def pytest_configure(config):
+    """Let Ctrl-C arrive, here and in each process that a test starts: a shell's ``&`` in a script has it ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config, items):

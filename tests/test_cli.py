@@ -52,7 +52,7 @@ def test_every_command_and_flag_is_the_contracts():
         "download": {"name", "root", "base_url"},
         "audit": {"root", "subset", "allow_outside"},
         "preprocess": {
-            "root", "out", "subset", "allow_outside", "workers", "limit", "min_seconds", "max_quarantined",
+            "root", "out", "features", "subset", "allow_outside", "workers", "limit", "min_seconds", "max_quarantined",
             "clips_per_shard", "keep_damaged", "clip_timeout", "overwrite", "wait", "verbose",
         },
         "verify": {"features", "sources"},
@@ -67,10 +67,11 @@ def test_every_command_and_flag_is_the_contracts():
         },
         "evaluate": {"run", "features", "split", "precision"},
         "compare": {"run_a", "run_b", "split"},
+            "blend": {"runs", "split"},
         "mislabels": {"run", "features", "root", "out", "most"},
         "promote": {"run"},
         "report": {"run", "out"},
-        "baseline": {"features", "root", "kind", "classifier", "split", "folds", "workers"},
+        "baseline": {"features", "root", "kind", "encoder", "classifier", "split", "folds", "workers"},
         "predict": {"model", "clips", "precision"},
         "label": {
             "root", "model", "out", "precision", "workers", "clip_timeout", "retry", "overwrite", "wait", "verbose",
@@ -113,6 +114,7 @@ def test_every_command_and_flag_is_the_contracts():
         "plain_cnn": 20,
         "regularized": 20,
         "short_chunk": 40,
+        "musicnn": 40,
     }
 
 
@@ -122,6 +124,7 @@ def test_every_command_and_flag_is_the_contracts():
         "toy OUT --clips-per-genre 12 --seed 0",
         "audit --root ROOT --subset small",
         "download fma_small --root ROOT --base-url http://127.0.0.1/",
+        "download musicnn",
         "verify F",
         "verify F --sources R",
         "inspect F --out sheet.png",

@@ -79,7 +79,7 @@ def draw(config: TrainConfig, shape: tuple[int, int], n: int, epoch: int) -> Dra
         From 1; with the seed it decides all draws.
     """
     bands, frames = shape
-    augment, window = config.augment, config.model.window or frames
+    augment, window = config.augment, config.crop or frames
     random = np.random.default_rng([config.seed, epoch, 1])
     starts_N = random.integers(0, frames - window + 1, n)
     partners_N = np.concatenate([random.permutation(batch) for batch in batches(np.arange(n), config.optim.batch_size)])
@@ -203,7 +203,7 @@ def training_batch(
     """
     mixing = config.augment.mixup_alpha > 0
     own_B = places_B[mine]
-    window = config.model.window or mel_BFT.shape[2]
+    window = config.crop or mel_BFT.shape[2]
     mel_BFW = crops(mel_BFT, draws.starts_N[places_B if mixing else own_B], window).float()
     shares_B = draws.shares_N[own_B]
     if mixing:

@@ -37,6 +37,8 @@ class Clips:
     shards_N: NDArray[np.int64]
     """The shard that each clip is in, counted from 0."""
     paths: tuple[str, ...]
+    encoder: dict[str, NDArray[Any]] | None = None
+    """Weights of the pretrained encoder that the network is built on, by name: they travel to each worker."""
 
     def __len__(self) -> int:
         return len(self.labels_N)

@@ -21,6 +21,7 @@ from mgc.dataset import clips as clips_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from mgc.audio.logmel import LogMelSpec
     from mgc.config import TrainConfig
@@ -47,6 +48,14 @@ class LearningSet:
     fingerprint: str
     leak: str
     """Why figures on it are too good, as ``leak`` says; empty without a known leak."""
+
+    @property
+    def encoder(self) -> dict[str, Tensor] | None:
+        """Weights of the pretrained encoder that the network is built on."""
+        import torch
+
+        weights = self.clips.encoder
+        return None if weights is None else {name: torch.tensor(array) for name, array in weights.items()}
 
     @property
     def gaps(self) -> tuple[str, ...]:

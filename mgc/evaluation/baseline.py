@@ -5,6 +5,7 @@
   over time, standardised, an RBF kernel, nothing tuned. There it reaches 46.4 % on FMA-small, with statistics of the
   whole tracks (mdeff/fma, issue 8); here they are of the part of a clip that the feature set's recipe takes.
 - ``logmel`` are mean and deviation over time of each log-Mel band, in decibels.
+- An encoder's are its vectors of a clip's windows, averaged: what a pretrained network hears, without training one.
 
 A leak (``mgc.dataset.protocols.leak``) does not stop it: the result and the run are marked LEAKY.
 
@@ -21,14 +22,16 @@ import numpy as np
 
 from mgc.collection.splits import SPLITS
 from mgc.collection.tracks import read_tracks
-from mgc.config import TrainConfig
+from mgc.config import TrainConfig, track
 from mgc.core.errors import InputError
 from mgc.core.progress import say
 from mgc.core.results import Result
 from mgc.core.storage import Folder
 from mgc.dataset import clips as clips_of
+from mgc.dataset.embeddings import vectors_of
 from mgc.dataset.protocols import check_genres, dealt, gap, leak, learning_set
 from mgc.evaluation.clip_statistics import logmels_of, mfccs_of
+from mgc.evaluation.zero_shot import ZeroShot, tags_of
 from mgc.features.feature_set import FeatureSet
 
 if TYPE_CHECKING:
@@ -44,7 +47,16 @@ SVM = {"kernel": "rbf", "C": 1.0, "gamma": "scale"}
 """scikit-learn's defaults; of standardised columns ``scale`` is FMA's ``auto``, 1/D."""
 LOGISTIC = {"C": 1.0, "max_iter": 1000}
 """scikit-learn's defaults, with enough iterations to end."""
-NAMES = {"mfcc": "MFCC", "logmel": "log-Mel", "svm": "SVM", "logistic": "logistic regression"}
+KNN = {"n_neighbors": 10, "weights": "distance", "metric": "cosine"}
+SETTINGS: dict[str, dict[str, Any]] = {"svm": SVM, "logistic": LOGISTIC, "knn": KNN, "zero_shot": {}}
+NAMES = {
+    "mfcc": "MFCC",
+    "logmel": "log-Mel",
+    "svm": "SVM",
+    "logistic": "logistic regression",
+    "knn": "nearest neighbours",
+    "zero_shot": "its own tags",
+}
 
 
 @dataclass(frozen=True)
@@ -110,7 +122,8 @@ def baseline(
     root: str | Path | None = None,
     *,
     kind: Literal["mfcc", "logmel"] = "mfcc",
-    classifier: Literal["svm", "logistic"] = "svm",
+    encoder: Literal["none", "musicnn", "musicnn_random"] = "none",
+    classifier: Literal["svm", "logistic", "knn", "zero_shot"] = "svm",
     split: Literal["official", "random"] = "official",
     folds: int = 0,
     workers: int | None = None,
@@ -127,8 +140,12 @@ def baseline(
         The collection that it was made from, as ``mgc.collection.tracks.read_tracks`` takes it; needed for ``mfcc``.
     kind
         Statistics: of MFCCs, or of log-Mel bands.
+    encoder
+        In their place: the vectors of a pretrained encoder, or of the same layers with random weights; the feature set
+        has the encoder's recipe.
     classifier
-        A support vector machine with an RBF kernel, or logistic regression; of standardised statistics.
+        A support vector machine with an RBF kernel, logistic regression, or the nearest neighbours by the cosine; of
+        standardised statistics. ``zero_shot`` learns nothing: see ``mgc.evaluation.zero_shot``.
     split
         The feature set's own split, or the literature's random one, which is leaky.
     folds
@@ -145,7 +162,8 @@ def baseline(
     Raises
     ------
     InputError
-        A path or value cannot be used, or a clip of the set is missing from ``root`` or cannot be decoded.
+        A path or value cannot be used, or a clip of the set is missing from ``root`` or cannot be decoded; the set is
+        not of the encoder's recipe, or the encoder's weights are not here.
     RunError
         The MLflow store does not answer.
     """
@@ -161,8 +179,12 @@ def baseline(
     splits = SPLITS[:2] if folds else SPLITS
     clips = clips_of.load(feature_set, *splits, lazily=True)
     parts = _parts(feature_set, clips, protocol)
+    zero_shot = ZeroShot(encoder, manifest.genres) if classifier == "zero_shot" else None
     uri = store.open_store(feature_set.folder)
-    if kind == "logmel":
+    if encoder != "none":
+        vectors_NDK = vectors_of(feature_set, splits, encoder, store.storage(None, feature_set.folder))
+        statistics_ND = tags_of(encoder, vectors_NDK) if zero_shot else vectors_NDK.mean(2, dtype=np.float32)
+    elif kind == "logmel":
         statistics_ND = logmels_of(feature_set, splits)
     elif root is None:
         raise InputError("`root`: needed for MFCCs, which are computed from the audio; or take `kind=logmel`")
@@ -170,16 +192,19 @@ def baseline(
         audio_root = read_tracks(root, allow_outside=True).audio_root
         statistics_ND = mfccs_of(audio_root, clips.paths, manifest.spec.seconds, workers)
 
-    name, settings = f"{NAMES[kind]} + {NAMES[classifier]}", SVM if classifier == "svm" else LOGISTIC
+    name, settings = f"{NAMES[kind] if encoder == 'none' else encoder} + {NAMES[classifier]}", SETTINGS[classifier]
     config = {"root": str(Folder.at(root)) if root else None, "kind": kind, "split": split, "folds": folds}
+    config["encoder"] = encoder
     found = leak(manifest, split)
-    tags = {tracking.LEAKY_TAG: "true"} if found else {}
+    tags = {tracking.TRACK_TAG: track(encoder)} | ({tracking.LEAKY_TAG: "true"} if found else {})
     run = tracking.Run.start(
         uri, tracking.EXPERIMENT, name=name, step="baseline", config=config | {classifier: settings}, tags=tags
     )
     with run.closing():
         run.features(feature_set.folder, manifest.fingerprint, "training")
-        fitted = [_fit(classifier, statistics_ND[training], clips.labels_N[training]) for training, *_ in parts]
+        fitted = [
+            zero_shot or _fit(classifier, statistics_ND[training], clips.labels_N[training]) for training, *_ in parts
+        ]
         training_accuracy, validated = 0.0, []
         for machine, (training, validation, _) in zip(fitted, parts, strict=True):
             training_accuracy += float(machine.score(statistics_ND[training], clips.labels_N[training])) / len(parts)
@@ -233,11 +258,13 @@ def _parts(
 
 def _fit(classifier: str, statistics_ND: NDArray[np.float32], labels_N: NDArray[np.int64]) -> Any:
     from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     from sklearn.svm import SVC
 
-    machine = SVC(**SVM) if classifier == "svm" else LogisticRegression(**LOGISTIC)
+    kinds = {"svm": SVC, "logistic": LogisticRegression, "knn": KNeighborsClassifier}
+    machine = kinds[classifier](**SETTINGS[classifier])
     return make_pipeline(StandardScaler(), machine).fit(statistics_ND, labels_N)
 
 

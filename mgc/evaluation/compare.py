@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,8 @@ from mgc.tracking.runs import FEATURES_TAG, Run, run_id_of
 from mgc.tracking.store import existing_store
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mgc.tracking.runs import RunLike
 
 LEVEL = 0.05
@@ -117,21 +119,8 @@ def between(run_a: Run, run_b: Run, *, split: str = "test") -> Comparison:
     InputError
         As ``compare``.
     """
-    a, b = evaluated(run_a, split), evaluated(run_b, split)
-    if a.source.fingerprint != b.source.fingerprint:
-        raise InputError(
-            f"run {run_b.id}: evaluated on another feature set ({b.source.features}) than run {run_a.id} "
-            f"({a.source.features}); evaluate both on one"
-        )
-    if a.source.protocol != b.source.protocol:
-        raise InputError(
-            f"run {run_b.id}: is of the {b.source.protocol} split, run {run_a.id} of the {a.source.protocol} one; "
-            "their clips differ, so they cannot be compared"
-        )
-    order_a, order_b = np.argsort(a.track_ids_N), np.argsort(b.track_ids_N)
-    if not np.array_equal(a.track_ids_N[order_a], b.track_ids_N[order_b]):
-        raise InputError(f"run {run_b.id}: evaluated on other clips than run {run_a.id}; evaluate both again")
-    statistics, n = paired(a.right[order_a], b.right[order_b]), len(a.labels_N)
+    a, b = on_the_same_clips([run_a, run_b], split)
+    statistics, n = paired(a.right, b.right), len(a.labels_N)
     return Comparison(
         split,
         n,
@@ -144,6 +133,55 @@ def between(run_a: Run, run_b: Run, *, split: str = "test") -> Comparison:
         statistics.only_a,
         statistics.only_b,
         _verdict(statistics, n),
+    )
+
+
+def on_the_same_clips(runs: Sequence[Run], split: str) -> list[Predictions]:
+    """Read the predictions that evaluations kept, all in the order of the track ids.
+
+    The feature sets may differ, as those of two log-Mel recipes do, if they have the same clips.
+
+    Parameters
+    ----------
+    runs
+        The runs.
+    split
+        ``training``, ``validation`` or ``test``.
+
+    Returns
+    -------
+    list of Predictions
+        A run's each.
+
+    Raises
+    ------
+    InputError
+        A run was not evaluated on this split, or on other clips than the first one.
+    """
+    first, *others = found = [_by_id(evaluated(run, split)) for run in runs]
+    for run, other in zip(runs[1:], others, strict=True):
+        if first.source.protocol != other.source.protocol:
+            raise InputError(
+                f"run {run.id}: is of the {other.source.protocol} split, run {runs[0].id} of the "
+                f"{first.source.protocol} one; their clips differ, so they cannot be compared"
+            )
+        same = (np.array_equal(first.track_ids_N, other.track_ids_N), np.array_equal(first.labels_N, other.labels_N))
+        if not all(same) or (first.paths, first.source.genres) != (other.paths, other.source.genres):
+            raise InputError(
+                f"run {run.id}: evaluated on other clips ({other.source.features}) than run {runs[0].id} "
+                f"({first.source.features}); evaluate both on the same"
+            )
+    return found
+
+
+def _by_id(predictions: Predictions) -> Predictions:
+    order_N = np.argsort(predictions.track_ids_N)
+    return replace(
+        predictions,
+        track_ids_N=predictions.track_ids_N[order_N],
+        paths=tuple(predictions.paths[row] for row in order_N),
+        labels_N=predictions.labels_N[order_N],
+        probabilities_NG=predictions.probabilities_NG[order_N],
     )
 
 

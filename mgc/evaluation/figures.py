@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from mgc.audio.logmel import standardize
 from mgc.evaluation.calibration import FEWEST
 from mgc.evaluation.metrics import BINS, bins, wilson
 from mgc.pages.plots import GREY, TRAINING, VALIDATION, plain
@@ -227,7 +228,7 @@ def spectrogram(mel_FT: NDArray[np.float16], spec: LogMelSpec) -> Figure:
     Parameters
     ----------
     mel_FT : np.ndarray [shape=(F, T)]
-        Z-scored.
+        Scaled as its recipe says.
     spec
         Its recipe.
 
@@ -280,6 +281,42 @@ def spectrograms(clips: Clips, genres: tuple[str, ...], spec: LogMelSpec, column
     return figure
 
 
+def embedding_map(vectors_ND: NDArray[np.float32], labels_N: NDArray[np.int64], genres: tuple[str, ...]) -> Figure:
+    """Plot an encoder's vectors of clips on their first two principal components (PCA), a colour a genre.
+
+    Parameters
+    ----------
+    vectors_ND : np.ndarray [shape=(N, D)]
+        A vector for each clip; each of its values is standardised first.
+    labels_N : np.ndarray [shape=(N,)]
+        Labels of the clips.
+    genres
+        Names of the labels.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        A point for each clip.
+    """
+    z_ND = vectors_ND - vectors_ND.mean(0)
+    z_ND /= np.maximum(z_ND.std(0), 1e-6)
+    left, strength, _ = np.linalg.svd(z_ND, full_matrices=False)
+    points_N2 = left[:, :2] * strength[:2]
+    shares = strength**2 / max(float((strength**2).sum()), 1e-12)
+    figure = Figure(figsize=(7.2, 5.4), layout="constrained")
+    axes = figure.subplots()
+    for label, genre in enumerate(genres):
+        x_N, y_N = points_N2[labels_N == label].T
+        axes.scatter(x_N, y_N, s=14, alpha=0.75, linewidths=0, color=f"C{label % 10}", label=genre)
+    axes.set_xlabel(f"first component ({shares[0]:.0%} of the variance)")
+    axes.set_ylabel(f"second component ({shares[1]:.0%})")
+    legend = axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    plain(axes)
+    return figure
+
+
 def mistakes(clips: Clips, probabilities_NG: NDArray[np.float32], genres: tuple[str, ...], spec: LogMelSpec) -> Figure:
     """Plot the spectrogram of each wrongly predicted clip, with true genre, predicted genre and confidence.
 
@@ -315,7 +352,7 @@ def mistakes(clips: Clips, probabilities_NG: NDArray[np.float32], genres: tuple[
 def _spectrogram(axes: Axes, mel_FT: NDArray[np.float16], spec: LogMelSpec) -> Any:
     axes.tick_params(labelsize=7)
     return axes.imshow(
-        mel_FT.astype(np.float32),
+        standardize(mel_FT.astype(np.float32))[0],
         origin="lower",
         aspect="auto",
         cmap="magma",

@@ -5,7 +5,10 @@ The test split is shown if it was evaluated; otherwise the run's validation clip
 
 from __future__ import annotations
 
+import base64
+import tempfile
 from contextlib import suppress
+from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +28,14 @@ from mgc.tracking.runs import FEATURES_TAG, flatten
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from mgc.evaluation.trained_models import TrainedModel
     from mgc.pages.html import Page
     from mgc.tracking.runs import Record, Run
 
 TEMPLATE = "run.html.j2"
+EMBEDDINGS = "pictures/embeddings.png"
+"""Artifact of a run with a frozen encoder: the map of its training clips."""
 MISTAKES = 6
 """Most confident mistakes that are shown."""
 NOT_CALIBRATED = (
@@ -112,6 +116,7 @@ def _render(
         "kind": f"{len(models)} models" if len(models) > 1 else "one model",
         "notes": _notes(models, predictions),
         "curves": _curves(models),
+        "embeddings": _embeddings(models[0].run) if models[0].card.config.frozen else None,
         "settings": settings_of(models),
         "settings_note": "Marked: what differs from the preset plain_cnn.",
         "origin": html.origin(run, record, _data(record, models, predictions)),
@@ -130,6 +135,13 @@ def _render(
             accuracies = [member.accuracy for member in source.members]
             facts |= {"mean": mean(accuracies), "sd": stdev(accuracies)}
     return html.render(TEMPLATE, facts)
+
+
+def _embeddings(run: Run) -> str | None:
+    """The map of an encoder's vectors that a run keeps, as a ``data:`` address."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = run.fetch(EMBEDDINGS, Path(folder))
+        return f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}" if file else None
 
 
 def _notes(models: Sequence[TrainedModel], predictions: Predictions | None) -> list[str]:
@@ -236,9 +248,10 @@ def settings_of(models: Sequence[TrainedModel]) -> list[dict[str, Any]]:
 
 
 def _data(record: Record, models: Sequence[TrainedModel], predictions: Predictions | None) -> dict[str, str]:
-    """The feature sets of training and evaluation."""
+    """Where the model's knowledge is from, and the feature sets of training and evaluation."""
     fingerprint = models[0].card.fingerprint
-    facts = {"trained on": f"{record.tags.get(FEATURES_TAG, '?')}, fingerprint {fingerprint}"}
+    facts = {"track": models[0].card.config.track}
+    facts |= {"trained on": f"{record.tags.get(FEATURES_TAG, '?')}, fingerprint {fingerprint}"}
     if predictions and predictions.source.fingerprint != fingerprint:
         facts["evaluated on"] = f"{predictions.source.features}, fingerprint {predictions.source.fingerprint}"
     return facts

@@ -15,14 +15,17 @@ import numpy as np
 import torch
 
 from mgc.core.errors import InputError
+from mgc.core.progress import Progress
 from mgc.core.storage import Folder
 from mgc.dataset.batches import batches
+from mgc.dataset.embeddings import encode
 from mgc.dataset.protocols import learning_set
 from mgc.evaluation.calibration import NONE, Calibration
 from mgc.evaluation.predictions import Member, Predictions, Source
 from mgc.model import checkpoint
 from mgc.model.device import best_device, prepare
 from mgc.model.inference import batch_size, logits
+from mgc.model.pretrained import Pretrained
 from mgc.tracking.runs import STEP_TAG, Run
 
 if TYPE_CHECKING:
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
     from mgc.model.checkpoint import Card
     from mgc.model.genre_network import GenreNetwork
 
+TOGETHER = 64
+"""Clips that an encoder is given at a time."""
 PARENTS = ("seeds", "folds")
 """Steps of runs whose models are those of the runs under them."""
 
@@ -151,12 +156,19 @@ def predict_clips(models: Sequence[TrainedModel], clips: Clips, source: Source) 
     """
     device = best_device()
     prepare(device)
-    return [
-        Predictions(
-            source, clips.track_ids_N, clips.paths, clips.labels_N, _probabilities(each.model, clips.mel_NFT, device)
-        )
-        for each in models
-    ]
+    known = source, clips.track_ids_N, clips.paths, clips.labels_N
+    vectors: dict[str, NDArray[np.float16]] = {}  # of a frozen encoder, which is the same in all models
+    found = []
+    for each in models:
+        model: nn.Module = each.model
+        mel_NFT: NDArray[np.float16] | ShardedMel = clips.mel_NFT
+        if isinstance(model, Pretrained) and each.card.config.frozen:
+            name = each.card.config.model.encoder
+            if name not in vectors:
+                vectors[name] = _encoded(model, mel_NFT, device)
+            model, mel_NFT = model.classifier, vectors[name]
+        found.append(Predictions(*known, _probabilities(model, mel_NFT, device)))
+    return found
 
 
 def ensemble(models: Sequence[TrainedModel], each: Sequence[Predictions]) -> Predictions:
@@ -283,6 +295,19 @@ def _probabilities(
     finally:
         model.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return torch.cat(computed).numpy()
+
+
+def _encoded(model: Pretrained, mel_NFT: NDArray[np.float16] | ShardedMel, device: torch.device) -> NDArray[np.float16]:
+    """What the encoder of a model makes of clips [shape=(N, D, K)]; the model goes back to the CPU."""
+    parts = batches(np.arange(len(mel_NFT)), TOGETHER)
+    progress = Progress("evaluate", len(mel_NFT), "clips")
+    model.encoder.to(device)
+    computed = []
+    for part in parts:
+        computed.append(encode(model.encoder, model.window, mel_NFT[part], device))
+        progress.advance(len(part))
+    model.encoder.to("cpu")
+    return np.concatenate(computed)
 
 
 def _by_fold(models: Sequence[TrainedModel], own: dict[str, Predictions]) -> Predictions:

@@ -35,9 +35,10 @@ def dataset_card(manifest: Manifest) -> str:
     quarantine = ", ".join(f"{count} {reason}" for reason, count in manifest.quarantined.items()) or "none"
     split_names = ", ".join(f'"{split}"' for split in splits if sum(manifest.clips[split].values()))
     spec = "\n".join(f"- {name}: {value}" for name, value in manifest.recipe["spec"].items())
+    kind = "Z-scored log-Mel" if manifest.spec.scaling == "zscore" else "Log-Mel"
     return f"""# Log-Mel feature set
 
-Z-scored log-Mel spectrograms, {bands} bands × {frames} frames, made by mgc.
+{kind} spectrograms, {bands} bands × {frames} frames, made by mgc.
 
 {header}
 {table}

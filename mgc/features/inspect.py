@@ -221,9 +221,10 @@ def _spread(values: list[float]) -> Spread:
 
 def _recipe(recipe: dict[str, Any]) -> str:
     spec = recipe["spec"]
+    scaling = spec.get("scaling", f"{spec['top_db']:g} dB")
     return (
         f"{spec['sample_rate']} Hz, {spec['seconds']:g} s, n_fft {spec['n_fft']}, hop {spec['hop_length']}, "
-        f"{spec['n_mels']} mel bands, {spec['top_db']:g} dB; at least {recipe['min_seconds']:g} s, damaged clips "
+        f"{spec['n_mels']} mel bands, {scaling}; at least {recipe['min_seconds']:g} s, damaged clips "
         f"{'kept' if recipe['keep_damaged'] else 'quarantined'}; {recipe['decoder']}"
     )
 
@@ -254,7 +255,7 @@ def _spectrograms(target: FeatureSet, chosen: dict[str, list[dict[str, Any]]]) -
             table = read_table(stream, ["track_id", "std_db", "logmel"]).take(numbers)
             z_NFT = logmels(table, spec.shape).astype(np.float32)
         for clip, std, z_FT in zip(table["track_id"].to_pylist(), table["std_db"].to_pylist(), z_NFT, strict=True):
-            found[clip] = (z_FT - z_FT.max()) * np.float32(std) if std else np.full_like(z_FT, -spec.top_db)
+            found[clip] = (z_FT - z_FT.max()) * np.float32(std) if np.ptp(z_FT) else np.full_like(z_FT, -spec.top_db)
     return found
 
 

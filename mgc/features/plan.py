@@ -11,7 +11,7 @@ import hashlib
 import json
 import mmap
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -192,7 +192,7 @@ class Plan:
         list[str]
             A line for each difference, for a person; empty if there is none.
         """
-        before, now = asdict(self.recipe), asdict(recipe)
+        before, now = self.recipe.to_dict(), recipe.to_dict()
         found = [f"{key} was {before[key]}, now {now[key]}" for key in now if before[key] != now[key]]
         known = pc.is_in(self.table["track_id"], value_set=clips["track_id"].combine_chunks())
         if gone := len(self.table) - pc.sum(known, min_count=0).as_py():

@@ -13,12 +13,13 @@ import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mgc.audio.logmel import RECIPES
 from mgc.collection.missing import nothing_there
 from mgc.collection.splits import artist_leaks, draw_clips, gaps, leak_message
 from mgc.collection.tracks import read_tracks
@@ -81,6 +82,7 @@ def preprocess(
     root: str | Path,
     out: str | Path,
     *,
+    features: str = "logmel",
     subset: str = "small",
     allow_outside: bool = False,
     workers: int | None = None,
@@ -102,6 +104,9 @@ def preprocess(
     out
         The feature set's folder, by path or URI; what is finished in it is kept, and clips that are new get shards of
         their own.
+    features
+        ``"logmel"``, which mgc's own networks learn from, or ``"musicnn"``, the log-Mel that the pretrained encoder of
+        this name listens to: see ``mgc.audio.logmel.RECIPES``.
     subset
         Subset of an FMA folder: ``"small"``, ``"medium"`` or ``"large"``.
     allow_outside
@@ -151,7 +156,9 @@ def preprocess(
         raise InputError(f"`clip_timeout={clip_timeout}`: must be more than 0 seconds, and finite")
     if not 0 <= max_quarantined <= 1:
         raise InputError(f"`max_quarantined={max_quarantined}`: must be a share, from 0 to 1")
-    recipe = Recipe(min_seconds=min_seconds, keep_damaged=keep_damaged, clips_per_shard=clips_per_shard)
+    if features not in RECIPES:
+        raise InputError(f"`features={features}`: is none; choose from {', '.join(RECIPES)}")
+    recipe = Recipe(RECIPES[features], min_seconds, keep_damaged, clips_per_shard)
     demand = Demand("tasks", 1, {"CPU": 1}, wait)
     with _storage_failures(), claimed(target):
         tracks = read_tracks(
@@ -200,7 +207,7 @@ def preprocess(
 
         from mgc.tracking import runs as tracking  # here, because a run with nothing to do must not wait for MLflow
 
-        config = {"root": str(Folder.at(root)), "subset": subset, "limit": limit, "clips": given, **asdict(recipe)}
+        config = {"root": str(Folder.at(root)), "subset": subset, "limit": limit, "clips": given, **recipe.to_dict()}
         run = tracking.Run.start(uri, tracking.FEATURES_EXPERIMENT, name=target.name, step="preprocess", config=config)
         with run.closing():
             plan.begin(target, overwrite=overwrite)
@@ -327,7 +334,7 @@ def _manifest(plan: Plan, genres: tuple[str, ...], records: list[ShardRecord], l
     return Manifest(
         FORMAT,
         plan.fingerprint,
-        asdict(plan.recipe),
+        plan.recipe.to_dict(),
         genres,
         clips,
         quarantined,

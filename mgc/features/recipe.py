@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from mgc.audio import decode as audio
 from mgc.audio.logmel import LogMelSpec
@@ -24,6 +25,10 @@ class Recipe:
     decoder: str = audio.DECODER
     """Libraries that decode and resample, with their versions."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain values."""
+        return asdict(self) | {"spec": self.spec.to_dict()}
+
     def to_json(self) -> str:
         """Encode the recipe as one line of JSON; the same recipe gives the same line."""
-        return json.dumps(asdict(self), sort_keys=True)
+        return json.dumps(self.to_dict(), sort_keys=True)

@@ -110,7 +110,7 @@ def write(shard: ShardPlan, root: Folder, out: Folder, *, recipe: Recipe, clip_t
     metadata = {
         FINGERPRINT_KEY: shard.fingerprint.encode(),
         QUARANTINE_KEY: json.dumps(quarantined).encode(),
-        b"mgc.spec": json.dumps(asdict(recipe.spec)).encode(),
+        b"mgc.spec": json.dumps(recipe.spec.to_dict()).encode(),
         b"mgc.logmel": json.dumps({"shape": recipe.spec.shape, "dtype": "<f2", "order": "C"}).encode(),
     }
     table = pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(metadata))

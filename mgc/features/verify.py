@@ -9,7 +9,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -264,7 +264,7 @@ def _against_plan(manifest: Manifest, plan: Plan) -> list[str]:
         lines.append("names the shards in another order, or under another split, than the plan")
     genres = plan.table.group_by(["label", "genre"]).aggregate([]).to_pylist()
     right = {
-        "recipe": manifest.recipe == asdict(plan.recipe),
+        "recipe": manifest.recipe == plan.recipe.to_dict(),
         "genres": all(manifest.genres[row["label"] : row["label"] + 1] == (row["genre"],) for row in genres),
         "artist_leaks": list(manifest.artist_leaks) == artist_leaks(plan.table),
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
@@ -70,7 +70,7 @@ def write(folder: str | Path | Folder, weights: dict[str, Tensor], card: Card) -
         "weights_sha256": hashlib.sha256(data).hexdigest(),
         "config": card.config.to_dict(),
         "genres": list(card.genres),
-        "spec": asdict(card.spec),
+        "spec": card.spec.to_dict(),
         "fingerprint": card.fingerprint,
         "figures": card.figures,
     }

@@ -92,8 +92,6 @@ class GenreCNN(GenreNetwork):
 def folded(model: GenreNetwork) -> GenreNetwork:
     """Fold the BatchNorm of each block into its convolution, and leave dropout out: a fifth less work in inference.
 
-    A network of another kind is copied as it is.
-
     Parameters
     ----------
     model
@@ -102,7 +100,7 @@ def folded(model: GenreNetwork) -> GenreNetwork:
     Returns
     -------
     GenreNetwork
-        Gives the same logits up to rounding; it cannot be trained.
+        Gives the same logits up to rounding; it cannot be trained. Of other networks than ``GenreCNN`` a copy.
     """
     model = copy.deepcopy(model).eval()
     if not isinstance(model, GenreCNN):

@@ -68,12 +68,8 @@ class GenreNetwork(nn.Module):
         logits_KBG : torch.Tensor [shape=(K, B, G)]
             Of the K windows that ``starts`` lists.
         """
-        starts = self.starts(mel_B1FT.shape[3])
-        if len(starts) == 1:
-            logits_BG = self._logits(mel_B1FT)
-            return logits_BG, logits_BG.unsqueeze(0)
-        windows_KB1FW = torch.stack([mel_B1FT[..., start : start + self.window] for start in starts])
-        logits_KBG = self._logits(windows_KB1FW.flatten(0, 1)).unflatten(0, (len(starts), -1))
+        windows_KB1FW = windows(mel_B1FT, self.window)
+        logits_KBG = self._logits(windows_KB1FW.flatten(0, 1)).unflatten(0, windows_KB1FW.shape[:2])
         return logits_KBG.mean(0), logits_KBG
 
     def starts(self, frames: int) -> list[int]:
@@ -84,9 +80,48 @@ class GenreNetwork(nn.Module):
         frames
             Of the clip.
         """
-        count = math.ceil(frames / self.window) if self.window else 1
-        return [round(index * (frames - self.window) / (count - 1)) for index in range(count)] if count > 1 else [0]
+        return starts(frames, self.window)
 
     def _logits(self, mel_B1FT: Tensor) -> Tensor:
         """Logits [shape=(B, G)] of spectrograms that are heard as one."""
         raise NotImplementedError
+
+
+def starts(frames: int, window: int) -> list[int]:
+    """First frames of as few windows as cover a clip, evenly.
+
+    Parameters
+    ----------
+    frames
+        Of the clip.
+    window
+        Frames of a window; 0 is the whole clip.
+
+    Examples
+    --------
+    >>> starts(100, 40)
+    [0, 30, 60]
+    """
+    count = math.ceil(frames / window) if window else 1
+    return [round(index * (frames - window) / (count - 1)) for index in range(count)] if count > 1 else [0]
+
+
+def windows(mel_BFT: Tensor, window: int) -> Tensor:
+    """Cut clips into the windows that ``starts`` lists.
+
+    Parameters
+    ----------
+    mel_BFT
+        Spectrograms [shape=(B, …, F, T)].
+    window
+        Frames of a window, W; 0 is the whole clip.
+
+    Returns
+    -------
+    torch.Tensor [shape=(K, B, …, F, W)]
+        The windows; without copying where there is one.
+    """
+    firsts = starts(mel_BFT.shape[-1], window)
+    if len(firsts) == 1:
+        return mel_BFT.unsqueeze(0)
+    return torch.stack([mel_BFT[..., first : first + window] for first in firsts])

@@ -1,23 +1,28 @@
-"""The network that a configuration describes: the one place where it is built."""
+"""The networks by configuration: what a checkpoint holds, and what a fit trains of it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from mgc.model.cnn import GenreCNN
+from mgc.model.pretrained import CLASSIFIER, ENCODER, Pretrained
 
 if TYPE_CHECKING:
-    from mgc.config import ModelConfig
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from mgc.config import ModelConfig, TrainConfig
     from mgc.model.genre_network import GenreNetwork
 
 
 def build(config: ModelConfig, n_genres: int, shape: tuple[int, int]) -> GenreNetwork:
-    """Build a network with random weights.
+    """Build a network with fresh weights: that of a checkpoint.
 
     Parameters
     ----------
     config
-        Layers and regularisers.
+        Says which network, and its layers.
     n_genres
         Number of classes.
     shape
@@ -26,6 +31,62 @@ def build(config: ModelConfig, n_genres: int, shape: tuple[int, int]) -> GenreNe
     Raises
     ------
     InputError
-        The clips are too small for the layers.
+        The clips are too short for it, or its window is not the encoder's.
     """
-    return GenreCNN(config, n_genres, shape)
+    return (GenreCNN if config.encoder == "none" else Pretrained)(config, n_genres, shape)
+
+
+def to_train(
+    config: TrainConfig, n_genres: int, shape: tuple[int, int], encoder: Mapping[str, Tensor] | None
+) -> GenreNetwork:
+    """Build what a fit trains: the network, or of one on a frozen encoder the classifier alone.
+
+    Parameters
+    ----------
+    config
+        Of the fit.
+    n_genres
+        Number of classes.
+    shape
+        (mel bands, frames) of a whole clip.
+    encoder
+        Weights of the pretrained encoder, where there is one.
+
+    Returns
+    -------
+    GenreNetwork
+        With fresh weights, and those of a pretrained encoder.
+
+    Raises
+    ------
+    InputError
+        As ``build``.
+    """
+    model = build(config.model, n_genres, shape)
+    if not isinstance(model, Pretrained):
+        return model
+    if config.frozen:
+        return model.classifier
+    assert encoder is not None
+    model.encoder.load_state_dict(encoder)
+    return model
+
+
+def whole(weights: dict[str, Tensor], config: TrainConfig, encoder: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """Return the weights of a checkpoint from those that a fit has trained: a frozen encoder's are added.
+
+    Parameters
+    ----------
+    weights
+        State dict of ``to_train``'s network.
+    config
+        Of the fit.
+    encoder
+        Weights of the pretrained encoder, where there is one.
+    """
+    if not config.frozen:
+        return weights
+    assert encoder is not None
+    return {ENCODER + name: tensor for name, tensor in encoder.items()} | {
+        CLASSIFIER + name: tensor for name, tensor in weights.items()
+    }

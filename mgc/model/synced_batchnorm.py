@@ -89,8 +89,10 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         variance = squares / counts - mean.square()
         self._remember(mean.detach(), (variance * counts / (counts - 1)).detach())
         shape = [1, -1] + [1] * (values.ndim - 2)
-        scale = (self.weight * torch.rsqrt(variance + self.eps)).float()
-        shift = (self.bias - mean * scale).float()
+        scale, shift = torch.rsqrt(variance + self.eps), torch.zeros_like(mean)
+        if self.affine:
+            scale, shift = self.weight * scale, shift + self.bias
+        scale, shift = scale.float(), (shift - mean * scale).float()
         normed: Tensor = exact * scale.view(shape) + shift.view(shape)
         return normed.to(values.dtype)
 

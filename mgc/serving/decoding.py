@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mgc.audio.logmel import standardize
 from mgc.core.errors import ClipError, Reason
 from mgc.features import child_process
 from mgc.features.decoding import CLIP_MEMORY, outcome_of
@@ -104,10 +105,11 @@ def picture(pieces: list[Piece], spec: LogMelSpec) -> dict[str, Any]:
         row by row, the lowest band last. 0 and 255 are 2.5 standard deviations below and above the mean of a piece.
     """
     frames = [min(math.ceil(each.seconds * spec.sample_rate / spec.hop_length), spec.shape[1]) for each in pieces]
-    mel_FT = np.concatenate([each.mel_FT[:, :count] for each, count in zip(pieces, frames, strict=True)], axis=1)
+    z_FT = [standardize(each.mel_FT.astype(np.float32))[0] for each in pieces]
+    mel_FT = np.concatenate([each_FT[:, :count] for each_FT, count in zip(z_FT, frames, strict=True)], axis=1)
     width = min(mel_FT.shape[1], COLUMNS)
     edges = np.linspace(0, mel_FT.shape[1], width + 1).astype(int)
-    mean_FW = np.add.reduceat(mel_FT.astype(np.float32), edges[:-1], axis=1) / np.diff(edges)
+    mean_FW = np.add.reduceat(mel_FT, edges[:-1], axis=1) / np.diff(edges)
     bytes_FW = np.clip((mean_FW / DEEPEST + 1) * 127.5, 0, 255).astype(np.uint8)[::-1]
     pixels = base64.b64encode(bytes_FW.tobytes()).decode()
     end = pieces[-1].start + pieces[-1].seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -86,7 +87,9 @@ class Sampler:
 
     def _ask(self, number: int) -> dict[str, Any]:
         trial = self._trials[number] = self._study.ask()
-        self.space.suggest(trial)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of choices that are lists
+            self.space.suggest(trial)
         return dict(trial.params)
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:

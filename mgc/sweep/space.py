@@ -26,11 +26,21 @@ from mgc.core.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-DEFAULT = Path(__file__).with_name("spaces") / "regularizers.yaml"
-"""The regularisers: what is searched by default."""
-FIXED = ("epochs", "seed", "split", "folds", "fold")
-"""Fields that are the same in all trials, or their accuracies could not be compared."""
+SPACES = Path(__file__).with_name("spaces")
+FIXED = ("epochs", "seed", "split", "folds", "fold", "model.encoder", "optim.encoder_lr")
+"""Fields that are the same in all trials: else accuracies could not be compared, or the data would be another."""
 RANGES = ("uniform", "log_uniform")
+
+
+def default(base: TrainConfig) -> Path:
+    """Return the file of what is searched by default: the regularisers of a CNN, or of a classifier on an encoder.
+
+    Parameters
+    ----------
+    base
+        The configuration that every trial starts from.
+    """
+    return SPACES / ("regularizers.yaml" if base.model.encoder == "none" else "classifier.yaml")
 
 
 @dataclass(frozen=True)

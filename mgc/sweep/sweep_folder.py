@@ -20,7 +20,7 @@ from mgc.core.storage import Folder, without_password
 from mgc.model import checkpoint
 from mgc.sweep.space import nested
 from mgc.tracking.metric_names import EPOCH
-from mgc.tracking.runs import EXPERIMENT, LEAKY_TAG, OUTCOME_TAG, REASON_TAG, STEP_TAG, STORAGE_TAG, Run
+from mgc.tracking.runs import EXPERIMENT, LEAKY_TAG, OUTCOME_TAG, REASON_TAG, STEP_TAG, STORAGE_TAG, TRACK_TAG, Run
 from mgc.tracking.store import search
 from mgc.training.loop import is_kept
 
@@ -259,7 +259,7 @@ class TrialFolder:
             step="trial",
             config=config,
             parent=task.parent,
-            tags={LEAKY_TAG: "true"} if leak else {},
+            tags={TRACK_TAG: self.sweep.train_config({}).track} | ({LEAKY_TAG: "true"} if leak else {}),
         )
         run.features(Folder.at(self.sweep.features), self.sweep.fingerprint, "training")
         self.folder.write(RUN_ID, run.id.encode())

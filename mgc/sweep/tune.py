@@ -25,15 +25,16 @@ from mgc.core.progress import say
 from mgc.core.ray_session import check_sockets
 from mgc.core.results import Result
 from mgc.dataset.protocols import learning_set
+from mgc.model.pretrained import check_encoder
 from mgc.sweep import results, sweep_page
 from mgc.sweep.confirm import SeedScores, ablate, off_value, retrain
 from mgc.sweep.ray_tune import Room, TuneSession
 from mgc.sweep.samplers import SEARCHES
-from mgc.sweep.space import DEFAULT, Space
+from mgc.sweep.space import FIXED, Space, default
 from mgc.sweep.sweep_folder import SEARCHED, SWEEP, SweepFolder, TrialFolder, begun_elsewhere, check_name
 from mgc.tracking import store
 from mgc.tracking.runs import BEST_TAG, EXPERIMENT, STORAGE_TAG, WINNER_TAG, Run
-from mgc.training.hardware import choose_feed
+from mgc.training.hardware import load_clips
 from mgc.training.run_logging import describe, open_for_learning
 
 if TYPE_CHECKING:
@@ -183,6 +184,7 @@ def tune(
         asked = _Asked.check(config, sweep_config or SweepConfig(), space)
         folder = sweeps / check_name(time.strftime("sweep-%Y%m%d-%H%M%S") if name is None else name)
         folder = _found(folder, feature_set, asked)
+    check_encoder(config.model.encoder, feature_set.manifest.spec)
     for gap in learning_set(feature_set, config, lazily=True).gaps:  # refused here, a set leaves nothing behind
         say(f"tune: {gap}")
     with store.made(folder).claim("tune: this very sweep is running,", "then see «mgc ui»"):
@@ -207,10 +209,12 @@ class _Asked:
     def check(cls, config: TrainConfig, sweep_config: SweepConfig, file: Path | None) -> _Asked:
         if sweep_config.search not in SEARCHES:
             raise InputError(f"`search={sweep_config.search}`: must be one of {', '.join(SEARCHES)}")
-        space = Space.read(file or DEFAULT, config)
+        space = Space.read(file or default(config), config)
         if sweep_config.search == "grid":
             sweep_config = replace(sweep_config, trials=math.prod(map(len, space.grid().values())))
         for field in sweep_config.without:
+            if field in FIXED:
+                raise InputError(f"`without={field}`: cannot be ablated: it is the same in all models")
             off_value(field, config)
         return cls(config, sweep_config, space)
 
@@ -352,8 +356,8 @@ class _Workers:
     def session(self, sweep: SweepFolder) -> TuneSession:
         if self._session is None:
             room, base = self.make_room(sweep.config, sweep.uri), sweep.train_config({})
-            _, lazily = choose_feed(None, self.feature_set, base, on_ray=True)
-            self._session = TuneSession(sweep, learning_set(self.feature_set, base, lazily=lazily), room)
+            _, clips = load_clips(self.feature_set, base, self.storage, on_ray=True)
+            self._session = TuneSession(sweep, learning_set(self.feature_set, base, clips=clips), room)
         return self._session
 
     def train(self, sweep: SweepFolder, tasks: list[Task], title: str) -> None:

@@ -129,4 +129,4 @@ def plan_epoch(config: TrainConfig, data: LearningSet, epoch: int) -> EpochPlan:
     rows_N = order(data.clips, data.training, config.seed, epoch)
     steps = steps_per_epoch(config, len(rows_N))
     rates = [learning_rate(config, (epoch - 1) * steps + step, steps) for step in range(steps)]
-    return EpochPlan(epoch, rows_N, augment.draw(config, data.spec.shape, len(rows_N), epoch), rates)
+    return EpochPlan(epoch, rows_N, augment.draw(config, data.clips.mel_NFT.shape[1:], len(rows_N), epoch), rates)

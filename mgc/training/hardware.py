@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -12,12 +13,18 @@ import torch
 from mgc.core.cluster import check_seen, smallest_object_store
 from mgc.core.errors import InputError
 from mgc.core.progress import say
+from mgc.dataset import clips as clips_of
+from mgc.dataset.embeddings import load_embedded, weights_of
 from mgc.dataset.protocols import splits_of
 from mgc.features.layout import MANIFEST
+from mgc.model.device import best_device
 from mgc.model.inference import BATCH_ON_GPU
+from mgc.model.pretrained import check_encoder
 
 if TYPE_CHECKING:
     from mgc.config import TrainConfig
+    from mgc.core.storage import Folder
+    from mgc.dataset.clips import Clips
     from mgc.features.feature_set import FeatureSet
 
 FeedName: TypeAlias = Literal["device", "memory", "stream"]
@@ -141,6 +148,45 @@ def choose_feed(
     return chosen, here == "stream"
 
 
+def load_clips(
+    feature_set: FeatureSet,
+    config: TrainConfig,
+    storage: Folder,
+    feed: FeedName | None = None,
+    *,
+    gpu: bool = False,
+    on_ray: bool = False,
+) -> tuple[FeedName | None, Clips]:
+    """Read the clips of a fit, or what its frozen encoder makes of them, which fits anywhere.
+
+    Parameters
+    ----------
+    feature_set, config, feed, gpu, on_ray
+        As ``choose_feed`` takes them.
+    storage
+        Where the vectors of an encoder are kept.
+
+    Returns
+    -------
+    feed, clips
+        Where the clips live during the fit, as ``choose_feed`` says; and the clips, in memory or in their shards.
+
+    Raises
+    ------
+    InputError
+        As ``choose_feed``, ``mgc.dataset.clips.load`` and ``mgc.dataset.embeddings.load_embedded``.
+    """
+    splits, encoder = splits_of(config), config.model.encoder
+    check_encoder(encoder, feature_set.manifest.spec)
+    if config.frozen:
+        here: FeedName | None = None if on_ray else "device" if gpu else "memory"
+        device = best_device() if gpu else CPU
+        return feed or here, load_embedded(feature_set, splits, encoder, storage, device=device)
+    chosen, lazily = choose_feed(feed, feature_set, config, gpu=gpu, on_ray=on_ray)
+    clips = clips_of.load(feature_set, *splits, lazily=lazily)
+    return chosen, clips if encoder == "none" else replace(clips, encoder=weights_of(encoder))
+
+
 def clip_bytes(shape: tuple[int, ...]) -> int:
     """Return the bytes of spectrograms in float16.
 
@@ -164,9 +210,11 @@ def fits_gpu(shape: tuple[int, ...], config: TrainConfig, free: int) -> bool:
     free
         Bytes that are free on the GPU.
     """
+    if config.model.encoder != "none":
+        return False  # the maps of an encoder that is trained take what there is
     _, bands, frames = shape
     first_map = 4 * config.model.channels[0] * bands
-    training = STEP_MAPS * config.optim.batch_size * first_map * (config.model.window or frames)
+    training = STEP_MAPS * config.optim.batch_size * first_map * (config.crop or frames)
     inference = 4 * BATCH_ON_GPU * first_map * frames  # nothing is kept for a backward pass
     return clip_bytes(shape) + max(training, inference) <= SHARE_OF_GPU * free
 

@@ -22,6 +22,7 @@ from mgc.core.storage import Folder
 from mgc.dataset.batches import Feed
 from mgc.model import checkpoint
 from mgc.model.device import prepare
+from mgc.model.networks import whole
 from mgc.training.cuda_graphs import CudaGraphs
 from mgc.training.distributed import rank_and_world, share_buffers
 from mgc.training.epoch import train_epoch, validate
@@ -166,7 +167,7 @@ def _fit(
             "seconds": round(sum(point.seconds for point in state.history), 2),
         }
         card = checkpoint.Card(config, data.genres, data.spec, data.fingerprint, figures)
-        checkpoint.write(folder, state.kept, card)
+        checkpoint.write(folder, whole(state.kept, config, data.encoder), card)
     history = tuple(state.history)
     return Fitted(kept.epoch, train_accuracy, val.accuracy, val.loss, val.probabilities_NG, history, folder)
 

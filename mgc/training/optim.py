@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from mgc.model.networks import build
+from mgc.model.networks import to_train
+from mgc.model.pretrained import Pretrained
 from mgc.model.synced_batchnorm import sync_batchnorm
 from mgc.training.distributed import rank_and_world
 
@@ -48,7 +49,7 @@ def build_learner(config: TrainConfig, data: LearningSet, device: torch.device) 
         Where the model goes, in PyTorch's ``channels_last`` format.
     """
     torch.manual_seed(config.seed)
-    model = build(config.model, len(data.genres), data.spec.shape)
+    model = to_train(config, len(data.genres), data.spec.shape, data.encoder)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if rank_and_world()[1] > 1:
         sync_batchnorm(model)
@@ -61,22 +62,32 @@ def build_learner(config: TrainConfig, data: LearningSet, device: torch.device) 
 
 
 def adamw(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.AdamW:
-    """Build AdamW; on a GPU fused into one kernel, with its learning rate in a tensor, as a CUDA graph needs it.
+    """Build AdamW; on a GPU fused into one kernel, with its learning rates in tensors, as a CUDA graph needs them.
 
     Parameters
     ----------
     model
         On ``device`` already.
     config
-        Learning rate and weight decay.
+        Learning rates and weight decay.
     device
         The CPU or a GPU.
+
+    Returns
+    -------
+    torch.optim.AdamW
+        ``share`` of a group of parameters is that of the learning rate that it takes.
     """
-    decay = config.optim.weight_decay
+    optim = config.optim
+    learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    own = {id(parameter) for parameter in model.encoder.parameters()} if isinstance(model, Pretrained) else set()
+    encoder = [parameter for parameter in learnt if id(parameter) in own]
+    others = [parameter for parameter in learnt if id(parameter) not in own]
+    groups = [{"params": each, "share": share} for each, share in ((others, 1.0), (encoder, optim.encoder_lr)) if each]
     if device.type != "cuda":
-        return torch.optim.AdamW(model.parameters(), lr=config.optim.lr, weight_decay=decay)
-    rate = torch.tensor(config.optim.lr, device=device)
-    return torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay, fused=True, capturable=True)
+        return torch.optim.AdamW(groups, lr=optim.lr, weight_decay=optim.weight_decay)
+    groups = [group | {"lr": torch.tensor(optim.lr, device=device)} for group in groups]
+    return torch.optim.AdamW(groups, lr=optim.lr, weight_decay=optim.weight_decay, fused=True, capturable=True)
 
 
 def steps_per_epoch(config: TrainConfig, clips: int) -> int:

@@ -6,6 +6,8 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from mgc.core.errors import InputError
 from mgc.core.progress import Progress
 from mgc.core.ray_session import output_folder
@@ -14,6 +16,7 @@ from mgc.evaluation import calibration
 from mgc.evaluation import figures as plots
 from mgc.evaluation.calibration import Calibration
 from mgc.evaluation.predictions import Predictions, Source
+from mgc.evaluation.run_page import EMBEDDINGS
 from mgc.features.feature_set import FeatureSet
 from mgc.model import checkpoint
 from mgc.tracking import runs as tracking
@@ -54,7 +57,7 @@ def open_for_learning(features: str | Path | FeatureSet, *, allow_leaks: bool) -
 
 
 def describe(run: tracking.Run, feature_set: FeatureSet, config: TrainConfig) -> None:
-    """Log a run's input, and tag the run if it leaks.
+    """Log a run's input, and tag the run with its track, and if it leaks.
 
     Parameters
     ----------
@@ -66,6 +69,7 @@ def describe(run: tracking.Run, feature_set: FeatureSet, config: TrainConfig) ->
         Its ``split`` may leak.
     """
     run.features(feature_set.folder, feature_set.manifest.fingerprint, "training")
+    run.tag({tracking.TRACK_TAG: config.track})
     if leak(feature_set.manifest, config.split):
         run.tag({tracking.LEAKY_TAG: "true"})
 
@@ -146,8 +150,13 @@ def keep(run: tracking.Run, fitted: Fitted, data: LearningSet) -> None:
             run.file(here / name, tracking.CHECKPOINT)
     confusion = plots.confusion_matrix(predictions.score(), predictions.source.title)
     run.figure(confusion, "pictures/confusion_validation.png")
-    sample = data.clips.take(data.training[:PICTURED])
-    run.figure(plots.spectrograms(sample, data.genres, data.spec), "pictures/spectrograms.png")
+    if card.config.frozen:
+        labels_N = data.clips.labels_N[data.training]
+        vectors_ND = data.clips.mel_NFT[data.training].mean(2, dtype=np.float32)
+        run.figure(plots.embedding_map(vectors_ND, labels_N, data.genres), EMBEDDINGS)
+    else:
+        sample = data.clips.take(data.training[:PICTURED])
+        run.figure(plots.spectrograms(sample, data.genres, data.spec), "pictures/spectrograms.png")
     run.model(model, card.spec.shape, len(card.genres))
     discard(fitted.checkpoint)
 

@@ -81,11 +81,8 @@ class TrainStep:
         self._seen: Counter[int] = Counter()
         self._held: dict[int, Tensor] = {}
         self._replays: dict[int, Callable[[], None]] = {}
-        # on a GPU the learning rate is a tensor, which a recorded step can change
-        on_gpu = [each["lr"] for each in learner.optimizer.param_groups if isinstance(each["lr"], Tensor)]
-        self._rate: Tensor | None = on_gpu[0] if on_gpu else None
-        for group in learner.optimizer.param_groups if on_gpu else []:
-            group["lr"] = self._rate
+        # on a GPU a learning rate is a tensor, which a recorded step can change
+        self._on_device = isinstance(learner.optimizer.param_groups[0]["lr"], Tensor)
         self._average_begins = learner.averaged is not None and int(learner.averaged.n_averaged) == 0
         self._rows_N: Tensor | None = None
         self.ahead: EpochPlan | None = None
@@ -127,9 +124,9 @@ class TrainStep:
             Their spectrograms [shape=(B, F, T), dtype=float16] where they do not live on the device: this rank's alone,
             or with mixup those of the whole batch.
         """
-        if self._rate is None:
+        if not self._on_device:
             for group in self.learner.optimizer.param_groups:
-                group["lr"] = self._rates[self._done]
+                group["lr"] = self._rates[self._done] * group["share"]
         if self._graphs:
             self._recorded(self._graphs, size, mel_BFT)
         else:
@@ -167,8 +164,9 @@ class TrainStep:
         if mel_BFT is None:
             assert self.feed.mel_NFT is not None
             mel_BFT = self.feed.mel_NFT[self._rows_N[places_B if self.mixing else own_B]]
-        if self._rate is not None:
-            self._rate.copy_(self._rates_S[self._count].squeeze())
+        if self._on_device:
+            for group in learner.optimizer.param_groups:
+                group["lr"].copy_(self._rates_S[self._count].squeeze() * group["share"])
         mel_BFW, shares_B = augment.training_batch(mel_BFT, config, self._draws, places_B, self.mine)
         target_B = self.feed.labels_N[self._rows_N[own_B]]
         with torch.autocast(mel_BFW.device.type, torch.bfloat16, enabled=optim.precision == "bfloat16"):

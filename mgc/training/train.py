@@ -22,13 +22,12 @@ from mgc.core.errors import InputError
 from mgc.core.progress import say
 from mgc.core.results import Result
 from mgc.core.storage import Folder
-from mgc.dataset import clips as clips_of
-from mgc.dataset.protocols import LEAKY, learning_set, splits_of
+from mgc.dataset.protocols import LEAKY, learning_set
 from mgc.evaluation.metrics import wilson
 from mgc.model import checkpoint
 from mgc.tracking import store
 from mgc.tracking.runs import EXPERIMENT, PLACE_TAG, STORAGE_TAG, Run
-from mgc.training.hardware import choose_feed
+from mgc.training.hardware import load_clips
 from mgc.training.loop import is_kept
 from mgc.training.placement import Place
 from mgc.training.run_logging import EpochLogger, describe, keep, open_for_learning
@@ -188,12 +187,11 @@ def train(
     place = Place.choose(gpus, workers, min_workers, wait)
     home = store.storage(storage, feature_set.folder)
     place.prepare(home)
-    chosen, lazily = choose_feed(feed, feature_set, config, gpu=place.gpu, on_ray=place.on_ray)
+    store.made(home, CHECKPOINTS)
+    chosen, clips = load_clips(feature_set, config, home, feed, gpu=place.gpu, on_ray=place.on_ray)
     place = replace(place, feed=chosen, graphs=graphs, deterministic=deterministic)
     folds = [config.fold] if config.fold or not config.folds else list(range(1, config.folds + 1))
-    clips = clips_of.load(feature_set, *splits_of(config), lazily=lazily)
     data = {fold: learning_set(feature_set, replace(config, fold=fold), clips=clips) for fold in folds}
-    store.made(home, CHECKPOINTS)
     job = _Job(feature_set, data, place, store.open_store(feature_set.folder), home)
     for sentence in (f"{f'fold {fold}: ' * bool(fold)}{gap}" for fold, each in data.items() for gap in each.gaps):
         say(f"train: {sentence}")
@@ -255,7 +253,7 @@ class _Job:
         data = self.data[config.fold]
         with self.run(config, name, parent, step="train") as (run, folder):
             clips = f"{len(data.training)} clips, {len(data.validation)} for validation"
-            say(f"train: {clips}, on {self.place}; run {run.id}")
+            say(f"train: {clips}, {config.track}, on {self.place}; run {run.id}")
             began = time.monotonic()
             fitted = self.place.fit(config, data, folder, EpochLogger(run, "train", config.epochs))
             run.metrics({"nodes": self.place.nodes, "fit_seconds": time.monotonic() - began})

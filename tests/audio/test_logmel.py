@@ -10,7 +10,7 @@ import pytest
 from helpers.sounds import SOUNDS, chirp, noise, stereo, write
 
 from mgc.audio import decode as audio
-from mgc.audio.logmel import LogMelSpec, feature, log_mel, mel_filters, standardize
+from mgc.audio.logmel import RECIPES, LogMelSpec, feature, log_mel, mel_filters, standardize
 
 OTHER_SPECS = {
     "16 kHz": LogMelSpec(sample_rate=16_000, seconds=10.0, n_fft=1024, hop_length=160, n_mels=64),
@@ -53,6 +53,23 @@ def assert_close(found, expected, spec):
 
 def assert_same(path, spec=SPEC):
     assert_close(ours(path, spec), reference(path, spec), spec)
+
+
+def test_musicnn_listens_to_librosas_mel_spectrogram_at_its_own_level():
+    spec = RECIPES["musicnn"]
+    samples = noise(spec.sample_rate, 4.0) * 0.3
+    power = librosa.feature.melspectrogram(
+        y=librosa.util.fix_length(samples, size=spec.n_samples), sr=16_000, n_fft=512, hop_length=256, n_mels=96
+    )
+    found = feature(samples, spec)
+    assert found.z_FT.dtype == np.float16
+    assert found.z_FT.shape == spec.shape == (96, 1869)
+    assert np.abs(found.z_FT.astype(float) - np.log10(1 + 1e4 * power)).max() < 4e-3  # half of float16's steps at 4
+    decibels = found.z_FT.astype(float) * found.std_db + found.mean_db
+    assert np.abs(decibels - 10 * np.log10(power + 1e-4)).max() < 4e-2
+    louder = feature(10 * samples, spec).z_FT[:, :200].astype(float) - found.z_FT[:, :200]
+    assert np.median(louder) == pytest.approx(2, abs=0.05)  # 20 dB
+    assert np.isfinite(feature(np.full(spec.n_samples, 1e4, np.float32), spec).z_FT).all()
 
 
 # Synthetic sound

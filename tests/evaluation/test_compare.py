@@ -75,7 +75,7 @@ def test_clips_are_matched_by_id_whatever_their_order(uri):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"fingerprint": "0" * 64, "features": "OTHER"}, r"another feature set \(OTHER\) than run .* \(F\)"),
+        ({"genres": ("x", "y", "z", "w"), "features": "OTHER"}, r"other clips \(OTHER\) than run .* \(F\)"),
         ({"protocol": "random"}, "is of the random split, run .* of the official one"),
     ],
 )

@@ -270,7 +270,7 @@ def test_a_memory_hog_costs_its_item():
 
 @memory_is_limited
 def test_a_result_too_large_to_pickle_costs_its_item():
-    found = list(each(lambda i: bytes(150 * MB if i == 1 else 1), range(3), seconds=60, memory=256 * MB))
+    found = list(each(lambda i: bytes(200 * MB if i == 1 else 1), range(3), seconds=60, memory=256 * MB))
     assert found == [b"\0", OUT_OF_MEMORY, b"\0"]
 
 

@@ -1,6 +1,5 @@
 """Small feature sets, written in a moment by the product's own writers."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +55,7 @@ def make_features(path: Path, *, leaks: tuple[dict, ...] = (), seed: int = 0) ->
         record = shards.read_record(folder, file)
         entries.append(record.entry)
         counts[split] = record.genres
-    manifest = Manifest(FORMAT, "f" * 64, asdict(Recipe(spec=SPEC)), GENRES, counts, {}, leaks, tuple(entries))
+    manifest = Manifest(FORMAT, "f" * 64, Recipe(spec=SPEC).to_dict(), GENRES, counts, {}, leaks, tuple(entries))
     (path / MANIFEST).write_text(manifest.to_json())
     return FeatureSet(folder, manifest)
 
@@ -103,6 +102,6 @@ def make_sharded(path, *, spec=SHARDED_SPEC, artist=str, genre=None, values=None
                 name: counts.get(split, {}).get(name, 0) + record.genres.get(name, 0)
                 for name in counts.get(split, {}).keys() | record.genres.keys()
             }
-    manifest = Manifest(FORMAT, "f" * 64, asdict(Recipe(spec=spec)), GENRES, counts, {}, (), tuple(entries))
+    manifest = Manifest(FORMAT, "f" * 64, Recipe(spec=spec).to_dict(), GENRES, counts, {}, (), tuple(entries))
     (folder.path / MANIFEST).write_text(manifest.to_json())
     return FeatureSet.open(folder)

@@ -6,7 +6,7 @@ import pytest
 
 from mgc.config import PRESETS, AugmentConfig, TrainConfig, overlay
 from mgc.core.errors import InputError
-from mgc.sweep.space import DEFAULT, Space, nested
+from mgc.sweep.space import Space, default, nested
 
 BASE = TrainConfig()
 EVERYTHING = """
@@ -77,7 +77,7 @@ def test_a_space_survives_its_tree(tmp_path):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_default_fits_every_preset_and_searches_what_regularises(preset):
-    names = {each.field for each in Space.read(DEFAULT, PRESETS[preset]).dimensions}
+    names = {each.field for each in Space.read(default(PRESETS[preset]), PRESETS[preset]).dimensions}
     assert {"model.norm", "model.dropout", "model.head_dropout", "optim.weight_decay"} <= names
 
 

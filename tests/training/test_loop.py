@@ -3,13 +3,13 @@
 import multiprocessing
 import os
 import signal
-import socket
 import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from helpers.ranks import fit_on_ranks
 
 from mgc.config import PRESETS, ModelConfig, OptimConfig, TrainConfig
 from mgc.core.errors import InputError, RunError
@@ -182,15 +182,6 @@ def test_weight_decay_zero_is_adam(data, tmp_path):
         assert torch.allclose(learnt[name][clear], expected[clear], atol=1e-6)
 
 
-def _one_rank(rank, world, port, config, data, folder):
-    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
-    torch.set_num_threads(1)
-    fitted = fit(config, data, folder)
-    assert len(fitted.history) == config.epochs
-    torch.distributed.barrier()
-    os._exit(0)  # gloo's threads now and then abort a process that takes the group down at its end
-
-
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("batch_size", [8, 1])  # 44 clips: batches of 7 and 8; of one, and none for the other rank
 def test_two_ranks_reach_what_one_process_reaches(data, tmp_path, batch_size, norm):
@@ -199,18 +190,7 @@ def test_two_ranks_reach_what_one_process_reaches(data, tmp_path, batch_size, no
     model = ModelConfig(channels=(4, 8), dropout=0.0, norm=norm, input_norm=norm, head=head)
     config = TrainConfig(model=model, optim=optim, epochs=3)
     fit(config, data, tmp_path / "one")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    ranks = [
-        context.Process(target=_one_rank, args=(rank, 2, port, config, data, tmp_path / "two")) for rank in range(2)
-    ]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join(120)
-    assert [rank.exitcode for rank in ranks] == [0, 0]
+    fit_on_ranks(2, config, data, tmp_path / "two")
     one, two = checkpoint.read(tmp_path / "one")[1], checkpoint.read(tmp_path / "two")[1]
     assert without_clock(two.figures) == pytest.approx(without_clock(one.figures), abs=1e-5)
     assert same(weights(tmp_path / "one"), weights(tmp_path / "two"), atol=5e-5)
