@@ -135,22 +135,22 @@ def vectors_of(
     device = device or best_device()
     try:
         folder.make()
-        missing = sum(entry.rows for entry in entries if folder.kind(_file(entry)) != "file")
-        progress, parts = Progress(encoder, missing, "clips"), []
-        for entry in entries:
-            vectors_NDK = _kept(folder, entry)
-            if vectors_NDK is None:
+        parts = [_kept(folder, entry) for entry in entries]
+        missing = sum(entry.rows for entry, found in zip(entries, parts, strict=True) if found is None)
+        progress = Progress(encoder, missing, "clips")
+        for place, entry in enumerate(entries):
+            if parts[place] is None:
                 vectors_NDK = encode(network.to(device), window, feature_set.spectrograms(entry), device)
                 progress.advance(entry.rows)
                 sha256 = np.frombuffer(hashlib.sha256(vectors_NDK.tobytes()).digest(), np.uint8)
                 folder.write(_file(entry), save({"vectors": vectors_NDK, "sha256": sha256}))
-            parts.append(vectors_NDK)
+                parts[place] = vectors_NDK
     except OSError as error:
         raise path_error(f"{folder}: cannot be used ({error.strerror or error})", error) from None
     finally:
         if device.type == "cuda":
             torch.cuda.empty_cache()  # for the fits that follow, which may be other processes
-    return np.concatenate(parts)
+    return np.concatenate([found for found in parts if found is not None])
 
 
 def _file(entry: ShardEntry) -> str:
