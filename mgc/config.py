@@ -117,6 +117,10 @@ class OptimConfig:
             _require(getattr(self, name) >= 0, f"optim.{name}", getattr(self, name), "at least 0")
 
 
+LATER = (("model", "encoder", "none"), ("model", "hidden", []), ("optim", "encoder_lr", 0.0))
+"""Fields that came after the first stored runs, and their defaults."""
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """A whole run."""
@@ -174,6 +178,17 @@ class TrainConfig:
     def track(self) -> str:
         """Where the network's knowledge is from: its own clips alone, or music that others have heard before."""
         return track(self.model.encoder)
+
+    def identity(self) -> dict[str, Any]:
+        """Return the tree by which a fit is known: without fields that came later where they have their defaults.
+
+        What was begun before they came goes on.
+        """
+        tree = self.to_dict()
+        for part, name, default in LATER:
+            if tree[part][name] == default:
+                del tree[part][name]
+        return tree
 
     def to_dict(self) -> dict[str, Any]:
         """The tree as plain values that JSON holds."""

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from mgc.core.errors import InputError, path_error
 from mgc.encoders import musicnn
@@ -129,6 +127,9 @@ def load(name: str) -> nn.Module:
     InputError
         There is no such encoder, its weights were not downloaded, or their file is damaged or cannot be read.
     """
+    from safetensors import SafetensorError  # here, because the training step runs where there is torch alone
+    from safetensors.torch import load_file
+
     chosen = encoder(name)
     if not chosen.download_megabytes:
         return untrained(name)

@@ -352,7 +352,7 @@ def mistakes(clips: Clips, probabilities_NG: NDArray[np.float32], genres: tuple[
 def _spectrogram(axes: Axes, mel_FT: NDArray[np.float16], spec: LogMelSpec) -> Any:
     axes.tick_params(labelsize=7)
     return axes.imshow(
-        standardize(mel_FT.astype(np.float32))[0],
+        mel_FT.astype(np.float32) if spec.scaling == "zscore" else standardize(mel_FT.astype(np.float32))[0],
         origin="lower",
         aspect="auto",
         cmap="magma",

@@ -158,7 +158,9 @@ def preprocess(
         raise InputError(f"`max_quarantined={max_quarantined}`: must be a share, from 0 to 1")
     if features not in RECIPES:
         raise InputError(f"`features={features}`: is none; choose from {', '.join(RECIPES)}")
-    recipe = Recipe(RECIPES[features], min_seconds, keep_damaged, clips_per_shard)
+    recipe = Recipe(
+        spec=RECIPES[features], min_seconds=min_seconds, keep_damaged=keep_damaged, clips_per_shard=clips_per_shard
+    )
     demand = Demand("tasks", 1, {"CPU": 1}, wait)
     with _storage_failures(), claimed(target):
         tracks = read_tracks(

@@ -105,7 +105,9 @@ def picture(pieces: list[Piece], spec: LogMelSpec) -> dict[str, Any]:
         row by row, the lowest band last. 0 and 255 are 2.5 standard deviations below and above the mean of a piece.
     """
     frames = [min(math.ceil(each.seconds * spec.sample_rate / spec.hop_length), spec.shape[1]) for each in pieces]
-    z_FT = [standardize(each.mel_FT.astype(np.float32))[0] for each in pieces]
+    z_FT = [each.mel_FT.astype(np.float32) for each in pieces]
+    if spec.scaling != "zscore":
+        z_FT = [standardize(each_FT)[0] for each_FT in z_FT]
     mel_FT = np.concatenate([each_FT[:, :count] for each_FT, count in zip(z_FT, frames, strict=True)], axis=1)
     width = min(mel_FT.shape[1], COLUMNS)
     edges = np.linspace(0, mel_FT.shape[1], width + 1).astype(int)

@@ -19,7 +19,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from mgc.config import DEFAULT_PRESET, PRESETS, SweepConfig, TrainConfig
+from mgc.config import DEFAULT_PRESET, PRESETS, SweepConfig, TrainConfig, overlay
 from mgc.core.errors import InputError, RunError, StoreError
 from mgc.core.progress import say
 from mgc.core.ray_session import check_sockets
@@ -221,7 +221,7 @@ class _Asked:
     def is_of(self, sweep: SweepFolder) -> bool:
         """Whether a sweep was begun with these settings."""
         own = [self.config.to_dict(), self.space.tree(), asdict(self.sweep_config)]
-        its = [sweep.base, sweep.space, asdict(sweep.config)]
+        its = [overlay(TrainConfig(), sweep.base).to_dict(), sweep.space, asdict(sweep.config)]
         return bool(json.loads(json.dumps(own)) == json.loads(json.dumps(its)))  # lists, no tuples
 
 

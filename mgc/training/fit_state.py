@@ -145,7 +145,7 @@ def signature_of(config: TrainConfig, data: LearningSet) -> str:
     data
         Its feature set is known by its fingerprint.
     """
-    return json.dumps({"config": config.to_dict(), "fingerprint": data.fingerprint}, sort_keys=True)
+    return json.dumps({"config": config.identity(), "fingerprint": data.fingerprint}, sort_keys=True)
 
 
 def history(folder: Folder) -> list[Epoch]:

@@ -126,7 +126,7 @@ class TrainStep:
         """
         if not self._on_device:
             for group in self.learner.optimizer.param_groups:
-                group["lr"] = self._rates[self._done] * group["share"]
+                group["lr"] = self._rates[self._done] * group.get("share", 1.0)
         if self._graphs:
             self._recorded(self._graphs, size, mel_BFT)
         else:
@@ -166,7 +166,7 @@ class TrainStep:
             mel_BFT = self.feed.mel_NFT[self._rows_N[places_B if self.mixing else own_B]]
         if self._on_device:
             for group in learner.optimizer.param_groups:
-                group["lr"].copy_(self._rates_S[self._count].squeeze() * group["share"])
+                group["lr"].copy_(self._rates_S[self._count].squeeze() * group.get("share", 1.0))
         mel_BFW, shares_B = augment.training_batch(mel_BFT, config, self._draws, places_B, self.mine)
         target_B = self.feed.labels_N[self._rows_N[own_B]]
         with torch.autocast(mel_BFW.device.type, torch.bfloat16, enabled=optim.precision == "bfloat16"):

@@ -305,7 +305,7 @@ class _Job:
 
     def _key(self, config: TrainConfig, name: str | None, parent: str | None, **settings: int) -> str:
         """Hash of all that decides a run."""
-        facts = [config.to_dict(), name, parent, settings, self.feature_set.manifest.fingerprint, str(self.place)]
+        facts = [config.identity(), name, parent, settings, self.feature_set.manifest.fingerprint, str(self.place)]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import librosa
 import mlflow
@@ -62,7 +62,7 @@ def feature_set(mini, tmp_path_factory):
     records = [shards.write(s, tracks.audio_root, folder, recipe=RECIPE, clip_timeout=60.0) for s in plan.shards]
     entries, totals = tuple(record.entry for record in records), shards.totals(records)
     genres = tracks.genres[:GENRES]
-    manifest = Manifest(FORMAT, plan.fingerprint, asdict(RECIPE), genres, *totals, (), entries)
+    manifest = Manifest(FORMAT, plan.fingerprint, RECIPE.to_dict(), genres, *totals, (), entries)
     folder.write(MANIFEST, pa.py_buffer(manifest.to_json().encode()))
     return FeatureSet(folder, manifest)
 

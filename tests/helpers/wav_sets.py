@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict
 
 import numpy as np
 import pyarrow as pa
@@ -69,7 +68,7 @@ def finish(plan, root, out):
     manifest = Manifest(
         FORMAT,
         plan.fingerprint,
-        asdict(plan.recipe),
+        plan.recipe.to_dict(),
         tuple(sorted(set(plan.clips["genre"].to_pylist()))),
         {split: dict(counts) for split, counts in clips.items()},
         dict(sorted(Counter(row["reason"] for record in records for row in record.quarantined).items())),

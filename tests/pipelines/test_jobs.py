@@ -249,7 +249,7 @@ def test_the_training_job_keeps_its_state_and_its_run_beside_the_features(head, 
     command = ["pipelines/train.py", "--features", features, *SMALL, "--workers", "2", "--storage", tmp_path / "state"]
     done = submit(head, *command)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "train: 44 clips, 12 for validation, on 2 CPU workers" in done.stdout
+    assert "train: 44 clips, 12 for validation, from scratch, on 2 CPU workers" in done.stdout
     assert "train: 2/2 epochs" in done.stdout
     (checkpoint,) = (tmp_path / "state" / "checkpoints").iterdir()
     assert sorted(path.name for path in checkpoint.iterdir()) == ["calibration.json", "model.json", "model.safetensors"]
