@@ -117,7 +117,11 @@ class OptimConfig:
             _require(getattr(self, name) >= 0, f"optim.{name}", getattr(self, name), "at least 0")
 
 
-LATER = (("model", "encoder", "none"), ("model", "hidden", []), ("optim", "encoder_lr", 0.0))
+LATER: tuple[tuple[str, str, Any], ...] = (
+    ("model", "encoder", "none"),
+    ("model", "hidden", []),
+    ("optim", "encoder_lr", 0.0),
+)
 """Fields that came after the first stored runs, and their defaults."""
 
 

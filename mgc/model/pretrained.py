@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from mgc.audio.logmel import RECIPES
 from mgc.core.errors import InputError
 from mgc.encoders.registry import encoder, load
 from mgc.model.genre_network import GenreNetwork
@@ -134,6 +133,8 @@ def check_encoder(name: str, spec: LogMelSpec) -> None:
     """
     if name == "none":
         return
+    from mgc.audio.logmel import RECIPES  # here, because the training step runs where there is torch alone
+
     features = encoder(name).features
     if spec != replace(RECIPES[features], seconds=spec.seconds):
         raise InputError(f"`model.encoder={name}`: listens to spectrograms of «mgc preprocess --features {features}»")
