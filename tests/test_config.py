@@ -11,6 +11,15 @@ def test_a_configuration_survives_its_json():
         assert overlay(TrainConfig(), json.loads(json.dumps(preset.to_dict()))) == preset
 
 
+def test_a_fit_is_known_without_fields_that_came_later_unless_they_are_used():
+    known = TrainConfig().identity()
+    assert not {"encoder", "hidden"} & known["model"].keys()
+    assert "encoder_lr" not in known["optim"]
+    used = PRESETS["musicnn"].identity()
+    assert (used["model"]["encoder"], used["model"]["hidden"]) == ("musicnn", [512])
+    assert overlay(TrainConfig(), known) == TrainConfig()
+
+
 def test_a_partial_file_changes_only_what_it_names(tmp_path):
     file = tmp_path / "config.json"
     file.write_text('{"epochs": 3, "model": {"dropout": 0.4}}')
