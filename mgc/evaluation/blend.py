@@ -9,9 +9,9 @@ Shape suffixes: M runs, N clips, G genres.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -53,10 +53,6 @@ class Blended(Scores, Result):
     """Of each run alone, on the same clips."""
     weights: tuple[float, ...]
     """Of each run, found on all validation clips."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values that JSON holds."""
-        return asdict(self)
 
     def __str__(self) -> str:
         """Return the accuracy with its interval, and a line a run."""
@@ -108,12 +104,11 @@ def blend(runs: Sequence[RunLike], *, split: str = "validation") -> Blended:
     stacked_MNG = np.stack([each.probabilities_NG for each in wanted]).astype(np.float64)
     mean_NG = _apart(stacked_MNG, true_MN) if split == "validation" else np.tensordot(weights_M, stacked_MNG, 1)
     names = tuple(run.record().name for run in found)
-    leaky = any(each.source.leak for each in wanted)
+    leak = next((each.source.leak for each in wanted if each.source.leak), "")
     config = {"runs": [run.id for run in found], "split": split}
     tracks = sorted({run.record().tags.get(TRACK_TAG, "from scratch") for run in found})
-    tags = {TRACK_TAG: " + ".join(tracks)} | ({LEAKY_TAG: "true"} if leaky else {})
+    tags = {TRACK_TAG: " + ".join(tracks)} | ({LEAKY_TAG: "true"} if leak else {})
     run = Run.start(uri, EXPERIMENT, name=" + ".join(names)[:200], step="blend", config=config, tags=tags)
-    leak = next((each.source.leak for each in wanted if each.source.leak), "")
     source = replace(wanted[0].source, members=(), leak=leak)
     with run.closing(), counted_test_evaluation(run, source) as (count, _):
         source = replace(source, test_evaluations=count)
@@ -127,7 +122,7 @@ def blend(runs: Sequence[RunLike], *, split: str = "validation") -> Blended:
         **vars(scores),
         run_id=run.id,
         split=split,
-        leaky=leaky,
+        leaky=bool(leak),
         names=names,
         accuracies=alone,
         weights=tuple(weights_M.tolist()),

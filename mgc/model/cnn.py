@@ -116,7 +116,7 @@ def folded(model: GenreNetwork) -> GenreNetwork:
     return model
 
 
-class Ensemble(nn.Module):
+class Ensemble(GenreNetwork):
     """Networks whose probabilities are averaged: the softmax of its logits is the mean of theirs.
 
     Parameters
@@ -126,24 +126,8 @@ class Ensemble(nn.Module):
     """
 
     def __init__(self, members: Sequence[GenreNetwork]) -> None:
-        super().__init__()
-        self.window = members[0].window
+        super().__init__(members[0].window, members[0].window)
         self.members = nn.ModuleList(members)
-
-    def forward(self, mel_B1FT: Tensor) -> Tensor:
-        """Compute the logarithm of the mean probabilities.
-
-        Parameters
-        ----------
-        mel_B1FT
-            Z-scored spectrograms [shape=(B, 1, F, T), dtype=float32].
-
-        Returns
-        -------
-        torch.Tensor [shape=(B, G)]
-            Logits.
-        """
-        return self.hear(mel_B1FT)[0]
 
     def hear(self, mel_B1FT: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the logarithm of the mean probabilities of clips, and of each of their windows.
@@ -162,10 +146,6 @@ class Ensemble(nn.Module):
         """
         whole, windows = zip(*(member.hear(mel_B1FT) for member in self._members()), strict=True)
         return _mean(whole), _mean(windows)
-
-    def starts(self, frames: int) -> list[int]:
-        """First frames of the windows: see ``GenreNetwork.starts``."""
-        return self._members()[0].starts(frames)
 
     def _members(self) -> list[GenreNetwork]:
         return list(self.members)  # type: ignore[arg-type]
