@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from mgc.collection.splits import SPLITS
 from mgc.config import PRESETS, member_name
 from mgc.tracking.runs import flatten
 
@@ -81,6 +82,8 @@ class ModelCard:
     """Git commit of the code, and whether it was changed since."""
     place: str | None
     """Devices of the training."""
+    parent: str | None
+    """The run that this one is nested under: of seeds, of folds, or a sweep's."""
     registered: str | None
     """Name and version in the model registry."""
     searched: bool
@@ -111,11 +114,6 @@ class ModelCard:
     def genres(self) -> tuple[str, ...]:
         """Names of the labels."""
         return self.models[0][1].genres
-
-    @property
-    def clips(self) -> dict[str, dict[str, int]]:
-        """Clips of the feature set by split and genre; empty where they are not known."""
-        return self.manifest.clips if self.manifest else {}
 
     def of(self, split: str) -> SplitResult | None:
         """Return the figures of a split; None where there are none."""
@@ -165,7 +163,7 @@ class ModelCard:
             _split(self),
             _training(self),
             _results(self),
-            f"## Limits\n\n{_bullets(self.limits())}",
+            f"## Limits\n\n{_bullets(map(_plain, self.limits()))}",
             f"## Ethical considerations\n\n{_bullets(ETHICS)}",
         ]
         return f"---\n{header}---\n\n" + "\n\n".join(part for part in parts if part) + "\n"
@@ -237,6 +235,7 @@ def _details(card: ModelCard) -> str:
         state = "frozen" if card.config.frozen else "fine-tuned"
         network = f"classifier with {hidden} on the {state} encoder {encoder.name}"
     preset = preset_of(card.config)
+    name = f"preset `{preset}`" if preset else "none of the presets"
     parameters = f"{card.n_parameters:,} parameters"
     if card.n_trained != card.n_parameters:
         parameters += f", of which {card.n_trained:,} were trained"
@@ -246,9 +245,10 @@ def _details(card: ModelCard) -> str:
         "date": f"{card.started} (UTC)",
         "run": f"`{card.run_id}` ({card.step})",
         "git commit": f"`{card.commit}`" if card.commit else "not known",
+        **({"part of run": f"`{card.parent}`"} if card.parent else {}),
         "registered as": card.registered or "not registered",
         "track": card.config.track,
-        "network": f"{several}{network}; {f'preset `{preset}`' if preset else 'no preset'}; {parameters}",
+        "network": f"{several}{network}; {name}; {parameters}",
         "input": f"log-Mel spectrogram, {bands} bands × {frames} frames ({spec.seconds:g} s)",
         "output": f"a probability of each of {len(card.genres)} genres",
     }
@@ -297,9 +297,10 @@ def _data(card: ModelCard) -> str:
     if card.manifest is None:
         lines.append("It is not where it was: its clips, its quarantine and its licences are not known here.")
     else:
-        splits = list(card.clips)
-        rows = ((_plain(genre), *(card.clips[split].get(genre, 0) for split in splits)) for genre in card.genres)
-        total = ("all", *(sum(card.clips[split].values()) for split in splits))
+        clips = card.manifest.clips
+        splits = [split for split in SPLITS if split in clips]
+        rows = ((_plain(genre), *(clips[split].get(genre, 0) for split in splits)) for genre in card.genres)
+        total = ("all", *(sum(clips[split].values()) for split in splits))
         lines.append(_table(("clips", *splits), [*rows, total]))
         quarantined = ", ".join(f"{count} {reason}" for reason, count in card.manifest.quarantined.items())
         lines.append(f"Clips without a feature (quarantine): {quarantined or 'none'}.")
@@ -367,8 +368,8 @@ def _results(card: ModelCard) -> str:
     lines += [_result(card, result) for result in card.results]
     if card.of("validation") is None:
         lines.append(
-            "No validation predictions are kept, so there is no interval, no figure by genre and no calibration. What the "
-            "training logged is under «Training»."
+            "No validation predictions are kept, so there is no interval, no figure by genre and no calibration. What "
+            "the training logged is under «Training»."
         )
     return "\n\n".join(lines)
 
@@ -390,13 +391,10 @@ def _result(card: ModelCard, result: SplitResult) -> str:
         facts.append(
             "no confidence is high enough: every answer is «unsure»"
             if calibrated.threshold is None
-            else f"«unsure» is an answer with a calibrated confidence below {calibrated.threshold:.3f}"
+            else f"below a calibrated confidence of {calibrated.threshold:.3f} an answer is «unsure»"
         )
     if source.split == "test":
-        facts.append(
-            f"the test split of this feature set was evaluated {_times(source.test_evaluations)} until then, counted over "
-            "all runs, this evaluation included"
-        )
+        facts.append(f"test-set evaluation {source.test_evaluations} on this test set, counted over all runs")
     if source.fingerprint != card.models[0][1].fingerprint:
         facts.append(f"of another feature set than the training's, fingerprint `{source.fingerprint}`")
     rows = (
@@ -411,12 +409,12 @@ def _result(card: ModelCard, result: SplitResult) -> str:
 def _limits(card: ModelCard) -> Iterable[str]:
     config, test, validation = card.config, card.of("test"), card.of("validation")
     if card.leak:
-        yield f"{_plain(card.leak)}: a model that knows the artist need not know the genre."
+        yield f"{card.leak}: a model that knows the artist need not know the genre."
     if test is None:
         yield "The test split was not evaluated: all figures are of validation clips."
     elif test.source.test_evaluations > 1:
         yield (
-            f"The test split was evaluated {_times(test.source.test_evaluations)}: whoever chooses among models by it "
+            f"The test split was evaluated {test.source.test_evaluations} times: whoever chooses among models by it "
             "makes it a validation split."
         )
     if config.keep == "best":
@@ -430,13 +428,17 @@ def _limits(card: ModelCard) -> Iterable[str]:
     for result in card.results:
         if result.source.fingerprint != card.models[0][1].fingerprint:
             yield (
-                f"The {result.source.split} split is of another feature set: whether the model knows its clips or artists "
-                "is not checked."
+                f"The {result.source.split} split is of another feature set: whether the model knows its clips or "
+                "artists is not checked."
             )
-    for split, counts in card.clips.items():
-        few = [f"{_plain(genre)} ({counts.get(genre, 0)})" for genre in card.genres if counts.get(genre, 0) < FEW]
-        if few:
-            yield f"Fewer than {FEW} {split} clips: {', '.join(few)}."
+        support = {genre: int(row["support"]) for genre, row in result.scores.per_genre.items()}
+        yield _few(f"{result.source.split} clips", support)
+    if card.manifest:
+        learnt = {"official": ("training",), "random": SPLITS}[config.split] if not config.folds else SPLITS[:2]
+        counts = {
+            genre: sum(card.manifest.clips.get(split, {}).get(genre, 0) for split in learnt) for genre in card.genres
+        }
+        yield _few(f"clips to learn from in {' and '.join(learnt)}", counts)
     yield f"It has learnt from clips of {card.models[0][1].spec.seconds:g} s, whatever part of the track they are of."
     yield "Genre labels are opinions: a recording may be of several genres, and the catalogue says one."
     if card.encoder and card.encoder.trained_on:
@@ -449,11 +451,17 @@ def _limits(card: ModelCard) -> Iterable[str]:
 def _indexed(result: SplitResult) -> dict[str, Any]:
     """A split's figures as Hugging Face's ``model-index`` has them."""
     source, scores = result.source, result.scores
-    flatters = ", LEAKY" * bool(source.leak)
+    together, flatters = (
+        f" of {len(source.members)} models together" * bool(source.members),
+        ", LEAKY" * bool(source.leak),
+    )
     metrics = [
-        {"type": "accuracy", "value": scores.accuracy, "name": f"Accuracy{flatters}"},
-        {"type": "f1", "value": scores.macro_f1, "name": f"Macro-F1{flatters}"},
+        {"type": "accuracy", "value": scores.accuracy, "name": f"Accuracy{together}{flatters}"},
+        {"type": "f1", "value": scores.macro_f1, "name": f"Macro-F1{together}{flatters}"},
     ]
+    if source.members:
+        alone = mean(member.accuracy for member in source.members)
+        metrics.append({"type": "accuracy", "value": alone, "name": f"Accuracy of one model, mean{flatters}"})
     return {
         "task": {"type": "audio-classification", "name": "Music genre classification"},
         "dataset": {
@@ -478,8 +486,10 @@ def _spread(source: Source) -> str:
     return f"{mean(accuracies):.3f} ± {stdev(accuracies):.3f} (mean ± standard deviation of {len(accuracies)})"
 
 
-def _times(count: int) -> str:
-    return "once" if count == 1 else f"{count} times"
+def _few(clips: str, counts: dict[str, int]) -> str:
+    """A sentence that names the genres of few clips; empty where there are none."""
+    few = [f"{genre} ({count})" for genre, count in counts.items() if count < FEW]
+    return f"Fewer than {FEW} {clips}: {', '.join(few)}." if few else ""
 
 
 def _number(value: float | None, form: str = ".3f") -> str:

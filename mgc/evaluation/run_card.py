@@ -25,12 +25,14 @@ from mgc.features.feature_set import FeatureSet
 from mgc.features.layout import Manifest
 from mgc.model import checkpoint
 from mgc.model.pretrained import Pretrained
+from mgc.tracking import registry
 from mgc.tracking.provenance import COMMIT_TAG, DIRTY_TAG, VERSION_TAG
 from mgc.tracking.runs import (
     CHECKPOINT,
     FEATURES_TAG,
     LEAKY_TAG,
     OF_TAG,
+    PARENT_TAG,
     PLACE_TAG,
     REGISTERED_TAG,
     STEP_TAG,
@@ -51,7 +53,13 @@ FEATURES = "features.json"
 """Artifact of a run: manifest of the feature set of its training, but for the shards."""
 
 
-def keep(run: Run, models: Sequence[TrainedModel] | None = None, *, precision: float = PRECISION) -> ModelCard | None:
+def keep(
+    run: Run,
+    models: Sequence[TrainedModel] | None = None,
+    *,
+    precision: float = PRECISION,
+    model_id: str | None = None,
+) -> ModelCard | None:
     """Make the model card of a run from what the run keeps, and keep it, in place of an earlier one.
 
     It is logged as ``model_card.md``. That of a single model is ``README.md`` in its checkpoint too: in MLflow, and in
@@ -65,6 +73,8 @@ def keep(run: Run, models: Sequence[TrainedModel] | None = None, *, precision: f
         The run's models, where they were read already.
     precision
         Share of right answers, on validation clips, that is left when what is marked unsure is left out.
+    model_id
+        MLflow's id of a logged model, to whose files the card is added as well: those of a registered version.
 
     Returns
     -------
@@ -81,6 +91,8 @@ def keep(run: Run, models: Sequence[TrainedModel] | None = None, *, precision: f
             storage = run.record().tags.get(STORAGE_TAG)
             if storage and (folder := Folder.at(storage)).kind(checkpoint.CARD) == "file":
                 folder.write(README, text.encode())
+        if model_id:
+            registry.add_text(run.uri, model_id, text, README)
     except Exception as error:  # whatever it is, the model is there
         say(f"run {run.id}: no model card ({type(error).__name__}: {first_line(error)}); «mgc report» makes it")
         return None
@@ -132,6 +144,7 @@ def model_card(run: Run, models: Sequence[TrainedModel], *, precision: float = P
         version=tags.get(f"{VERSION_TAG}mgc"),
         commit=f"{tags[COMMIT_TAG]}{changed}" if COMMIT_TAG in tags else None,
         place=tags.get(PLACE_TAG),
+        parent=tags.get(PARENT_TAG),
         registered=tags.get(REGISTERED_TAG),
         searched=tags.get(STEP_TAG) == "trial" or OF_TAG in tags,
         models=tuple((model.run.id, model.card) for model in models),
