@@ -185,20 +185,15 @@ def dataset_name(fingerprint: str) -> str:
     return f"mgc-features-{fingerprint[:12]}"
 
 
-def licences(manifest: Manifest | None) -> dict[str, int] | None:
-    """Return the number of clips by licence of their track.
+def licences(manifest: Manifest) -> dict[str, dict[str, int]]:
+    """Return the number of clips by split and licence of their track; empty where the feature set does not know them.
 
     Parameters
     ----------
     manifest
-        Of the feature set, if it is known.
-
-    Returns
-    -------
-    dict or None
-        None where the feature set does not know them.
+        Of the feature set.
     """
-    return getattr(manifest, "licenses", None) or None
+    return getattr(manifest, "licenses", {})
 
 
 def preset_of(config: TrainConfig) -> str | None:
@@ -297,16 +292,12 @@ def _data(card: ModelCard) -> str:
     if card.manifest is None:
         lines.append("It is not where it was: its clips, its quarantine and its licences are not known here.")
     else:
-        clips = card.manifest.clips
-        splits = [split for split in SPLITS if split in clips]
-        rows = ((_plain(genre), *(clips[split].get(genre, 0) for split in splits)) for genre in card.genres)
-        total = ("all", *(sum(clips[split].values()) for split in splits))
-        lines.append(_table(("clips", *splits), [*rows, total]))
+        clips, known = card.manifest.clips, licences(card.manifest)
+        lines.append(_counted("genre", card.genres, clips))
         quarantined = ", ".join(f"{count} {reason}" for reason, count in card.manifest.quarantined.items())
         lines.append(f"Clips without a feature (quarantine): {quarantined or 'none'}.")
-        known = licences(card.manifest)
-        counts = _table(("licence", "clips"), ((_plain(name), count) for name, count in (known or {}).items()))
-        lines.append(f"Licences of the tracks:\n\n{counts}" if known else "Licences of the tracks: unknown.")
+        names = sorted({name for counts in known.values() for name in counts})
+        lines.append(_counted("licence", names, known) if known else "Licences of the tracks: unknown.")
     recipe = card.manifest.recipe if card.manifest else {"spec": card.models[0][1].spec.to_dict()}
     lines.append("Recipe: " + ", ".join(f"{name} {_plain(value)}" for name, value in flatten(recipe).items()) + ".")
     return "\n\n".join(lines)
@@ -439,7 +430,8 @@ def _limits(card: ModelCard) -> Iterable[str]:
             genre: sum(card.manifest.clips.get(split, {}).get(genre, 0) for split in learnt) for genre in card.genres
         }
         yield _few(f"clips to learn from in {' and '.join(learnt)}", counts)
-    yield f"It has learnt from clips of {card.models[0][1].spec.seconds:g} s, whatever part of the track they are of."
+    seconds = card.models[0][1].spec.seconds
+    yield f"The model has learnt from clips of {seconds:g} s, whatever part of the track they are of."
     yield "Genre labels are opinions: a recording may be of several genres, and the catalogue says one."
     if card.encoder and card.encoder.trained_on:
         yield "The encoder may have heard recordings of these splits in its own training; that was not checked."
@@ -504,8 +496,16 @@ def _bullets(sentences: Iterable[str]) -> str:
     return "\n".join(f"- {sentence}" for sentence in sentences)
 
 
+def _counted(what: str, names: Iterable[str], clips: dict[str, dict[str, int]]) -> str:
+    """A table of clips by name and split."""
+    splits = [split for split in SPLITS if split in clips]
+    rows = ((_plain(name), *(clips[split].get(name, 0) for split in splits)) for name in names)
+    total = ("all clips", *(sum(clips[split].values()) for split in splits))
+    return _table((what, *splits), [*rows, total])
+
+
 def _table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
-    """A table of Markdown; all columns but the first and those of words are numbers, and none is aligned."""
+    """A table of Markdown."""
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in (head, ("---",) * len(head), *rows))
 
 
