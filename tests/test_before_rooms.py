@@ -125,7 +125,7 @@ def test_pages_are_made(uri, ids, project):
     assert report(ids["train"], out=project / "same.html").run_id == ids["train"]
     card = Run.find(uri, ids["train"]).fetch(run_card.CARD, project).read_text()
     assert all(f"\n### {split} split\n" in card for split in ("Test", "Validation"))
-    assert (project / "mlflow_runs" / "checkpoints" / ids["train"] / run_card.README).read_text() == card
+    assert Run.find(uri, ids["train"]).checkpoint(project / "fetched").joinpath(run_card.README).read_text() == card
 
 
 def test_the_page_of_the_sweep_is_made(uri, ids, project):
