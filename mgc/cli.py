@@ -346,12 +346,12 @@ class Baseline(Command):
     """A finished feature set."""
     root: str | None = None
     """The collection that it was made from; MFCCs need it."""
-    kind: Literal["mfcc", "logmel"] = "mfcc"
-    """Statistics of MFCCs, or of the feature set's log-Mel bands."""
+    kind: Literal["mfcc", "logmel", "random_cnn"] = "mfcc"
+    """Statistics of MFCCs; of the feature set's log-Mel bands; or of a CNN with random filters."""
     encoder: Literal["none", "musicnn", "musicnn_random"] = "none"
     """In their place: vectors of a pretrained encoder, or of the same layers with random weights."""
-    classifier: Literal["svm", "logistic", "knn", "zero_shot"] = "svm"
-    """Support vector machine, logistic regression, nearest neighbours; or the tags that an encoder already gives."""
+    classifier: Literal["svm", "logistic", "ridge", "knn", "zero_shot"] = "svm"
+    """Support vector machine, logistic or ridge regression, nearest neighbours; or an encoder's own tags."""
     split: Literal["official", "random"] = "official"
     """The feature set's own split, or the literature's random one, which is LEAKY."""
     folds: int = 0
