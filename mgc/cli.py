@@ -152,6 +152,10 @@ class Preprocess(OnRay):
     """Of an FMA folder: small, medium or large."""
     allow_outside: bool = False
     """Of a CSV file: take paths that lead out of its folder, too."""
+    license: tuple[str, ...] = ()
+    """Take only tracks of these licences: CC-BY in any version, CC-BY-4.0, any text of the collection, or unknown."""
+    without_license: tuple[str, ...] = ()
+    """Leave out tracks whose licence has one of these terms (NC, ND, SA, BY), is unknown or not understood."""
     workers: int | None = None
     """Tasks at a time; as many as there are CPUs, at any moment, by default."""
     limit: int | None = None

@@ -30,12 +30,14 @@ _FAMILIES = {
     "CC0": re.compile(rf"{_CREATIVE_COMMONS}(?:cc[ -]?)?(?:0|zero)\b|{_WEB}/publicdomain/zero"),
     "public domain": re.compile(rf"{_CREATIVE_COMMONS}public domain|{_WEB}/(?:licenses/)?publicdomain"),
     "CC": re.compile(
-        rf"{_CREATIVE_COMMONS}(?:attribution|cc[ -]by\b)|^by(?:[ -](?:nc|nd|sa))*(?: [\d.]+|-[\d.]+)?$|{_WEB}/licenses/by\b"
+        rf"{_CREATIVE_COMMONS}(?:attribution|cc[ -]by\b)|^by(?:[ -](?:nc|nd|sa))*(?:[ -][\d.]+)?$|{_WEB}/licenses/by\b"
     ),
 }
 """How texts begin that are understood: what only mentions them may say anything."""
 _VERSION = re.compile(r"(?<![\d.])([1-4]\.\d)(?!\.?\d)")
-_NO_COUNTRY = re.compile(r"international|universal|unported|generic|public|licen[sc]e|legalcode|deed(\.\w+)?|cc|by|nc|nd|sa")
+_NO_COUNTRY = re.compile(
+    r"international|universal|unported|generic|public|licen[sc]e|legalcode|deed(\.\w+)?|cc|by|nc|nd|sa"
+)
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@
   is absent: the audit reports it, preprocessing quarantines it.
 - **A folder per genre** (GTZAN's layout): ``ROOT/blues/blues.00000.wav``; the artists are unknown, the split is drawn,
   unless folders are named like splits: ``ROOT/train/blues/1.wav``.
-- **A CSV file**: ``path,genre[,split,artist][,title][,duration][,license]``; paths are relative to the file's folder; without
-  the column ``split`` one is drawn, with all clips of an artist in one split. A path that leads out of the folder is
-  refused, unless ``allow_outside`` is given.
+- **A CSV file**: ``path,genre[,split,artist][,title][,duration][,license]``; paths are relative to the file's folder;
+  without the column ``split`` one is drawn, with all clips of an artist in one split. A path that leads out of the
+  folder is refused, unless ``allow_outside`` is given.
 
 Each may be on a disk or in an object store (``s3://bucket/fma``).
 

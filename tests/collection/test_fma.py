@@ -106,8 +106,13 @@ def test_an_empty_or_nan_genre_counts_as_none(tmp_path, genre):
 
 
 def test_quoted_empty_cells_are_null_and_cells_are_stripped(tmp_path):
-    write_fma(tmp_path, [{name: "" for name in ("artist.id", "track.title", "track.duration", "track.license")}
-        | {"artist.name": " AWOL\n"}])
+    write_fma(
+        tmp_path,
+        [
+            dict.fromkeys(("artist.id", "track.title", "track.duration", "track.license"), "")
+            | {"artist.name": " AWOL\n"}
+        ],
+    )
     file = tmp_path / fma.TRACKS_CSV
     file.write_text(file.read_text().replace(",,", ',"",'))
     (row,) = fma.read_fma(Folder.at(tmp_path), "small")[0].to_pylist()

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 
 from mgc.collection import tracks
-from mgc.collection.splits import SPLITS, artist_leaks, draw_clips, draw_splits, gaps, leak_message
 from mgc.collection.licences import LicenceFilter
+from mgc.collection.splits import SPLITS, artist_leaks, draw_clips, draw_splits, gaps, leak_message
 from mgc.collection.tracks import SCHEMA, path_id, read_tracks
 from mgc.core.errors import InputError
 from mgc.core.storage import Folder
@@ -349,7 +349,7 @@ def test_what_a_filter_of_licences_leaves_out_is_as_if_it_were_not_in_the_collec
 
 def test_a_filter_that_no_clip_passes_is_refused_with_the_licences_that_are_there(tmp_path):
     file = write_csv(tmp_path, LICENSED)
-    with pytest.raises(InputError, match="none of its 6 clips has a licence that is asked for: 2 CC-BY-NC-4.0, 1 "):
+    with pytest.raises(InputError, match=r"none of its 6 clips has a licence that is asked for: 2 CC-BY-NC-4\.0, 1 "):
         read_tracks(file, licences=LicenceFilter(only=["MIT"]))
     assert read_tracks(file, licences=LicenceFilter(only=["cc-by", "CC0"])).table.num_rows == 2
     assert read_tracks(file, licences=LicenceFilter()).table.equals(read_tracks(file).table)

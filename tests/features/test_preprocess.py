@@ -24,8 +24,9 @@ from mgc.core.storage import Folder
 from mgc.dataset import clips
 from mgc.features import preprocess as module
 from mgc.features import shard_tasks
+from mgc.features.card import HUB_SPLITS
 from mgc.features.feature_set import FeatureSet
-from mgc.features.layout import CARD, MANIFEST, PLAN, QUARANTINE
+from mgc.features.layout import CARD, CROISSANT, MANIFEST, PLAN, QUARANTINE, SHEET
 from mgc.features.preprocess import extract_features, preprocess
 
 RATE = 22_050
@@ -140,6 +141,8 @@ def test_nothing_is_in_the_folder_but_the_set(made):
         PLAN,
         QUARANTINE,
         CARD,
+        CROISSANT,
+        SHEET,
         *(e.file for e in FeatureSet.open(made[0]).manifest.shards),
     }
 
@@ -183,8 +186,9 @@ def test_every_reading_in_the_readme_works_in_the_folder_even_with_a_leftover_of
             assert re.search(r"test\s*│ Rock\s*│\s*1 ", shown)
             assert re.search(r"training\s*│ Folk\s*│\s*8 ", shown)
         elif name == "Hugging Face datasets":
-            assert {split: len(rows) for split, rows in scope["data"].items()} == {s: len(loaded[s]) for s in SPLITS}
-            np.testing.assert_array_equal(scope["first"], mel_of[scope["data"]["training"][0]["track_id"]])
+            counts = {split: len(rows) for split, rows in scope["data"].items()}
+            assert counts == {HUB_SPLITS[split]: len(loaded[split]) for split in SPLITS}
+            np.testing.assert_array_equal(scope["first"], mel_of[scope["data"]["train"][0]["track_id"]])
         else:
             table = scope.get("table", scope.get("frame"))
             assert len(table) == 18
@@ -247,7 +251,7 @@ def test_only_what_is_lost_is_written_again_and_is_the_same(made, copy, collecti
     assert contents(copy) == contents(made[0])
 
 
-@pytest.mark.parametrize("name", [QUARANTINE, CARD])
+@pytest.mark.parametrize("name", [QUARANTINE, CARD, CROISSANT, SHEET])
 def test_a_lost_file_that_derives_from_the_shards_is_written_again_without_ray(made, copy, collection, no_ray, name):
     (copy / name).unlink()
     assert preprocess(collection, copy, **OPTIONS).written == 0
@@ -255,7 +259,7 @@ def test_a_lost_file_that_derives_from_the_shards_is_written_again_without_ray(m
 
 
 def test_an_unfinished_set_is_refused_by_readers_and_finished_without_ray(made, copy, collection, no_ray):
-    for name in (MANIFEST, QUARANTINE, CARD):
+    for name in (MANIFEST, QUARANTINE, CARD, CROISSANT, SHEET):
         (copy / name).unlink()
     (copy / "shards" / f".training-00000-of-00005.parquet.{'0' * 32}.tmp").write_bytes(b"half a shard")
     (copy / f".{MANIFEST}.{'1' * 32}.tmp").write_bytes(b"{")
