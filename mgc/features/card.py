@@ -125,8 +125,8 @@ first = np.frombuffer(frame["logmel"][0], "<f2").reshape({bands}, {frames})
 
 Hugging Face datasets:
 ```python
-import numpy as np, datasets
-data = datasets.load_dataset(".")
+import os, numpy as np, datasets
+data = datasets.load_dataset(os.getcwd())
 first = np.frombuffer(data["{first_split}"][0]["logmel"], "<f2").reshape({bands}, {frames})
 ```
 

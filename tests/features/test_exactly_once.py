@@ -457,7 +457,7 @@ def test_twenty_kills_at_random_moments_cost_no_clip_and_no_byte(driver, collect
     outside = deque(["child", "driver", "worker", "driver", "child", "driver", "worker", "driver", "child", "worker"])
     early = [[PLAN, when] for when in chance.sample(WHEN, 2)]
     middle = deque(chance.sample(WHEN, 3))  # of shards
-    late = deque([name, chance.choice(WHEN)] for name in (QUARANTINE, SHEET, CROISSANT, CARD))
+    late = deque([name, chance.choice(WHEN)] for name in chance.sample((QUARANTINE, SHEET, CROISSANT, CARD), 2))
     late += [[MANIFEST, when] for when in [*chance.sample(WHEN[:3], 2), "after"]]
     moments = len(outside) + len(early) + len(middle) + len(late)
     assert moments == 20
