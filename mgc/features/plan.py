@@ -60,7 +60,7 @@ ROW_GROUP = 1 << 14
 SIZES_AT_ONCE = 1 << 14
 """Files whose sizes are Python objects at a time."""
 RECIPE_KEY = b"mgc.recipe"
-LICENCES_KEY = b"mgc.licences"
+LICENCES_KEY = b"mgc.licenses"
 """Key of a hash of the licences, in the metadata of a plan and of a shard; absent where they are not known."""
 DECIDES = ("path", "bytes", "genre", "label", "split", "artist_id", "artist_name")
 """Columns whose values the fingerprint covers: those of a shard's rows, and those that leaks are found by."""
