@@ -143,7 +143,7 @@ class Preprocess(OnRay):
     step = "features.preprocess:preprocess"
 
     root: str
-    """FMA folder, folder with a folder per genre, or CSV file (path,genre[,split,artist][,license]); a path or a URI."""
+    """FMA folder, folder with a folder per genre, or CSV file (path,genre[,split,artist,license]), by path or URI."""
     out: str
     """Folder of the feature set, by path or URI; what is finished in it is kept, new clips get new shards."""
     features: Literal["logmel", "musicnn"] = "logmel"
