@@ -16,6 +16,7 @@ import yaml
 
 from mgc.collection.splits import SPLITS
 from mgc.config import PRESETS, member_name
+from mgc.features.card import licences
 from mgc.tracking.runs import flatten
 
 if TYPE_CHECKING:
@@ -129,18 +130,12 @@ class ModelCard:
         ``datasets`` names the feature set by its fingerprint, and no data set of the Hub. There is no ``license``: that
         of the weights is not known.
         """
+        fingerprints = [self.models[0][1].fingerprint, *(result.source.fingerprint for result in self.results)]
         facts: dict[str, Any] = {
             "library_name": "mgc",
             "pipeline_tag": "audio-classification",
             "tags": ["audio", "music", "music-genre-classification", _slug(self.config.track)],
-            "datasets": list(
-                dict.fromkeys(
-                    map(
-                        dataset_name,
-                        [self.models[0][1].fingerprint, *(result.source.fingerprint for result in self.results)],
-                    )
-                )
-            ),
+            "datasets": list(dict.fromkeys(map(dataset_name, fingerprints))),
             "metrics": ["accuracy", "f1"],
         }
         if self.results:
@@ -183,17 +178,6 @@ def dataset_name(fingerprint: str) -> str:
     'mgc-features-ffffffffffff'
     """
     return f"mgc-features-{fingerprint[:12]}"
-
-
-def licences(manifest: Manifest) -> dict[str, dict[str, int]]:
-    """Return the number of clips by split and licence of their track; empty where the feature set does not know them.
-
-    Parameters
-    ----------
-    manifest
-        Of the feature set.
-    """
-    return getattr(manifest, "licenses", {})
 
 
 def preset_of(config: TrainConfig) -> str | None:
@@ -241,7 +225,7 @@ def _details(card: ModelCard) -> str:
         "run": f"`{card.run_id}` ({card.step})",
         "git commit": f"`{card.commit}`" if card.commit else "not known",
         **({"part of run": f"`{card.parent}`"} if card.parent else {}),
-        "registered as": card.registered or "not registered",
+        "registered as": _plain(card.registered or "not registered"),
         "track": card.config.track,
         "network": f"{several}{network}; {name}; {parameters}",
         "input": f"log-Mel spectrogram, {bands} bands × {frames} frames ({spec.seconds:g} s)",
@@ -292,12 +276,18 @@ def _data(card: ModelCard) -> str:
     if card.manifest is None:
         lines.append("It is not where it was: its clips, its quarantine and its licences are not known here.")
     else:
-        clips, known = card.manifest.clips, licences(card.manifest)
-        lines.append(_counted("genre", card.genres, clips))
+        clips = card.manifest.clips
+        splits = [split for split in SPLITS if split in clips]
+        rows = ((_plain(genre), *(clips[split].get(genre, 0) for split in splits)) for genre in card.genres)
+        total = ("all clips", *(sum(clips[split].values()) for split in splits))
+        lines.append(_table(("genre", *splits), [*rows, total]))
         quarantined = ", ".join(f"{count} {reason}" for reason, count in card.manifest.quarantined.items())
         lines.append(f"Clips without a feature (quarantine): {quarantined or 'none'}.")
-        names = sorted({name for counts in known.values() for name in counts})
-        lines.append(_counted("licence", names, known) if known else "Licences of the tracks: unknown.")
+        if card.manifest.licenses:
+            counts = ((_plain(name), count) for name, count in licences(card.manifest).items())
+            lines.append(_table(("licence of the track", "clips"), counts))
+        else:
+            lines.append("Licences of the tracks: unknown.")
     recipe = card.manifest.recipe if card.manifest else {"spec": card.models[0][1].spec.to_dict()}
     lines.append("Recipe: " + ", ".join(f"{name} {_plain(value)}" for name, value in flatten(recipe).items()) + ".")
     return "\n\n".join(lines)
@@ -494,14 +484,6 @@ def _listed(names: Iterable[str]) -> str:
 
 def _bullets(sentences: Iterable[str]) -> str:
     return "\n".join(f"- {sentence}" for sentence in sentences)
-
-
-def _counted(what: str, names: Iterable[str], clips: dict[str, dict[str, int]]) -> str:
-    """A table of clips by name and split."""
-    splits = [split for split in SPLITS if split in clips]
-    rows = ((_plain(name), *(clips[split].get(name, 0) for split in splits)) for name in names)
-    total = ("all clips", *(sum(clips[split].values()) for split in splits))
-    return _table((what, *splits), [*rows, total])
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
