@@ -1,4 +1,4 @@
-"""What a release says of itself: one version everywhere, a citation that reference managers read, Pythons that CI tests."""
+"""What a release says of itself: one version everywhere, a valid citation, and the Pythons that CI tests."""
 
 import json
 import re
