@@ -284,7 +284,7 @@ class _Runner:
             printed, _ = process.communicate()
         except BaseException:
             process.terminate()
-            process.wait()
+            process.communicate()
             raise
         return process.returncode, printed
 

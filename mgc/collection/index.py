@@ -29,8 +29,14 @@ if TYPE_CHECKING:
 
 THREADS = 4
 """Files that are read at a time: hashing gives up the interpreter's lock, and a disk answers several at once."""
-METADATA = tuple(f"fma_metadata/{name}.csv" for name in ("tracks", "genres", "features", "echonest", "raw_tracks"))
-"""Files beside the clips that FMA's archive of metadata has; those that are there are named in the index."""
+METADATA = tuple(
+    f"fma_metadata/{name}.csv"
+    for name in (
+        *("tracks", "genres", "features", "echonest"),
+        *("raw_albums", "raw_artists", "raw_echonest", "raw_genres", "raw_tracks"),
+    )
+)
+"""The tables of FMA's archive of metadata; those that are there are named in the index."""
 _SHOWN = 10
 """How many missing files are shown by name."""
 
