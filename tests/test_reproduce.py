@@ -39,6 +39,7 @@ def run(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # nine commands, a minute on two free cores
 def test_the_cheap_claims_of_the_documentation_hold(tmp_path, capsys):
     code = cli.run(["reproduce", str(CLAIMS), "--work", str(tmp_path / "work"), "--json"])
     out, said = capsys.readouterr()
