@@ -161,7 +161,7 @@ class Preprocess(OnRay):
     step = "features.preprocess:preprocess"
 
     root: str
-    """FMA folder, folder with a folder per genre, or CSV file (path,genre[,split,artist]); a path or a URI (s3://…)."""
+    """FMA folder, folder with a folder per genre, or CSV file (path,genre[,split,artist,license]), by path or URI."""
     out: str
     """Folder of the feature set, by path or URI; what is finished in it is kept, new clips get new shards."""
     features: Literal["logmel", "musicnn"] = "logmel"
@@ -170,6 +170,10 @@ class Preprocess(OnRay):
     """Of an FMA folder: small, medium or large."""
     allow_outside: bool = False
     """Of a CSV file: take paths that lead out of its folder, too."""
+    license: tuple[str, ...] = ()
+    """Take only tracks of these licences: CC-BY in any version, CC-BY-4.0, any text of the collection, or unknown."""
+    without_license: tuple[str, ...] = ()
+    """Leave out tracks whose licence has one of these terms (NC, ND, SA, BY), is unknown or not understood."""
     workers: int | None = None
     """Tasks at a time; as many as there are CPUs, at any moment, by default."""
     limit: int | None = None
@@ -364,12 +368,12 @@ class Baseline(Command):
     """A finished feature set."""
     root: str | None = None
     """The collection that it was made from; MFCCs need it."""
-    kind: Literal["mfcc", "logmel"] = "mfcc"
-    """Statistics of MFCCs, or of the feature set's log-Mel bands."""
+    kind: Literal["mfcc", "logmel", "random_cnn"] = "mfcc"
+    """Statistics of MFCCs; of the feature set's log-Mel bands; or of a CNN with random filters."""
     encoder: Literal["none", "musicnn", "musicnn_random"] = "none"
     """In their place: vectors of a pretrained encoder, or of the same layers with random weights."""
-    classifier: Literal["svm", "logistic", "knn", "zero_shot"] = "svm"
-    """Support vector machine, logistic regression, nearest neighbours; or the tags that an encoder already gives."""
+    classifier: Literal["svm", "logistic", "ridge", "knn", "zero_shot"] = "svm"
+    """Support vector machine, logistic or ridge regression, nearest neighbours; or an encoder's own tags."""
     split: Literal["official", "random"] = "official"
     """The feature set's own split, or the literature's random one, which is LEAKY."""
     folds: int = 0

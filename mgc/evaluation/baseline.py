@@ -5,6 +5,7 @@
   over time, standardised, an RBF kernel, nothing tuned. There it reaches 46.4 % on FMA-small, with statistics of the
   whole tracks (mdeff/fma, issue 8); here they are of the part of a clip that the feature set's recipe takes.
 - ``logmel`` are mean and deviation over time of each log-Mel band, in decibels.
+- ``random_cnn`` are what the CNN's blocks say with random filters: ``mgc.evaluation.random_cnn``.
 - An encoder's are its vectors of a clip's windows, averaged: what a pretrained network hears, without training one.
 
 A leak (``mgc.dataset.protocols.leak``) does not stop it: the result and the run are marked LEAKY.
@@ -31,6 +32,8 @@ from mgc.dataset import clips as clips_of
 from mgc.dataset.embeddings import vectors_of
 from mgc.dataset.protocols import check_genres, dealt, gap, leak, learning_set
 from mgc.evaluation.clip_statistics import logmels_of, mfccs_of
+from mgc.evaluation.random_cnn import random_cnn_of
+from mgc.evaluation.ridge import STRENGTH, Ridge
 from mgc.evaluation.zero_shot import ZeroShot, tags_of
 from mgc.features.feature_set import FeatureSet
 
@@ -47,13 +50,16 @@ SVM = {"kernel": "rbf", "C": 1.0, "gamma": "scale"}
 """scikit-learn's defaults; of standardised columns ``scale`` is FMA's ``auto``, 1/D."""
 LOGISTIC = {"C": 1.0, "max_iter": 1000}
 """scikit-learn's defaults, with enough iterations to end."""
+RIDGE = {"strength": STRENGTH}
 KNN = {"n_neighbors": 10, "weights": "distance", "metric": "cosine"}
-SETTINGS: dict[str, dict[str, Any]] = {"svm": SVM, "logistic": LOGISTIC, "knn": KNN, "zero_shot": {}}
+SETTINGS: dict[str, dict[str, Any]] = {"svm": SVM, "logistic": LOGISTIC, "ridge": RIDGE, "knn": KNN, "zero_shot": {}}
 NAMES = {
     "mfcc": "MFCC",
     "logmel": "log-Mel",
+    "random_cnn": "random CNN",
     "svm": "SVM",
     "logistic": "logistic regression",
+    "ridge": "ridge regression",
     "knn": "nearest neighbours",
     "zero_shot": "its own tags",
 }
@@ -121,9 +127,9 @@ def baseline(
     features: str | Path | FeatureSet,
     root: str | Path | None = None,
     *,
-    kind: Literal["mfcc", "logmel"] = "mfcc",
+    kind: Literal["mfcc", "logmel", "random_cnn"] = "mfcc",
     encoder: Literal["none", "musicnn", "musicnn_random"] = "none",
-    classifier: Literal["svm", "logistic", "knn", "zero_shot"] = "svm",
+    classifier: Literal["svm", "logistic", "ridge", "knn", "zero_shot"] = "svm",
     split: Literal["official", "random"] = "official",
     folds: int = 0,
     workers: int | None = None,
@@ -139,13 +145,13 @@ def baseline(
     root
         The collection that it was made from, as ``mgc.collection.tracks.read_tracks`` takes it; needed for ``mfcc``.
     kind
-        Statistics: of MFCCs, or of log-Mel bands.
+        Statistics: of MFCCs, of log-Mel bands, or of random convolutions.
     encoder
         In their place: the vectors of a pretrained encoder, or of the same layers with random weights; the feature set
         has the encoder's recipe.
     classifier
-        A support vector machine with an RBF kernel, logistic regression, or the nearest neighbours by the cosine; of
-        standardised statistics. ``zero_shot`` learns nothing: see ``mgc.evaluation.zero_shot``.
+        A support vector machine with an RBF kernel, logistic regression, ridge regression, or the nearest neighbours by
+        the cosine; of standardised statistics. ``zero_shot`` learns nothing: see ``mgc.evaluation.zero_shot``.
     split
         The feature set's own split, or the literature's random one, which is leaky.
     folds
@@ -186,8 +192,12 @@ def baseline(
         statistics_ND = tags_of(encoder, vectors_NDK) if zero_shot else vectors_NDK.mean(2, dtype=np.float32)
     elif kind == "logmel":
         statistics_ND = logmels_of(feature_set, splits)
+    elif kind == "random_cnn":
+        statistics_ND = random_cnn_of(feature_set, splits)
     elif root is None:
-        raise InputError("`root`: needed for MFCCs, which are computed from the audio; or take `kind=logmel`")
+        raise InputError(
+            "`root`: needed for MFCCs, which are computed from the audio; or take `kind=logmel` or `kind=random_cnn`"
+        )
     else:
         audio_root = read_tracks(root, allow_outside=True).audio_root
         statistics_ND = mfccs_of(audio_root, clips.paths, manifest.spec.seconds, workers)
@@ -257,6 +267,8 @@ def _parts(
 
 
 def _fit(classifier: str, statistics_ND: NDArray[np.float32], labels_N: NDArray[np.int64]) -> Any:
+    if classifier == "ridge":
+        return Ridge().fit(statistics_ND, labels_N)
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import make_pipeline

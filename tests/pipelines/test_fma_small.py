@@ -40,16 +40,17 @@ def test_the_table_has_a_row_a_model_and_a_second_time_nothing_is_done(collectio
     assert rows[0] == rows[1]
     assert [(row["model"], row["track"]) for row in rows[0]] == [
         ("MFCC + SVM", "from scratch"),
+        ("random CNN + ridge regression", "from scratch"),
         ("musicnn + SVM", "pretrained (musicnn)"),
         ("musicnn_random + SVM", "random features (musicnn_random)"),
         ("plain_cnn", "from scratch"),
         ("musicnn", "pretrained (musicnn)"),
-        ("plain_cnn + musicnn", "together"),
+        ("plain_cnn + musicnn + random CNN + ridge regression", "together"),
     ]
     assert all(0 <= row["ci95"][0] <= row["accuracy"] <= row["ci95"][1] <= 1 for row in rows[0])
     assert "test-set evaluation" not in done.stderr  # the second time
     table = (tmp_path / "results" / "table.md").read_text().splitlines()
-    assert len(table) == 2 + 6
+    assert len(table) == 2 + 7
     assert json.loads((tmp_path / "results" / "table.json").read_text())["rows"] == rows[0]
     other = [*command[:-1], "--seeds", "3"]
     done = subprocess.run(

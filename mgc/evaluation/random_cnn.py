@@ -1,0 +1,148 @@
+"""What random convolutions say of a clip: the CNN's blocks without any training, a floor for those that are trained.
+
+The filters are random, the means and maxima of all blocks are kept, and the place on the mel axis with them; a linear
+classifier does the rest. That random convolutional networks are a strong floor is known from Pons and Serra, «Randomly
+weighted CNNs for (music) audio classification» (ICASSP 2019). Networks of several draws beside each other do better
+than a wider one (``docs/log.md``).
+
+Shape suffixes: N clips, B of them, C channels, F mel bands, T frames, K stretches, W frames of a stretch, R ranges of
+bands, D statistics.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mgc.core.errors import InputError
+from mgc.core.progress import Progress
+from mgc.model.device import best_device, keep_freed_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from mgc.features.feature_set import FeatureSet
+
+CHANNELS = (16, 32, 64, 128)
+"""Filters of each block: 3 × 3 convolution, BatchNorm, 2 × 2 max pooling, ReLU; as in the presets."""
+DRAWS = 4
+STRETCH = 256
+"""Frames of which maxima are taken; they are averaged over the clip. 6 s at the default recipe."""
+RANGES = 8
+"""Of mel bands, each with its own statistics."""
+TOGETHER = 4
+"""Clips."""
+FITTED = 32
+"""Clips that BatchNorm's statistics are of."""
+
+
+class RandomCNN(nn.Module):
+    """Blocks of random convolutions whose statistics are the output.
+
+    Parameters
+    ----------
+    bands
+        Mel bands of the spectrograms.
+    seed
+        Of the filters.
+
+    Raises
+    ------
+    InputError
+        There are fewer bands than the poolings halve.
+    """
+
+    def __init__(self, bands: int, seed: int) -> None:
+        super().__init__()
+        if bands < 2 ** len(CHANNELS):
+            raise InputError(f"`kind=random_cnn`: {len(CHANNELS)} poolings leave nothing of {bands} mel bands")
+        self.input_norm = _norm(nn.BatchNorm1d, bands)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.blocks = nn.ModuleList(
+                nn.Sequential(
+                    nn.Conv2d(before, filters, 3, padding=1, bias=False),
+                    _norm(nn.BatchNorm2d, filters),
+                    nn.MaxPool2d(2),
+                    nn.ReLU(),
+                )
+                for before, filters in zip((1, *CHANNELS), CHANNELS, strict=False)
+            )
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, mel_BFT: Tensor) -> Tensor:
+        """Compute mean and maximum of the input and of each block's channels, in ranges of mel bands.
+
+        Parameters
+        ----------
+        mel_BFT
+            Spectrograms [shape=(B, F, T), dtype=float32].
+
+        Returns
+        -------
+        torch.Tensor [shape=(B, D)]
+        """
+        maps_BCFT = self.input_norm(mel_BFT).unsqueeze(1)
+        stretches = max(1, mel_BFT.shape[2] // STRETCH)
+        statistics = _pooled(maps_BCFT, stretches)
+        for block in self.blocks:
+            maps_BCFT = block(maps_BCFT)
+            bands = min(RANGES, maps_BCFT.shape[2])
+            statistics += _pooled(functional.adaptive_avg_pool2d(maps_BCFT, (bands, None)), stretches)
+        return torch.cat(statistics, 1)
+
+
+def random_cnn_of(feature_set: FeatureSet, splits: Sequence[str]) -> NDArray[np.float32]:
+    """Compute the statistics of random networks from a feature set.
+
+    Parameters
+    ----------
+    feature_set
+        The feature set. The first clips of its training split give BatchNorm's means and deviations, without labels.
+    splits
+        Those to take, in this order.
+
+    Returns
+    -------
+    np.ndarray [shape=(N, D)]
+        A row a clip, in the order of ``mgc.dataset.clips.load``; with 128 bands D is 16,384.
+
+    Raises
+    ------
+    InputError
+        A shard is gone or not what the manifest says, or there are too few bands.
+    """
+    keep_freed_memory()
+    device, entries = best_device(), feature_set.manifest.shards
+    networks = [RandomCNN(feature_set.manifest.spec.shape[0], seed).to(device) for seed in range(DRAWS)]
+    first = next(entry for entry in entries if entry.split == "training")
+    with torch.inference_mode():
+        clips_BFT = torch.from_numpy(feature_set.spectrograms(first)[:FITTED]).to(device, torch.float32)
+        for network in networks:
+            network.train()(clips_BFT)
+            network.eval()
+        wanted = [entry for split in splits for entry in entries if entry.split == split]
+        progress, rows = Progress("random CNN", sum(entry.rows for entry in wanted), "clips"), []
+        for entry in wanted:
+            for mel_BFT in torch.from_numpy(feature_set.spectrograms(entry)).split(TOGETHER):
+                clips_BFT = mel_BFT.to(device, torch.float32)
+                rows.append(torch.cat([network(clips_BFT) for network in networks], 1).cpu().numpy())
+                progress.advance(len(mel_BFT))
+    return np.concatenate(rows)
+
+
+def _norm(kind: type[nn.BatchNorm1d | nn.BatchNorm2d], channels: int) -> nn.Module:
+    return kind(channels, momentum=1.0, affine=False)  # momentum 1: its statistics are those of the last batch
+
+
+def _pooled(maps_BCFT: Tensor, stretches: int) -> list[Tensor]:
+    """Mean and maximum over the frames of each stretch, averaged over the stretches [shape=(B, C × F)]."""
+    width = maps_BCFT.shape[3] // stretches
+    cut_BCFKW = maps_BCFT[..., : stretches * width].unflatten(3, (stretches, width))
+    return [values_BCFK.mean(3).flatten(1) for values_BCFK in (cut_BCFKW.mean(4), cut_BCFKW.amax(4))]
