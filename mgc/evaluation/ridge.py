@@ -49,11 +49,25 @@ class Ridge:
         return self
 
     def predict_proba(self, statistics_ND: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the probability of each genre of ``classes_`` [shape=(N, G)]."""
+        """Return the probability of each genre of ``classes_`` [shape=(N, G)].
+
+        Parameters
+        ----------
+        statistics_ND : np.ndarray [shape=(N, D)]
+            Of any clips.
+        """
         return _softmax(self._machine.predict(statistics_ND) / self._temperature)
 
     def score(self, statistics_ND: NDArray[np.float32], labels_N: NDArray[np.int64]) -> float:
-        """Return the share of clips whose genre is the most probable."""
+        """Return the share of clips whose genre is the most probable.
+
+        Parameters
+        ----------
+        statistics_ND : np.ndarray [shape=(N, D)]
+            Of any clips.
+        labels_N : np.ndarray [shape=(N,)]
+            Their genres.
+        """
         return float((self.classes_[self.predict_proba(statistics_ND).argmax(1)] == labels_N).mean())
 
 
