@@ -147,7 +147,7 @@ class Preprocess(OnRay):
     out: str
     """Folder of the feature set, by path or URI; what is finished in it is kept, new clips get new shards."""
     features: Literal["logmel", "musicnn", "ast"] = "logmel"
-    """The log-Mel that mgc's own networks learn from, or the one that the pretrained encoder of this name listens to."""
+    """The log-Mel that mgc's own networks learn from, or that which the pretrained encoder of this name listens to."""
     subset: str = "small"
     """Of an FMA folder: small, medium or large."""
     allow_outside: bool = False

@@ -261,9 +261,8 @@ def mel_filters(spec: LogMelSpec) -> NDArray[np.float32]:
     rising = -ramps[:-2] / width[:-1, None]
     falling = ramps[2:] / width[1:, None]
     triangles = np.maximum(0.0, np.minimum(rising, falling)).astype(np.float32)
-    if spec.scaling == "kaldi":
-        return triangles
-    return np.asarray(triangles * (2.0 / (edges[2:] - edges[:-2]))[:, None], np.float32)
+    heights = np.ones(spec.n_mels) if spec.scaling == "kaldi" else 2.0 / (edges[2:] - edges[:-2])
+    return np.asarray(triangles * heights[:, None], np.float32)
 
 
 _HZ_PER_MEL = 200.0 / 3
@@ -290,10 +289,12 @@ def _kaldi_mel(hz: Any) -> Any:
 
 
 def _emphasized(frames_TN: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Frames without their mean, and with louder treble: from each sample a share of the one before is taken."""
+    """Frames without their mean, and with louder treble: from each sample a share of the one before is taken.
+
+    A frame's first sample stays: the window makes it zero.
+    """
     centred_TN = frames_TN - frames_TN.mean(axis=1, keepdims=True)
     centred_TN[:, 1:] -= PREEMPHASIS * centred_TN[:, :-1]
-    centred_TN[:, 0] *= 1 - PREEMPHASIS
     return centred_TN
 
 

@@ -1,8 +1,8 @@
 """Download the weights of an encoder: MSD_musicnn lies in a wheel on PyPI, AST on the Hugging Face hub.
 
 pip checks the wheel against the hash below, and knows the user's mirror, proxy and offline folder (``PIP_INDEX_URL``,
-``PIP_PROXY``, ``PIP_FIND_LINKS``); the hub's own client knows its mirror (``HF_ENDPOINT``). Of a wheel only the numbers of
-a checkpoint are read, of a repository a checkpoint in safetensors: nothing that comes is run.
+``PIP_PROXY``, ``PIP_FIND_LINKS``); the hub's own client knows its mirror (``HF_ENDPOINT``). Of a wheel only the numbers
+of a checkpoint are read, of a repository a checkpoint in safetensors: nothing that comes is run.
 """
 
 from __future__ import annotations
