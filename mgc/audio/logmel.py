@@ -293,7 +293,7 @@ def _emphasized(frames_TN: NDArray[np.float32]) -> NDArray[np.float32]:
 
     A frame's first sample stays: the window makes it zero.
     """
-    centred_TN = frames_TN - frames_TN.mean(axis=1, keepdims=True)
+    centred_TN: NDArray[np.float32] = frames_TN - frames_TN.mean(axis=1, keepdims=True)
     centred_TN[:, 1:] -= PREEMPHASIS * centred_TN[:, :-1]
     return centred_TN
 
