@@ -131,6 +131,7 @@ def driver(clips: int, folder: str) -> None:
         return shard_tasks.write_shard(block, job=job)
 
     shard_tasks.write_shard = constant_task
+    preprocess.preview = lambda *given: b"there are no spectrograms"
     marks = {"clips": clips, "start": memory(os.getpid())["Rss"]}
     connect = preprocess.connect
 

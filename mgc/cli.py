@@ -143,7 +143,7 @@ class Preprocess(OnRay):
     step = "features.preprocess:preprocess"
 
     root: str
-    """FMA folder, folder with a folder per genre, or CSV file (path,genre[,split,artist]); a path or a URI (s3://…)."""
+    """FMA folder, folder with a folder per genre, or CSV file (path,genre[,split,artist,license]), by path or URI."""
     out: str
     """Folder of the feature set, by path or URI; what is finished in it is kept, new clips get new shards."""
     features: Literal["logmel", "musicnn", "ast"] = "logmel"
@@ -152,6 +152,10 @@ class Preprocess(OnRay):
     """Of an FMA folder: small, medium or large."""
     allow_outside: bool = False
     """Of a CSV file: take paths that lead out of its folder, too."""
+    license: tuple[str, ...] = ()
+    """Take only tracks of these licences: CC-BY in any version, CC-BY-4.0, any text of the collection, or unknown."""
+    without_license: tuple[str, ...] = ()
+    """Leave out tracks whose licence has one of these terms (NC, ND, SA, BY), is unknown or not understood."""
     workers: int | None = None
     """Tasks at a time; as many as there are CPUs, at any moment, by default."""
     limit: int | None = None

@@ -53,7 +53,8 @@ def test_every_command_and_flag_is_the_contracts():
         "audit": {"root", "subset", "allow_outside"},
         "preprocess": {
             "root", "out", "features", "subset", "allow_outside", "workers", "limit", "min_seconds", "max_quarantined",
-            "clips_per_shard", "keep_damaged", "clip_timeout", "overwrite", "wait", "verbose",
+            "clips_per_shard", "keep_damaged", "clip_timeout", "overwrite", "wait", "verbose", "license",
+            "without_license",
         },
         "verify": {"features", "sources"},
         "inspect": {"features", "out"},

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from mgc.collection.licences import UNKNOWN
 from mgc.collection.missing import nothing_there
 from mgc.collection.splits import SPLITS, Leak, artist_leaks, gaps, leak_message
 from mgc.collection.tracks import read_tracks
@@ -56,6 +57,8 @@ class AuditReport(Result):
     """How the source was read, where that is not plain."""
     gaps: tuple[str, ...] = ()
     """A line for each split that lacks genres."""
+    by_license: dict[str, int] = field(default_factory=dict)
+    """Clips of each licence, the most frequent first."""
     nothing_there: str | None = None
     """Where all files are missing, what was tried and the likely cause."""
 
@@ -75,8 +78,8 @@ class AuditReport(Result):
 
     def __str__(self) -> str:
         """A table of the clips by genre and split, and a line for each finding."""
-        lines = [*self.notes, *self._counts(), *self._left_out(), *self._missing(), *self._duplicates(), *self._leaks()]
-        return "\n".join(lines)
+        lines = [*self.notes, *self._counts(), *self._left_out(), *self._licences(), *self._missing()]
+        return "\n".join([*lines, *self._duplicates(), *self._leaks()])
 
     def _counts(self) -> list[str]:
         rows: list[tuple[Any, ...]] = [
@@ -94,6 +97,10 @@ class AuditReport(Result):
     def _left_out(self) -> list[str]:
         counts = [f"{count} {reason.replace('_', ' ')}" for reason, count in self.left_out.items() if count]
         return [f"left out: {', '.join(counts)}"] if counts else []
+
+    def _licences(self) -> list[str]:
+        known = self.by_license.keys() - {UNKNOWN}
+        return ["licences:", *_first([f"{count} {text}" for text, count in self.by_license.items()])] if known else []
 
     def _missing(self) -> list[str]:
         return [f"missing files: {len(self.missing)} of {self.clips} clips", *_first(self.missing)]
@@ -164,6 +171,7 @@ def audit(root: str | Path, *, subset: str = "small", allow_outside: bool = Fals
         left_out=tracks.left_out,
         notes=tracks.notes,
         gaps=tuple(gaps(tracks.table, tracks.genres)),
+        by_license=dict(Counter(tracks.table["license"].to_pylist()).most_common()),
         nothing_there=nothing_there(tracks.audio_root, paths) if max(sizes.values(), default=0) < 0 else None,
     )
 

@@ -1,4 +1,4 @@
-"""Reading a CSV file of clips: ``path,genre[,split,artist][,title][,duration]``, a line a clip."""
+"""Reading a CSV file of clips: ``path,genre[,split,artist][,title][,duration][,license]``, a line a clip."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def read_csv(folder: Folder, name: str, kinds: str, *, allow_outside: bool = Fal
     Yields
     ------
     dict
-        ``path``, ``genre``, ``artist_id``, ``artist_name``, ``title``, ``duration``, and ``split`` (one of ``SPLITS``)
-        where the file has that column.
+        ``path``, ``genre``, ``artist_id``, ``artist_name``, ``title``, ``duration``, ``license``, and ``split`` (one of
+        ``SPLITS``) where the file has that column.
 
     Raises
     ------
@@ -131,6 +131,7 @@ def _row(cells: dict[str, str], folder: Folder, where: str) -> dict[str, Any]:
         "artist_name": artist,
         "title": cells.get("title") or None,
         "duration": _seconds(cells.get("duration", ""), where),
+        "license": cells.get("license") or None,
     }
     if "split" in cells:
         split = SPLIT_WORDS.get(cells["split"].lower())

@@ -34,7 +34,7 @@ NEEDED = {
     "artist_id": "artist.id",
     "artist_name": "artist.name",
 }
-OPTIONAL = {"title": "track.title", "duration": "track.duration"}
+OPTIONAL = {"title": "track.title", "duration": "track.duration", "license": "track.license"}
 """Our column: FMA's, as its first two header rows joined by a dot."""
 
 
@@ -82,8 +82,8 @@ def read_fma(root: Folder, subset: str) -> tuple[pa.Table, dict[str, int]]:
     -------
     rows
         In the file's order: ``track_id`` (int64), ``path`` relative to ``root``, ``genre``,
-        ``split`` (one of ``SPLITS``), ``artist_id``, ``artist_name``, ``title`` and ``duration`` (float64, seconds
-        of the whole track, of which the clip is 30 s). Rows whose file is missing are included.
+        ``split`` (one of ``SPLITS``), ``artist_id``, ``artist_name``, ``title``, ``license`` and ``duration``
+        (float64, seconds of the whole track, of which the clip is 30 s). Rows whose file is missing are included.
     left_out
         How many rows are of an ``other_subset``, and how many of the subset have ``no_genre``.
 
@@ -118,7 +118,7 @@ def read_fma(root: Folder, subset: str) -> tuple[pa.Table, dict[str, int]]:
     columns = {
         "track_id": ids,
         "path": pa.array([clip_path(track_id, subset) for track_id in ids.to_pylist()], pa.string()),
-        **{name: with_genre[name] for name in ("genre", "split", "artist_id", "artist_name", "title")},
+        **{name: with_genre[name] for name in ("genre", "split", "artist_id", "artist_name", "title", "license")},
         "duration": _cast(with_genre, "duration", pa.float64(), file),
     }
     return pa.table(columns), left_out

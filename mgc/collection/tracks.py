@@ -6,9 +6,9 @@
   is absent: the audit reports it, preprocessing quarantines it.
 - **A folder per genre** (GTZAN's layout): ``ROOT/blues/blues.00000.wav``; the artists are unknown, the split is drawn,
   unless folders are named like splits: ``ROOT/train/blues/1.wav``.
-- **A CSV file**: ``path,genre[,split,artist][,title][,duration]``; paths are relative to the file's folder; without
-  the column ``split`` one is drawn, with all clips of an artist in one split. A path that leads out of the folder is
-  refused, unless ``allow_outside`` is given.
+- **A CSV file**: ``path,genre[,split,artist][,title][,duration][,license]``; paths are relative to the file's folder;
+  without the column ``split`` one is drawn, with all clips of an artist in one split. A path that leads out of the
+  folder is refused, unless ``allow_outside`` is given.
 
 Each may be on a disk or in an object store (``s3://bucket/fma``).
 
@@ -29,6 +29,7 @@ import pyarrow.compute as pc
 from mgc.collection import fma
 from mgc.collection.csv_tracks import read_csv, refuse_doubles
 from mgc.collection.genre_folders import read_genre_folders, without_decoder
+from mgc.collection.licences import UNKNOWN, LicenceFilter
 from mgc.collection.names import as_on_disk, composed, one_spelling
 from mgc.collection.splits import draw_splits
 from mgc.core.errors import InputError
@@ -49,6 +50,7 @@ SCHEMA = pa.schema(
         pa.field("artist_name", pa.string()),
         pa.field("title", pa.string()),
         pa.field("duration", pa.float64()),  # seconds, as the source says: of the whole track in FMA
+        pa.field("license", pa.string(), nullable=False),  # as the source says; UNKNOWN where it says none
     ]
 )
 _UNLABELLED = pa.schema([field for field in SCHEMA if field.name != "label"])
@@ -96,6 +98,7 @@ def read_tracks(
     seed: int = 0,
     known_splits: Callable[[], Mapping[str, str]] = dict,
     allow_outside: bool = False,
+    licences: LicenceFilter | None = None,
 ) -> Tracks:
     """Read the tracks table of a collection.
 
@@ -112,6 +115,8 @@ def read_tracks(
         their artists keep it. It is called only there.
     allow_outside
         Of a CSV file: take paths that lead out of its folder, too.
+    licences
+        Which licences are taken; any by default. A track of another is treated as if the collection did not have it.
 
     Returns
     -------
@@ -147,6 +152,9 @@ def read_tracks(
         folder, csv_file = folder.parent
         table, left_out = _table(read_csv(folder, csv_file, _KINDS, allow_outside=allow_outside)), {}
         notes = without_decoder(path for part in table["path"].chunks for path in part.to_pylist())
+    table = _with(table, "license", pc.fill_null(table["license"], UNKNOWN))
+    if licences:
+        table, left_out["license"] = _licensed(table, licences, notes, folder)
     table, merged = _with_one_spelling(table)
     if table["split"].null_count:
         table = _with_drawn_split(table, seed, known_splits())
@@ -191,6 +199,20 @@ def _with(table: pa.Table, name: str, values: Any) -> pa.Table:
     """The table with other values in a column of texts."""
     values = values if isinstance(values, pa.ChunkedArray) else pa.array(values, pa.string())
     return table.set_column(table.schema.get_field_index(name), name, values)
+
+
+def _licensed(table: pa.Table, licences: LicenceFilter, notes: list[str], root: Folder) -> tuple[pa.Table, int]:
+    """Keep the clips whose licence is taken, and note how many of which licence are left out."""
+    counts = {each["values"]: each["counts"] for each in pc.value_counts(table["license"]).to_pylist()}
+    taken = [text for text in counts if licences.takes(text)]
+    out = sorted((text for text in counts if text not in taken), key=lambda text: (-counts[text], text))
+    named = ", ".join(f"{counts[text]} {text[:80]}" for text in out[:5]) + (" …" if len(out) > 5 else "")
+    left = sum(counts[text] for text in out)
+    if not taken:
+        raise InputError(f"{root}: none of its {left} clips has a licence that is asked for: {named}")
+    if left:
+        notes.append(f"{root}: {left} of {len(table)} clips are left out for their licence: {named}")
+    return table.filter(pc.is_in(table["license"], value_set=pa.array(taken, pa.string()))), left
 
 
 def _with_one_spelling(table: pa.Table) -> tuple[pa.Table, list[str]]:

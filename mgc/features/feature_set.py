@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from mgc.collection.licences import UNKNOWN
 from mgc.core.errors import InputError, StoreError, first_line
 from mgc.core.storage import Folder
 from mgc.features.layout import MANIFEST, SCHEMA, Manifest, ShardEntry, read_manifest, read_table, storage_failure
@@ -68,7 +69,7 @@ class FeatureSet:
         entry
             The shard, one of ``manifest.shards``.
         columns
-            Names of columns of ``SCHEMA``.
+            Names of columns of ``SCHEMA``. A ``license`` that the shard lacks is ``unknown``.
 
         Raises
         ------
@@ -80,7 +81,10 @@ class FeatureSet:
         file = f"{self.folder}/{entry.file}"
         try:
             with self.folder.random_access(entry.file) as stream:
-                table = read_table(stream, columns).select(columns)
+                table = read_table(stream, columns)
+            if "license" in columns and "license" not in table.column_names:
+                table = table.append_column("license", pa.array([UNKNOWN] * len(table), pa.string()))
+            table = table.select(columns)
             other = [name for name in columns if table.schema.field(name).type != SCHEMA.field(name).type]
             if other or any(table[name].null_count for name in columns if name != "artist_id"):
                 raise ValueError(f"{', '.join(other)} of another type" if other else "values are missing")
@@ -146,8 +150,8 @@ class FeatureSet:
         Returns
         -------
         pandas.DataFrame
-            The other columns of ``SCHEMA``: ``track_id, split, genre, label, artist_id, path, source_sha1, seconds,
-            promised_seconds, damaged, padded, mean_db, std_db``.
+            The other columns of ``SCHEMA``: ``track_id, split, genre, label, artist_id, path, license, source_sha1,
+            seconds, promised_seconds, damaged, padded, mean_db, std_db``.
         """
         names = [name for name in SCHEMA.names if name != "logmel"]
         tables = [self.table(entry, names).replace_schema_metadata(None) for entry in self.manifest.shards]

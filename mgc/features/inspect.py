@@ -19,21 +19,19 @@ from mgc.collection.splits import SPLITS, leak_message
 from mgc.core.atomic_files import replacing
 from mgc.core.errors import InputError, StoreError
 from mgc.core.results import Result
-from mgc.features.contact_sheet import draw
-from mgc.features.feature_set import FeatureSet, logmels
-from mgc.features.layout import QUARANTINE, read_table, storage_failure
+from mgc.features.contact_sheet import choose, draw, spectrograms, title
+from mgc.features.feature_set import FeatureSet
+from mgc.features.layout import QUARANTINE, SHEET, read_table, storage_failure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from matplotlib.figure import Figure
-    from numpy.typing import NDArray
 
     from mgc.core.storage import Folder
 
-SHEET = Path("contact_sheet.png")
-COLUMNS, ROWS = 6, 16
-"""Clips of a genre, and genres, on the contact sheet at most (FMA has 16 genres)."""
+COLUMNS = 6
+"""Clips of a genre on the contact sheet at most."""
 SHOWN = 3
 """Clips in quarantine that are named for each reason."""
 LEVELS = ("seconds", "mean_db", "std_db")
@@ -154,15 +152,17 @@ def inspect(features: str | Path | FeatureSet, *, out: str | Path | None = None)
     """
     target = FeatureSet.open(features)
     folder, manifest = target.folder, target.manifest
-    picture = _checked(SHEET if out is None else Path(out), folder)
+    picture = _checked(Path(SHEET if out is None else out), folder)
     columns = ["track_id", "split", "genre", "padded", "damaged", *LEVELS]
     rows = [row for entry in manifest.shards for row in _rows(folder, entry.file, columns)]
     quarantined: defaultdict[str, list[str]] = defaultdict(list)
     for row in _rows(folder, QUARANTINE, ["reason", "path"]):
         quarantined[row["reason"]].append(row["path"])
-    chosen = _choose(rows, manifest.genres)
+    chosen = choose(rows, manifest.genres, COLUMNS)
+    left_out = [genre for genre in manifest.genres if genre not in chosen]
     if chosen:
-        _save(draw(chosen, _spectrograms(target, chosen), target), picture)
+        heading = f"{folder.name}: {title(next(iter(chosen.values()))[0]['split'], len(left_out))}"
+        _save(draw(chosen, spectrograms(target, chosen), manifest.spec, heading), picture)
     return Inspection(
         features=str(folder),
         fingerprint=manifest.fingerprint,
@@ -180,7 +180,7 @@ def inspect(features: str | Path | FeatureSet, *, out: str | Path | None = None)
         shards=len(manifest.shards),
         bytes=sum(size for size in folder.sizes(folder.walk()) if size > 0),
         picture=str(picture) if chosen else None,
-        left_out=[genre for genre in manifest.genres if genre not in chosen],
+        left_out=left_out,
     )
 
 
@@ -227,36 +227,6 @@ def _recipe(recipe: dict[str, Any]) -> str:
         f"{spec['n_mels']} mel bands, {scaling}; at least {recipe['min_seconds']:g} s, damaged clips "
         f"{'kept' if recipe['keep_damaged'] else 'quarantined'}; {recipe['decoder']}"
     )
-
-
-# The contact sheet
-
-
-def _choose(rows: list[dict[str, Any]], genres: tuple[str, ...]) -> dict[str, list[dict[str, Any]]]:
-    """Choose the sheet's clips by genre: of the training split, or of the next that has any.
-
-    They are the first of each genre, so few shards are read; these are a fair sample, because clips were shuffled.
-    """
-    split = next((split for split in SPLITS if any(row["split"] == split for row in rows)), None)
-    clips = {genre: [row for row in rows if row["split"] == split and row["genre"] == genre] for genre in genres}
-    most = sorted((genre for genre in genres if clips[genre]), key=lambda genre: -len(clips[genre]))[:ROWS]
-    return {genre: clips[genre][:COLUMNS] for genre in genres if genre in most}
-
-
-def _spectrograms(target: FeatureSet, chosen: dict[str, list[dict[str, Any]]]) -> dict[int, NDArray[np.float32]]:
-    """Read the clips' spectrograms, by track id, in dB below the maximum of each; silence is at ``-top_db``."""
-    spec = target.manifest.spec
-    places: defaultdict[str, list[int]] = defaultdict(list)
-    for row in (row for clips in chosen.values() for row in clips):
-        places[row["file"]].append(row["row"])
-    found = {}
-    for file, numbers in places.items():
-        with _reading(target.folder, file) as stream:
-            table = read_table(stream, ["track_id", "std_db", "logmel"]).take(numbers)
-            z_NFT = logmels(table, spec.shape).astype(np.float32)
-        for clip, std, z_FT in zip(table["track_id"].to_pylist(), table["std_db"].to_pylist(), z_NFT, strict=True):
-            found[clip] = (z_FT - z_FT.max()) * np.float32(std) if np.ptp(z_FT) else np.full_like(z_FT, -spec.top_db)
-    return found
 
 
 def _save(figure: Figure, picture: Path) -> None:

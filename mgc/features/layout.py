@@ -4,6 +4,8 @@
     manifest.json        written last: without it the set is unfinished and readers refuse it
     shards/training-00003-of-00016.parquet
     quarantine.parquet   the clips that gave no feature, each with its reason
+    contact_sheet.png    spectrograms of a few clips of each genre, which the card shows
+    croissant.json       what is inside, in the vocabulary of MLCommons Croissant
     README.md            the dataset card: what is inside, and the lines that read it elsewhere
 
 This module holds names and formats of these files.
@@ -14,7 +16,7 @@ from __future__ import annotations
 import errno
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import IO, TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -36,6 +38,8 @@ MANIFEST = "manifest.json"
 PLAN = "plan.parquet"
 QUARANTINE = "quarantine.parquet"
 CARD = "README.md"
+CROISSANT = "croissant.json"
+SHEET = "contact_sheet.png"
 SHARDS = "shards"
 
 SCHEMA = pa.schema(
@@ -46,6 +50,7 @@ SCHEMA = pa.schema(
         ("label", pa.int8()),
         ("artist_id", pa.string()),
         ("path", pa.string()),
+        ("license", pa.string()),
         ("source_sha1", pa.string()),
         ("seconds", pa.float64()),
         ("promised_seconds", pa.float64()),
@@ -58,7 +63,10 @@ SCHEMA = pa.schema(
 )
 """A shard row. ``logmel`` is the z-scored matrix as little-endian float16 in C order (a ``binary`` column reads 2.8
 times as fast as Arrow's fixed-shape tensor); its shape, dtype and recipe are in the schema's metadata. ``seconds`` of
-the ``promised_seconds`` of the file's headers came out, as far as a feature reaches; clearly fewer are ``damaged``."""
+the ``promised_seconds`` of the file's headers came out, as far as a feature reaches; clearly fewer are ``damaged``.
+``license`` is as the source says, ``unknown`` where it says none; shards of before licences were known lack it."""
+WITHOUT_LICENCE = SCHEMA.remove(SCHEMA.get_field_index("license"))
+"""A shard row of before licences were known."""
 
 QUARANTINE_SCHEMA = pa.schema(
     [
@@ -126,6 +134,13 @@ class Manifest:
     artist_leaks: tuple[dict[str, Any], ...]
     """Artists in more than one split, as ``mgc.collection.splits.artist_leaks`` lists them."""
     shards: tuple[ShardEntry, ...]
+    licenses: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Rows by split and licence; empty in a set of before licences were known, whose shards have no such column."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns of its shards."""
+        return SCHEMA if self.licenses else WITHOUT_LICENCE
 
     @property
     def spec(self) -> LogMelSpec:
@@ -195,13 +210,15 @@ def read_table(source: pa.NativeFile | Path, columns: list[str] | None = None) -
     source
         The open file, or its path.
     columns
-        Names of those to read, in any order; all by default.
+        Names of those to read, in any order; all by default. ``license`` is left out where the file has none.
 
     Raises
     ------
     OSError, pyarrow.ArrowException, ValueError
         The file is damaged.
     """
+    if columns and "license" in columns and "license" not in pq.read_schema(source).names:
+        columns = [name for name in columns if name != "license"]
     table = pq.read_table(source, columns=columns)
     table.validate(full=True)
     return table
@@ -225,7 +242,7 @@ def parquet_writer(stream: pa.NativeFile | IO[bytes], schema: pa.Schema) -> pq.P
     schema
         Of all parts.
     """
-    return pq.ParquetWriter(stream, schema, compression="zstd", use_dictionary=["split", "genre"])
+    return pq.ParquetWriter(stream, schema, compression="zstd", use_dictionary=["split", "genre", "license"])
 
 
 _ABOUT_THE_PATH = {

@@ -3,6 +3,9 @@
 Clips are dealt to shards by a seeded shuffle within their split, so every shard is a fair sample and neither names nor
 row order depend on the cluster. A later run is compared with the plan on disk: with the same recipe and source files
 it resumes, new clips get new shards after the old ones, and any other difference is refused by name.
+
+Licences are no part of a fingerprint: sets of before they were known stay as they are, without the column ``license``
+in plan and shards. A hash of their own says whether a shard has the plan's licences.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mgc.audio.logmel import LogMelSpec
+from mgc.collection.licences import UNKNOWN
 from mgc.collection.splits import SPLITS
 from mgc.collection.tracks import SCHEMA as TRACKS
 from mgc.core.errors import InputError, StoreError, first_line
@@ -46,18 +50,28 @@ if TYPE_CHECKING:
     from mgc.core.storage import Folder
 
 SCHEMA = pa.schema([*TRACKS, pa.field("bytes", pa.int64()), pa.field("shard", pa.string())])
-"""A row of the plan: a clip of the tracks table, its file's size (-1 where there is none) and its shard; in order."""
+"""A row of the plan: a clip of the tracks table, its file's size (-1 where there is none) and its shard; in order.
+Plans of before licences were known have no ``license``."""
 _CLIPS = SCHEMA.remove(SCHEMA.get_field_index("shard"))
-TASK = ["track_id", "path", "genre", "label", "split", "artist_id"]
+TASK = ["track_id", "path", "genre", "label", "split", "artist_id", "license"]
 """Columns that a shard's task needs."""
 ROW_GROUP = 1 << 14
 """Rows of a row group of ``plan.parquet``."""
 SIZES_AT_ONCE = 1 << 14
 """Files whose sizes are Python objects at a time."""
 RECIPE_KEY = b"mgc.recipe"
+LICENCES_KEY = b"mgc.licenses"
+"""Key of a hash of the licences, in the metadata of a plan and of a shard; absent where they are not known."""
 DECIDES = ("path", "bytes", "genre", "label", "split", "artist_id", "artist_name")
 """Columns whose values the fingerprint covers: those of a shard's rows, and those that leaks are found by."""
-_WORDS = {"bytes": "file sizes", "path": "paths", "label": "labels", "artist_id": "artists", "artist_name": "artists"}
+_WORDS = {
+    "bytes": "file sizes",
+    "license": "licences",
+    "path": "paths",
+    "label": "labels",
+    "artist_id": "artists",
+    "artist_name": "artists",
+}
 
 
 @dataclass(frozen=True)
@@ -78,6 +92,13 @@ class ShardPlan:
     def count(self) -> int:
         """How many clips it has."""
         return len(self.rows)
+
+    @cached_property
+    def licences(self) -> bytes | None:
+        """Hash of its clips' licences, in order; None in a plan without them."""
+        if "license" not in self.table.column_names:
+            return None
+        return hashlib.sha256(repr(self.table["license"].take(self.rows).to_pylist()).encode()).hexdigest().encode()
 
     @property
     def clips(self) -> pa.Table:
@@ -122,7 +143,7 @@ class Plan:
             New shards are numbered on within their split; ``-of-`` is the number of shards when they were planned.
         """
         before = len(self.table)
-        clips = clips.select(_CLIPS.names).cast(_CLIPS)
+        clips = clips.select(self.table.column_names).cast(self.table.schema)
         table = pa.concat_tables([self.table, clips]) if before else clips
         deal: dict[str, NDArray[Any]] = {}
         for code, split in enumerate(SPLITS):
@@ -139,7 +160,11 @@ class Plan:
     @property
     def clips(self) -> pa.Table:
         """All clips, ordered by split, shard and row of the shard: rows of ``SCHEMA``."""
-        return pa.concat_tables([SCHEMA.empty_table(), *self._parts(1 << 20)])
+        return pa.concat_tables([self._schema.empty_table(), *self._parts(1 << 20)])
+
+    @property
+    def _schema(self) -> pa.Schema:
+        return _schema_of(self.table)
 
     def _parts(self, most: int) -> Iterator[pa.Table]:
         """The rows of ``clips``, some of them at a time."""
@@ -150,7 +175,8 @@ class Plan:
         for start in range(0, len(rows), most):
             part = np.arange(start, min(start + most, len(rows)))
             shard = files.take(np.searchsorted(ends, part, side="right"))
-            yield self.table.take(rows[part]).append_column("shard", shard).select(SCHEMA.names).cast(SCHEMA)
+            part_of = self.table.take(rows[part]).append_column("shard", shard)
+            yield part_of.select(self._schema.names).cast(self._schema)
 
     @cached_property
     def shards(self) -> tuple[ShardPlan, ...]:
@@ -166,9 +192,15 @@ class Plan:
         """Hash of names and fingerprints of all shards: 64 hexadecimal digits."""
         return hashlib.sha256("".join(f"{s.file} {s.fingerprint}\n" for s in self.shards).encode()).hexdigest()
 
+    @property
+    def licences(self) -> bytes | None:
+        """Hash of the licences of all clips, in order; None in a plan without them."""
+        its = [shard.licences for shard in self.shards]
+        return None if None in its else hashlib.sha256(b"".join(filter(None, its))).hexdigest().encode()
+
     def slim(self) -> Plan:
         """Give the plan without the columns that only plans need, which are the larger part of its memory."""
-        slim = replace(self, table=self.table.select(TASK))
+        slim = replace(self, table=self.table.select([name for name in TASK if name in self.table.column_names]))
         shards = tuple(replace(shard, table=slim.table) for shard in self.shards)
         vars(slim).update(shards=shards, fingerprint=self.fingerprint)  # they cover the columns that are gone
         return slim
@@ -202,6 +234,20 @@ class Plan:
         found += [_change(name, old, new) for name in DECIDES if not old[name].equals(new[name])]
         return list(dict.fromkeys(found))
 
+    def other_licences(self, clips: pa.Table) -> str | None:
+        """Say how many of ``clips`` have another licence than in this plan; None if there are none.
+
+        Parameters
+        ----------
+        clips
+            Rows of the tracks table, with those of the plan among them.
+        """
+        old = self.table.sort_by("track_id")
+        new = clips.filter(pc.is_in(clips["track_id"], value_set=old["track_id"].combine_chunks())).sort_by("track_id")
+        if "license" not in old.column_names:
+            old = old.append_column("license", pa.array([UNKNOWN] * len(old)))
+        return None if old["license"].equals(new["license"]) else _change("license", old, new)
+
     # On disk
 
     def begin(self, folder: Folder, *, overwrite: bool) -> None:
@@ -226,18 +272,21 @@ class Plan:
     def write(self, folder: Folder) -> None:
         """Write ``plan.parquet``."""
         metadata = {RECIPE_KEY: self.recipe.to_json().encode(), b"mgc.format": str(FORMAT).encode()}
+        metadata |= {LICENCES_KEY: self.licences} if self.licences else {}
         with tempfile.TemporaryFile() as file:  # a buffer that grows takes three times what is in it
-            with parquet_writer(file, SCHEMA.with_metadata(metadata)) as writer:
+            with parquet_writer(file, self._schema.with_metadata(metadata)) as writer:
                 for part in self._parts(ROW_GROUP):
                     writer.write_table(part)
             file.flush()
             folder.write(PLAN, pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
 
     def stands_in(self, folder: Folder) -> bool:
-        """Whether a plan of the same recipe is in the folder; its clips are not read."""
+        """Whether a plan of the same recipe and licences is in the folder; its clips are not read."""
         try:
             with folder.random_access(PLAN) as file:
-                return bool((pq.read_schema(file).metadata or {}).get(RECIPE_KEY) == self.recipe.to_json().encode())
+                found = pq.read_schema(file).metadata or {}
+            same = found.get(LICENCES_KEY) == self.licences
+            return same and bool(found.get(RECIPE_KEY) == self.recipe.to_json().encode())
         except (OSError, StoreError, pa.ArrowException):
             return False
 
@@ -261,7 +310,7 @@ class Plan:
             fields = json.loads(metadata[RECIPE_KEY])
             recipe = Recipe(**fields | {"spec": LogMelSpec(**fields["spec"])})
             check_shards(pc.unique(table["shard"]).to_pylist())
-            return cls._from(recipe, table.cast(SCHEMA))
+            return cls._from(recipe, table.cast(_schema_of(table)))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, StoreError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
@@ -279,6 +328,11 @@ class Plan:
             for file, (start, stop) in zip(runs.values.to_pylist(), pairwise(ends), strict=True)
         }
         return cls(recipe, clips.drop_columns(["shard"]).combine_chunks(), deal)
+
+
+def _schema_of(table: pa.Table) -> pa.Schema:
+    """``SCHEMA``, with licences only where the table has them."""
+    return SCHEMA if "license" in table.column_names else SCHEMA.remove(SCHEMA.get_field_index("license"))
 
 
 def with_sizes(clips: pa.Table, root: Folder) -> pa.Table:

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mgc.audio.logmel import RECIPES
+from mgc.collection.licences import LicenceFilter
 from mgc.collection.missing import nothing_there
 from mgc.collection.splits import artist_leaks, draw_clips, gaps, leak_message
 from mgc.collection.tracks import read_tracks
@@ -32,8 +33,21 @@ from mgc.core.storage import Folder
 from mgc.features import shards
 from mgc.features.card import dataset_card
 from mgc.features.claim import claimed
+from mgc.features.contact_sheet import preview
+from mgc.features.croissant import croissant
 from mgc.features.feature_set import FeatureSet
-from mgc.features.layout import CARD, FORMAT, MANIFEST, QUARANTINE, SHARDS, Manifest, parquet_bytes, read_manifest
+from mgc.features.layout import (
+    CARD,
+    CROISSANT,
+    FORMAT,
+    MANIFEST,
+    QUARANTINE,
+    SHARDS,
+    SHEET,
+    Manifest,
+    parquet_bytes,
+    read_manifest,
+)
 from mgc.features.plan import Plan, with_sizes
 from mgc.features.quarantine import as_csv, check_share, report
 from mgc.features.recipe import Recipe
@@ -42,7 +56,7 @@ from mgc.features.shard_tasks import KEPT, Job, Written, cause, warm_up, write_s
 from mgc.features.sources import replaced
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from mgc.features.shards import ShardRecord
@@ -85,6 +99,8 @@ def preprocess(
     features: str = "logmel",
     subset: str = "small",
     allow_outside: bool = False,
+    license: Sequence[str] = (),  # noqa: A002 (the name of the flag)
+    without_license: Sequence[str] = (),
     workers: int | None = None,
     limit: int | None = None,
     min_seconds: float = 5.0,
@@ -111,6 +127,12 @@ def preprocess(
         Subset of an FMA folder: ``"small"``, ``"medium"`` or ``"large"``.
     allow_outside
         Of a CSV file: take paths that lead out of its folder, too.
+    license
+        Take only tracks of these licences: texts as the collection has them, families (``"CC-BY"``, in any version) or
+        SPDX ids (``"CC-BY-4.0"``); ``"unknown"`` takes those without one.
+    without_license
+        Leave out tracks whose licence has one of these terms: ``"NC"``, ``"ND"``, ``"SA"``, ``"BY"``. Those whose
+        licence is unknown or not understood are left out, too.
     workers
         Tasks at a time; as many as the cluster has CPUs, at any moment, by default.
     limit
@@ -161,6 +183,7 @@ def preprocess(
     recipe = Recipe(
         spec=RECIPES[features], min_seconds=min_seconds, keep_damaged=keep_damaged, clips_per_shard=clips_per_shard
     )
+    licences = LicenceFilter(license, without_license)
     demand = Demand("tasks", 1, {"CPU": 1}, wait)
     with _storage_failures(), claimed(target):
         tracks = read_tracks(
@@ -168,6 +191,7 @@ def preprocess(
             subset=subset,
             known_splits=lambda: _splits_of(target, overwrite=overwrite),
             allow_outside=allow_outside,
+            licences=licences,
         )
         for note in tracks.notes:
             say(note)
@@ -191,8 +215,12 @@ def preprocess(
                     "`overwrite=True` makes their shards again"
                 )
             missing |= others.keys()
-        derived = all(target.kind(name) == "file" for name in (QUARANTINE, CARD))
-        if present is not None and present.fingerprint == plan.fingerprint and derived and not missing:
+        if (
+            present is not None
+            and present.fingerprint == plan.fingerprint
+            and all(target.kind(name) == "file" for name in _derived(present))
+            and not missing
+        ):
             check_share(present.quarantined, len(plan.table), max_quarantined, target)
             say(f"{target}: finished, nothing to do")
             return _result(present, target, start, written=0)
@@ -210,6 +238,8 @@ def preprocess(
         from mgc.tracking import runs as tracking  # here, because a run with nothing to do must not wait for MLflow
 
         config = {"root": str(Folder.at(root)), "subset": subset, "limit": limit, "clips": given, **recipe.to_dict()}
+        config |= {"license": list(license)} if license else {}
+        config |= {"without_license": list(without_license)} if without_license else {}
         run = tracking.Run.start(uri, tracking.FEATURES_EXPERIMENT, name=target.name, step="preprocess", config=config)
         with run.closing():
             plan.begin(target, overwrite=overwrite)
@@ -227,6 +257,9 @@ def preprocess(
             report(rejected, target)
             run.text(as_csv(rejected), "quarantine.csv")
             check_share(manifest.quarantined, len(plan.table), max_quarantined, target)
+            picture = preview(FeatureSet(target, manifest), records)
+            target.write(SHEET, picture) if picture else target.remove(SHEET)
+            target.write(CROISSANT, croissant(manifest).encode())
             target.write(CARD, dataset_card(manifest).encode())
             target.write(MANIFEST, manifest.to_json().encode())
 
@@ -332,17 +365,21 @@ def _check_numbers(**values: int | None) -> None:
 
 
 def _manifest(plan: Plan, genres: tuple[str, ...], records: list[ShardRecord], leaks: list[dict[str, Any]]) -> Manifest:
-    clips, quarantined = shards.totals(records)
     return Manifest(
-        FORMAT,
-        plan.fingerprint,
-        plan.recipe.to_dict(),
-        genres,
-        clips,
-        quarantined,
-        tuple(leaks),
-        tuple(record.entry for record in records),
+        format=FORMAT,
+        fingerprint=plan.fingerprint,
+        recipe=plan.recipe.to_dict(),
+        genres=genres,
+        artist_leaks=tuple(leaks),
+        shards=tuple(record.entry for record in records),
+        **shards.totals(records),
     )
+
+
+def _derived(manifest: Manifest) -> list[str]:
+    """Files that are made of the shards of a finished set; those of before licences were known have no more."""
+    sheet = [SHEET] if any(entry.rows for entry in manifest.shards) else []
+    return [QUARANTINE, CARD, *([CROISSANT, *sheet] if manifest.licenses else [])]
 
 
 def _result(manifest: Manifest, target: Folder, start: float, *, written: int, rate: float = 0.0) -> Preprocessed:

@@ -41,6 +41,8 @@ def settle(target: Folder, plan: Plan, *, overwrite: bool) -> Plan:
             f"`out={target}`: holds another feature set: {'; '.join(differences)}; "
             "choose another folder, or `overwrite=True` to replace what differs"
         )
+    if changed := before.other_licences(plan.table):
+        say(f"{target}: {changed}; the set keeps those that it was made with until it is overwritten")
     new = before.without(plan.table)
     if len(new):
         say(f"{target}: {len(new)} new clips go to new shards, {len(before.table)} stay")

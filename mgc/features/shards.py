@@ -25,12 +25,14 @@ from mgc.features.decoding import each_clip
 from mgc.features.layout import (
     QUARANTINE_SCHEMA,
     SCHEMA,
+    WITHOUT_LICENCE,
     ShardEntry,
     ShardName,
     parquet_bytes,
     read_table,
     storage_failure,
 )
+from mgc.features.plan import LICENCES_KEY, TASK
 
 if TYPE_CHECKING:
     from io import FileIO
@@ -57,6 +59,8 @@ class ShardRecord:
     """Rows by genre."""
     quarantined: list[dict[str, Any]]
     """Rows of ``QUARANTINE_SCHEMA``."""
+    licenses: dict[str, int] | None = None
+    """Rows by licence; None of a shard without licences."""
 
     def to_json(self) -> str:
         """Encode the record as a task returns it."""
@@ -66,7 +70,8 @@ class ShardRecord:
     def from_json(cls, text: str) -> ShardRecord:
         """Decode the JSON of ``to_json``."""
         fields = json.loads(text)
-        fields["genres"] = {sys.intern(genre): rows for genre, rows in fields["genres"].items()}  # of many shards
+        for name in ("genres", "licenses"):  # of many shards
+            fields[name] = fields[name] and {sys.intern(value): rows for value, rows in fields[name].items()}
         return cls(ShardEntry(**fields.pop("entry")), **fields)
 
 
@@ -113,7 +118,9 @@ def write(shard: ShardPlan, root: Folder, out: Folder, *, recipe: Recipe, clip_t
         b"mgc.spec": json.dumps(recipe.spec.to_dict()).encode(),
         b"mgc.logmel": json.dumps({"shape": recipe.spec.shape, "dtype": "<f2", "order": "C"}).encode(),
     }
-    table = pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(metadata))
+    metadata |= {LICENCES_KEY: shard.licences} if shard.licences else {}
+    schema = SCHEMA if shard.licences else WITHOUT_LICENCE
+    table = pa.Table.from_pylist(rows, schema=schema.with_metadata(metadata))
     rows.clear()  # 21 MB, before the file takes as much
     data = parquet_bytes(table)
     out.write(shard.file, data)
@@ -157,7 +164,7 @@ def extract(clip: dict[str, Any], file: FileIO, recipe: Recipe) -> dict[str, Any
     made = feature(samples, spec)
     file.seek(0)
     sha1 = hashlib.file_digest(file, "sha1").hexdigest()
-    return {name: clip[name] for name in ("track_id", "split", "genre", "label", "artist_id", "path")} | {
+    return {name: clip[name] for name in TASK if name in clip} | {
         "source_sha1": sha1,
         "seconds": seconds,
         "promised_seconds": promised,
@@ -183,7 +190,7 @@ def is_damaged(seconds: float, promised: float) -> bool:
 
 
 def is_written(out: Folder, shard: ShardPlan) -> bool:
-    """Whether a shard's file is there and was written by its plan.
+    """Whether a shard's file is there and was written by its plan, with the plan's licences.
 
     Parameters
     ----------
@@ -197,7 +204,8 @@ def is_written(out: Folder, shard: ShardPlan) -> bool:
     RunError
         The disk or the object store cannot be read.
     """
-    return has_fingerprint(out, shard.file, shard.fingerprint)
+    found = _metadata(out, shard.file)
+    return found.get(FINGERPRINT_KEY) == shard.fingerprint.encode() and found.get(LICENCES_KEY) == shard.licences
 
 
 def has_fingerprint(out: Folder, file: str, fingerprint: str) -> bool:
@@ -217,14 +225,19 @@ def has_fingerprint(out: Folder, file: str, fingerprint: str) -> bool:
     RunError
         The disk or the object store cannot be read.
     """
+    return _metadata(out, file).get(FINGERPRINT_KEY) == fingerprint.encode()
+
+
+def _metadata(out: Folder, file: str) -> dict[bytes, bytes]:
+    """The metadata of a shard's file; empty where it is absent or damaged."""
     try:
         with out.random_access(file) as opened:
-            found = (pq.read_schema(opened).metadata or {}).get(FINGERPRINT_KEY)
+            found: dict[bytes, bytes] | None = pq.read_schema(opened).metadata
     except (OSError, StoreError, pa.ArrowException, ValueError) as error:  # ValueError: a name that is not UTF-8
         if failure := storage_failure(f"{out}/{file}", error):
             raise failure from None
-        return False  # absent or damaged
-    return bool(found == fingerprint.encode())
+        return {}
+    return found or {}
 
 
 def read_record(out: Folder, file: str) -> ShardRecord:
@@ -254,7 +267,7 @@ def read_record(out: Folder, file: str) -> ShardRecord:
         if name is None:
             raise ValueError("not the name of a shard")
         data = out.read(file)
-        table = read_table(pa.BufferReader(data), ["split", "genre"])
+        table = read_table(pa.BufferReader(data), ["split", "genre", "license"])
         return _record(ShardEntry(file, name.split, len(table), len(data), hashlib.sha256(data).hexdigest()), table)
     except (OSError, StoreError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise storage_failure(f"{out}/{file}", error) or InputError(
@@ -263,17 +276,34 @@ def read_record(out: Folder, file: str) -> ShardRecord:
 
 
 def _record(entry: ShardEntry, table: pa.Table) -> ShardRecord:
-    genres = {row["values"]: row["counts"] for row in table["genre"].value_counts().to_pylist()}
-    return ShardRecord(entry, genres, json.loads(table.schema.metadata[QUARANTINE_KEY]))
+    licenses = _counts(table["license"]) if "license" in table.column_names else None
+    return ShardRecord(entry, _counts(table["genre"]), json.loads(table.schema.metadata[QUARANTINE_KEY]), licenses)
 
 
-def totals(records: list[ShardRecord]) -> tuple[dict[str, dict[str, int]], dict[str, int]]:
-    """Count rows by split and genre, and quarantined clips by reason, over all shards."""
+def _counts(column: pa.ChunkedArray) -> dict[str, int]:
+    return {row["values"]: row["counts"] for row in column.value_counts().to_pylist()}
+
+
+def totals(records: list[ShardRecord]) -> dict[str, Any]:
+    """Count over all shards what a manifest counts.
+
+    Returns
+    -------
+    dict
+        The fields ``clips``, ``quarantined`` and ``licenses`` of the ``Manifest``.
+    """
     clips: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
+    licenses: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
     for record in records:
         clips.setdefault(record.entry.split, Counter()).update(record.genres)  # a manifest may name any split
+        licenses.setdefault(record.entry.split, Counter()).update(record.licenses or {})
     reasons = Counter(row["reason"] for record in records for row in record.quarantined)
-    return {split: dict(counts) for split, counts in clips.items()}, dict(sorted(reasons.items()))
+    known = any(record.licenses is not None for record in records)
+    return {
+        "clips": {split: dict(counts) for split, counts in clips.items()},
+        "quarantined": dict(sorted(reasons.items())),
+        "licenses": {split: dict(counts) for split, counts in licenses.items()} if known else {},
+    }
 
 
 def quarantine(records: list[ShardRecord]) -> pa.Table:

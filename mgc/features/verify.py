@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from mgc.core.storage import Folder
 
-COPIED = ("split", "genre", "label", "artist_id", "path")
+COPIED = ("split", "genre", "label", "artist_id", "path", "license")
 """Columns of a shard that are copied from the plan."""
 SHOWN = 3
 """Track ids that a problem names at most."""
@@ -200,13 +200,15 @@ def _shard(target: FeatureSet, entry: ShardEntry, shard: ShardPlan | None) -> tu
         made_by = metadata.get(FINGERPRINT_KEY, b"").decode()
         if shard and made_by != shard.fingerprint:
             lines.append(f"made by another plan (fingerprint {made_by[:12]}…, the plan says {shard.fingerprint[:12]}…)")
-        if not table.schema.equals(SCHEMA):
-            changes = sorted({str(field) for field in table.schema} ^ {str(field) for field in SCHEMA})
+        expected = target.manifest.schema
+        if not table.schema.equals(expected):
+            changes = sorted({str(field) for field in table.schema} ^ {str(field) for field in expected})
             return None, [*lines, f"its columns are not those of a shard ({', '.join(changes) or 'their order'})"]
         lines += _values(table, target.manifest.spec.shape)
         genres = Counter(table["genre"].to_pylist())
         read = ShardEntry(entry.file, entry.split, len(table), len(data), sha256)
-        record = ShardRecord(read, dict(genres), json.loads(metadata[QUARANTINE_KEY]))
+        licenses = dict(Counter(table["license"].to_pylist())) if target.manifest.licenses else None
+        record = ShardRecord(read, dict(genres), json.loads(metadata[QUARANTINE_KEY]), licenses)
         quarantined = pa.Table.from_pylist(record.quarantined, schema=QUARANTINE_SCHEMA)
         if quarantined.to_pylist() != record.quarantined:
             raise ValueError("its metadata hold no quarantine")
@@ -245,7 +247,8 @@ def _clips(table: pa.Table, quarantined: list[int], shard: ShardPlan) -> list[st
     clips = shard.clips.filter(pc.is_in(shard.clips["track_id"], value_set=table["track_id"].combine_chunks()))
     expected = clips["track_id"].to_pylist()
     if rows == expected:
-        other = [name for name in COPIED if not table[name].equals(clips[name])]
+        copied = [name for name in COPIED if name in table.column_names and name in clips.column_names]
+        other = [name for name in copied if not table[name].equals(clips[name])]
         lines += [f"{', '.join(other)} of its rows are not the plan's"] if other else []
     elif sorted(rows) == sorted(expected):
         lines.append("its rows are in another order than the plan's")
@@ -273,8 +276,7 @@ def _against_plan(manifest: Manifest, plan: Plan) -> list[str]:
 
 def _against_shards(manifest: Manifest, records: list[ShardRecord]) -> list[str]:
     """Say which of the manifest's counts are not those of the shards."""
-    clips, reasons = totals(records)
-    right = {"clips": manifest.clips == clips, "quarantined": manifest.quarantined == reasons}
+    right = {name: getattr(manifest, name) == counts for name, counts in totals(records).items()}
     return [f"its count of {name} is not that of the shards" for name, equal in right.items() if not equal]
 
 

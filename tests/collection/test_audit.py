@@ -62,9 +62,20 @@ def test_counts_by_split_and_genre_each_add_up_to_the_clips(data):
     assert report.by_genre == {"Pop": 1, "Rock": 2}
     assert report.by_genre_and_split["Rock"] == {"training": 1, "validation": 0, "test": 1}
     names = "clips by_split by_genre by_genre_and_split missing artist_leaks duplicate_clips left_out notes "
-    names += "gaps nothing_there ok"
+    names += "gaps by_license nothing_there ok"
     assert list(json.loads(json.dumps(report.to_dict()))) == names.split()
     assert report.to_dict()["ok"] is True
+
+
+def test_licences_are_counted_where_the_collection_names_any(tmp_path, data):
+    assert "licences" not in str(
+        audit(data({"1.mp3": (b"1", "Rock", "train", "A"), "2.mp3": (b"2", "Pop", "test", "B")}))
+    )
+    file = tmp_path / "licensed.csv"
+    file.write_text("path,genre,license\n1.mp3,Rock,\n2.mp3,Pop,CC0-1.0\n3.mp3,Pop,CC0-1.0\n")
+    report = audit(file)
+    assert report.by_license == {"CC0-1.0": 2, "unknown": 1}
+    assert "licences:\n  2 CC0-1.0\n  1 unknown\n" in str(report)
 
 
 def test_missing_lists_exactly_the_paths_without_a_file(data):

@@ -26,10 +26,11 @@ COLUMNS = [
     ("set", "subset", ""),
     ("track", "duration", ""),
     ("track", "genre_top", ""),
+    ("track", "license", ""),
     ("track", "title", ""),
 ]
 BIO = 'several\nlines, a comma, and "quotes"'
-GOOD = ["2", "Album", BIO, "7", "AWOL", "training", "small", "168", "Rock", "Food"]
+GOOD = ["2", "Album", BIO, "7", "AWOL", "training", "small", "168", "Rock", "Attribution", "Food"]
 
 
 def write_fma(root, rows, columns=COLUMNS):
@@ -72,6 +73,7 @@ def test_the_small_rows_of_the_real_head_are_what_the_csv_module_reads(real_root
     assert table["artist_name"].to_pylist() == [row["artist.name"] for row in want]
     assert table["title"].to_pylist() == [row["track.title"] for row in want]
     assert table["duration"].to_pylist() == [float(row["track.duration"]) for row in want]
+    assert table["license"].to_pylist() == [row["track.license"] for row in want]
     assert table["path"].to_pylist()[0] == "fma_small/000/000002.mp3"
     assert sum(left_out.values()) + table.num_rows == 9
 
@@ -104,11 +106,18 @@ def test_an_empty_or_nan_genre_counts_as_none(tmp_path, genre):
 
 
 def test_quoted_empty_cells_are_null_and_cells_are_stripped(tmp_path):
-    write_fma(tmp_path, [{"artist.id": "", "artist.name": " AWOL\n", "track.title": "", "track.duration": ""}])
+    write_fma(
+        tmp_path,
+        [
+            dict.fromkeys(("artist.id", "track.title", "track.duration", "track.license"), "")
+            | {"artist.name": " AWOL\n"}
+        ],
+    )
     file = tmp_path / fma.TRACKS_CSV
     file.write_text(file.read_text().replace(",,", ',"",'))
     (row,) = fma.read_fma(Folder.at(tmp_path), "small")[0].to_pylist()
-    assert (row["artist_id"], row["artist_name"], row["title"], row["duration"]) == (None, "AWOL", None, None)
+    assert row["artist_name"] == "AWOL"
+    assert [row[name] for name in ("artist_id", "title", "duration", "license")] == [None] * 4
 
 
 @pytest.mark.parametrize("change", [{"eol": "\r\n"}, {"bom": "\ufeff"}, {"quote": True}])
@@ -160,11 +169,11 @@ def test_missing_columns_are_named_and_the_others_are_not(tmp_path):
     assert "tracks.csv" in str(caught.value)
 
 
-def test_titles_and_durations_may_be_absent(tmp_path):
-    gone = {("track", "title"), ("track", "duration")}
+def test_titles_durations_and_licences_may_be_absent(tmp_path):
+    gone = {("track", "title"), ("track", "duration"), ("track", "license")}
     write_fma(tmp_path, [{}], [column for column in COLUMNS if column[:2] not in gone])
     (row,) = fma.read_fma(Folder.at(tmp_path), "small")[0].to_pylist()
-    assert (row["title"], row["duration"], row["genre"]) == (None, None, "Rock")
+    assert (row["title"], row["duration"], row["license"], row["genre"]) == (None, None, None, "Rock")
 
 
 def test_no_such_root_and_no_tracks_csv_are_told_apart(tmp_path):

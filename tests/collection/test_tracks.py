@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from mgc.collection import tracks
+from mgc.collection.licences import LicenceFilter
 from mgc.collection.splits import SPLITS, artist_leaks, draw_clips, draw_splits, gaps, leak_message
 from mgc.collection.tracks import SCHEMA, path_id, read_tracks
 from mgc.core.errors import InputError
@@ -85,6 +86,7 @@ def test_rows_whose_clips_are_absent_stay_and_labels_are_positions_in_the_sorted
             "artist_name": "AWOL",
             "title": "Food",
             "duration": 168.0,
+            "license": "Attribution-NonCommercial-ShareAlike 3.0 International",
         }
     ]
 
@@ -297,13 +299,13 @@ def test_a_file_name_that_is_not_utf8_is_one_clear_line():
 # A CSV file
 
 
-def test_a_csv_gives_its_split_artist_title_and_duration(tmp_path):
+def test_a_csv_gives_its_split_artist_title_duration_and_licence(tmp_path):
     file = write_csv(
         tmp_path,
-        "\ufeffpath,mood,genre,split,artist,title,duration\n"
-        '"a, b/1.mp3",sad,Rock,TRAIN, The  Who ,"My\nGeneration",198.5\n'
+        "\ufeffpath,mood,genre,split,artist,title,duration,license\n"
+        '"a, b/1.mp3",sad,Rock,TRAIN, The  Who ,"My\nGeneration",198.5,CC-BY-4.0\n'
         "\n"
-        "./x/../2.mp3,,Blues,val,,,\n"
+        "./x/../2.mp3,,Blues,val,,,,\n"
         "3.mp3,,Blues,Testing\n4.mp3,,Blues,dev\n",
     )
     found = read_tracks(file)
@@ -320,9 +322,44 @@ def test_a_csv_gives_its_split_artist_title_and_duration(tmp_path):
         "artist_name": "The  Who",
         "title": "My\nGeneration",
         "duration": 198.5,
+        "license": "CC-BY-4.0",
     }
+    assert rows["2.mp3"]["license"] == rows["3.mp3"]["license"] == "unknown"
     assert [rows[f"{i}.mp3"]["split"] for i in (2, 3, 4)] == ["validation", "test", "validation"]
     assert rows["2.mp3"]["artist_id"] is rows["2.mp3"]["artist_name"] is rows["2.mp3"]["duration"] is None
+
+
+LICENSED = (
+    "path,genre,license\n1.mp3,Rock,CC-BY-4.0\n2.mp3,Rock,CC-BY-NC-4.0\n3.mp3,Pop,CC0-1.0\n"
+    "4.mp3,Pop,Attribution-NoDerivatives 4.0 International\n5.mp3,Jazz,\n6.mp3,Jazz,CC-BY-NC-4.0\n"
+)
+
+
+def test_what_a_filter_of_licences_leaves_out_is_as_if_it_were_not_in_the_collection(tmp_path):
+    found = read_tracks(write_csv(tmp_path, LICENSED), licences=LicenceFilter(without=["NC", "ND"]))
+    alone = read_tracks(write_csv(tmp_path, "path,genre,license\n1.mp3,Rock,CC-BY-4.0\n3.mp3,Pop,CC0-1.0\n"))
+    assert found.table.equals(alone.table)  # labels and drawn splits, too
+    assert found.genres == ("Pop", "Rock")
+    assert found.left_out == {"license": 4}
+    assert found.notes == (
+        f"{tmp_path}: 4 of 6 clips are left out for their licence: 2 CC-BY-NC-4.0, "
+        "1 Attribution-NoDerivatives 4.0 International, 1 unknown",
+    )
+
+
+def test_a_filter_that_no_clip_passes_is_refused_with_the_licences_that_are_there(tmp_path):
+    file = write_csv(tmp_path, LICENSED)
+    with pytest.raises(InputError, match=r"none of its 6 clips has a licence that is asked for: 2 CC-BY-NC-4\.0, 1 "):
+        read_tracks(file, licences=LicenceFilter(only=["MIT"]))
+    assert read_tracks(file, licences=LicenceFilter(only=["cc-by", "CC0"])).table.num_rows == 2
+    assert read_tracks(file, licences=LicenceFilter()).table.equals(read_tracks(file).table)
+
+
+def test_folders_of_genres_have_no_licence(tmp_path):
+    genre_folders(tmp_path)
+    assert set(read_tracks(tmp_path).table["license"].to_pylist()) == {"unknown"}
+    with pytest.raises(InputError, match=r"none of its \d+ clips has a licence that is asked for: \d+ unknown"):
+        read_tracks(tmp_path, licences=LicenceFilter(without=["NC"]))
 
 
 def test_absolute_paths_inside_the_folder_are_the_relative_ones_and_outside_stay_where_allowed(tmp_path):

@@ -60,9 +60,15 @@ def feature_set(mini, tmp_path_factory):
     folder.make()
     plan.begin(folder, overwrite=False)
     records = [shards.write(s, tracks.audio_root, folder, recipe=RECIPE, clip_timeout=60.0) for s in plan.shards]
-    entries, totals = tuple(record.entry for record in records), shards.totals(records)
-    genres = tracks.genres[:GENRES]
-    manifest = Manifest(FORMAT, plan.fingerprint, RECIPE.to_dict(), genres, *totals, (), entries)
+    manifest = Manifest(
+        format=FORMAT,
+        fingerprint=plan.fingerprint,
+        recipe=RECIPE.to_dict(),
+        genres=tracks.genres[:GENRES],
+        artist_leaks=(),
+        shards=tuple(record.entry for record in records),
+        **shards.totals(records),
+    )
     folder.write(MANIFEST, pa.py_buffer(manifest.to_json().encode()))
     return FeatureSet(folder, manifest)
 

@@ -34,7 +34,7 @@ from mgc.core.storage import Folder
 from mgc.dataset import clips as clips_of
 from mgc.features import shards
 from mgc.features.feature_set import FeatureSet
-from mgc.features.layout import CARD, MANIFEST, PLAN, QUARANTINE
+from mgc.features.layout import CARD, CROISSANT, MANIFEST, PLAN, QUARANTINE, SHEET
 from mgc.features.plan import Plan, Recipe, with_sizes
 
 RATE = 22_050
@@ -444,7 +444,7 @@ def test_every_clip_of_the_undisturbed_set_is_one_row_or_one_quarantine_row(undi
     assert quarantine == BAD
     assert sorted([*rows, *quarantine]) == sorted(clips)
     assert len([name for name in undisturbed if name.startswith("shards/")]) == 10
-    assert undisturbed.keys() >= {MANIFEST, PLAN, QUARANTINE, CARD}
+    assert undisturbed.keys() >= {MANIFEST, PLAN, QUARANTINE, CARD, CROISSANT, SHEET}
 
 
 # Kills
@@ -457,7 +457,7 @@ def test_twenty_kills_at_random_moments_cost_no_clip_and_no_byte(driver, collect
     outside = deque(["child", "driver", "worker", "driver", "child", "driver", "worker", "driver", "child", "worker"])
     early = [[PLAN, when] for when in chance.sample(WHEN, 2)]
     middle = deque(chance.sample(WHEN, 3))  # of shards
-    late = deque([[QUARANTINE, chance.choice(WHEN)], [CARD, chance.choice(WHEN)]])
+    late = deque([name, chance.choice(WHEN)] for name in chance.sample((QUARANTINE, SHEET, CROISSANT, CARD), 2))
     late += [[MANIFEST, when] for when in [*chance.sample(WHEN[:3], 2), "after"]]
     moments = len(outside) + len(early) + len(middle) + len(late)
     assert moments == 20

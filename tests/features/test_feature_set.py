@@ -68,7 +68,7 @@ def test_a_manifest_with_bytes_that_are_no_text_is_refused(broken):
 
 def test_a_manifest_without_one_of_its_fields_is_refused(broken):
     whole = json.loads((broken / MANIFEST).read_text())
-    for field in whole:
+    for field in whole.keys() - {"licenses"}:  # it came later
         (broken / MANIFEST).write_text(json.dumps({key: value for key, value in whole.items() if key != field}))
         refused(broken, "not a manifest")
 

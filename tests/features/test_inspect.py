@@ -23,7 +23,8 @@ from mgc.collection.splits import SPLITS
 from mgc.core.errors import InputError
 from mgc.core.storage import Folder
 from mgc.features import inspect as module
-from mgc.features.inspect import COLUMNS, ROWS, SHOWN, inspect
+from mgc.features.contact_sheet import ROWS
+from mgc.features.inspect import COLUMNS, SHOWN, inspect
 from mgc.features.layout import MANIFEST, QUARANTINE, SHARDS
 from mgc.features.plan import Plan, Recipe
 

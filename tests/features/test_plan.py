@@ -31,7 +31,7 @@ def table(counts, seed=None, first=100):
             {"path": f"{split}{i}.wav", "genre": "ab"[i % 2], "label": i % 2, "split": split, "artist_id": f"x{i}"}
             for i in range(count)
         ]
-    rows = [row | {"track_id": first + i} for i, row in enumerate(rows)]
+    rows = [row | {"track_id": first + i, "license": ("CC0-1.0", "unknown")[i % 2]} for i, row in enumerate(rows)]
     clips = pa.Table.from_pylist(rows, schema=TRACKS)
     clips = clips.append_column("bytes", pa.array(range(1000, 1000 + len(clips)), pa.int64()))
     return clips if seed is None else clips.take(np.random.default_rng(seed).permutation(len(clips)))

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import mlflow
@@ -22,11 +23,14 @@ from mgc.collection.splits import SPLITS
 from mgc.core.errors import InputError, RunError
 from mgc.core.storage import Folder
 from mgc.dataset import clips
+from mgc.features import plan as plans
 from mgc.features import preprocess as module
 from mgc.features import shard_tasks
+from mgc.features.card import HUB_SPLITS
 from mgc.features.feature_set import FeatureSet
-from mgc.features.layout import CARD, MANIFEST, PLAN, QUARANTINE
+from mgc.features.layout import CARD, CROISSANT, MANIFEST, PLAN, QUARANTINE, SHEET
 from mgc.features.preprocess import extract_features, preprocess
+from mgc.features.verify import verify
 
 RATE = 22_050
 CONTRACT = [
@@ -140,6 +144,8 @@ def test_nothing_is_in_the_folder_but_the_set(made):
         PLAN,
         QUARANTINE,
         CARD,
+        CROISSANT,
+        SHEET,
         *(e.file for e in FeatureSet.open(made[0]).manifest.shards),
     }
 
@@ -183,8 +189,9 @@ def test_every_reading_in_the_readme_works_in_the_folder_even_with_a_leftover_of
             assert re.search(r"test\s*│ Rock\s*│\s*1 ", shown)
             assert re.search(r"training\s*│ Folk\s*│\s*8 ", shown)
         elif name == "Hugging Face datasets":
-            assert {split: len(rows) for split, rows in scope["data"].items()} == {s: len(loaded[s]) for s in SPLITS}
-            np.testing.assert_array_equal(scope["first"], mel_of[scope["data"]["training"][0]["track_id"]])
+            counts = {split: len(rows) for split, rows in scope["data"].items()}
+            assert counts == {HUB_SPLITS[split]: len(loaded[split]) for split in SPLITS}
+            np.testing.assert_array_equal(scope["first"], mel_of[scope["data"]["train"][0]["track_id"]])
         else:
             table = scope.get("table", scope.get("frame"))
             assert len(table) == 18
@@ -247,7 +254,7 @@ def test_only_what_is_lost_is_written_again_and_is_the_same(made, copy, collecti
     assert contents(copy) == contents(made[0])
 
 
-@pytest.mark.parametrize("name", [QUARANTINE, CARD])
+@pytest.mark.parametrize("name", [QUARANTINE, CARD, CROISSANT, SHEET])
 def test_a_lost_file_that_derives_from_the_shards_is_written_again_without_ray(made, copy, collection, no_ray, name):
     (copy / name).unlink()
     assert preprocess(collection, copy, **OPTIONS).written == 0
@@ -255,7 +262,7 @@ def test_a_lost_file_that_derives_from_the_shards_is_written_again_without_ray(m
 
 
 def test_an_unfinished_set_is_refused_by_readers_and_finished_without_ray(made, copy, collection, no_ray):
-    for name in (MANIFEST, QUARANTINE, CARD):
+    for name in (MANIFEST, QUARANTINE, CARD, CROISSANT, SHEET):
         (copy / name).unlink()
     (copy / "shards" / f".training-00000-of-00005.parquet.{'0' * 32}.tmp").write_bytes(b"half a shard")
     (copy / f".{MANIFEST}.{'1' * 32}.tmp").write_bytes(b"{")
@@ -406,6 +413,89 @@ def test_new_clips_get_new_shards_and_the_old_ones_stay_untouched(ray_session, c
     manifest = FeatureSet.open(tmp_path / "set").manifest
     assert sum(sum(genres.values()) for genres in manifest.clips.values()) == 18
     assert preprocess(tmp_path / "music", tmp_path / "set", **OPTIONS).run_id is None
+
+
+# Licences
+
+
+@pytest.fixture
+def licensed(collection):
+    """The same collection with a licence a clip: a third of them NC, a third unknown."""
+    lines = collection.read_text().splitlines()
+    texts = ("CC-BY-4.0", "Attribution-NonCommercial 3.0 International", "")
+    rows = [f"{line},{texts[number % 3]}" for number, line in enumerate(lines[1:])]
+    file = collection.with_name("licensed.csv")
+    file.write_text("\n".join([f"{lines[0]},license", *rows]))
+    return file
+
+
+@pytest.fixture(scope="module")
+def old(ray_session, collection):
+    """The set as it was made before licences were known: no such column, and fewer files."""
+    out = collection.parents[1] / "old"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plans, "_CLIPS", plans._CLIPS.remove(plans._CLIPS.get_field_index("license")))
+        preprocess(collection, out, **OPTIONS)
+    for name in (CROISSANT, SHEET):
+        (out / name).unlink()
+    return out
+
+
+def test_licences_are_in_the_rows_and_counted_and_a_filter_leaves_clips_out(ray_session, made, licensed, tmp_path):
+    result = preprocess(licensed, tmp_path / "set", **OPTIONS)
+    features = FeatureSet.open(tmp_path / "set")
+    cells = [line.split(",") for line in licensed.read_text().splitlines()[1:]]
+    licence_of = {path: text or "unknown" for path, *_, text in cells}
+    frame = features.to_pandas()
+    assert dict(zip(frame["path"], frame["license"], strict=True)) == {path: licence_of[path] for path in frame["path"]}
+    assert features.manifest.licenses == {s: dict(Counter(frame["license"][frame["split"] == s])) for s in SPLITS}
+    assert result.fingerprint == made[1].fingerprint  # a licence changes no feature
+
+    free = preprocess(licensed, tmp_path / "free", without_license=["NC"], **(OPTIONS | {"max_quarantined": 1.0}))
+    assert set(FeatureSet.open(tmp_path / "free").to_pandas()["license"]) == {"CC-BY-4.0"}
+    assert free.written + free.quarantined == 7
+    assert free.fingerprint != made[1].fingerprint
+    assert mlflow_run(free.run_id).data.params["without_license"] == "['NC']"
+    same = preprocess(licensed, tmp_path / "free", license=["CC-BY"], **(OPTIONS | {"max_quarantined": 1.0}))
+    assert (same.written, same.fingerprint) == (0, free.fingerprint)
+
+
+def test_another_licence_is_said_and_kept_out_until_the_set_is_overwritten(ray_session, made, copy, licensed, capsys):
+    assert preprocess(licensed, copy, **OPTIONS).run_id is None
+    kept = r"14 licences changed \(\S+: unknown, now .*\); the set keeps those that it was made with"
+    assert re.search(kept, capsys.readouterr().err)
+    (copy / "shards" / "training-00002-of-00005.parquet").unlink()
+    (copy / MANIFEST).unlink()
+    preprocess(licensed, copy, **OPTIONS)
+    assert contents(copy) == contents(made[0])
+    result = preprocess(licensed, copy, overwrite=True, **OPTIONS)
+    assert result.fingerprint == made[1].fingerprint
+    assert set(FeatureSet.open(copy).to_pandas()["license"]) == {
+        *("CC-BY-4.0", "Attribution-NonCommercial 3.0 International", "unknown")
+    }
+    assert verify(copy).ok
+
+
+@pytest.mark.parametrize("root", ["collection", "licensed"])
+def test_a_set_of_before_licences_stays_as_it_is(made, old, no_ray, request, tmp_path, root):
+    copy = shutil.copytree(old, tmp_path / "set")
+    result = preprocess(request.getfixturevalue(root), copy, **OPTIONS)
+    assert (result.written, result.run_id, result.fingerprint) == (0, None, made[1].fingerprint)
+    assert contents(copy) == contents(old)
+    assert set(FeatureSet.open(copy).to_pandas()["license"]) == {"unknown"}
+    assert verify(copy).ok
+
+
+def test_a_killed_preprocessing_of_before_licences_goes_on_as_it_began(ray_session, old, licensed, tmp_path):
+    copy = shutil.copytree(old, tmp_path / "set")
+    for name in (MANIFEST, CARD, QUARANTINE, "shards/training-00002-of-00005.parquet"):
+        (copy / name).unlink()
+    assert preprocess(licensed, copy, **OPTIONS).written < 5
+    assert contents(copy).items() >= contents(old).items()
+    assert contents(copy).keys() == contents(old).keys() | {CROISSANT, SHEET}
+    preprocess(licensed, copy, overwrite=True, **OPTIONS)
+    assert "CC-BY-4.0" in set(pq.read_table(copy / "shards", columns=["license"])["license"].to_pylist())
+    assert verify(copy).ok
 
 
 # Two at once

@@ -38,7 +38,7 @@ def table(count):
         {"path": f"training{i}.wav", "genre": "ab"[i % 2], "label": i % 2, "split": "training", "artist_id": f"x{i}"}
         for i in range(count)
     ]
-    rows = [row | {"track_id": 100 + i, "bytes": 9} for i, row in enumerate(rows)]
+    rows = [row | {"track_id": 100 + i, "license": "CC0-1.0", "bytes": 9} for i, row in enumerate(rows)]
     return pa.Table.from_pylist(rows, schema=pa.schema([*TRACKS, ("bytes", pa.int64())]))
 
 

@@ -90,6 +90,7 @@ def make_sharded(path, *, spec=SHARDED_SPEC, artist=str, genre=None, values=None
                     | dict.fromkeys(("damaged", "padded"), False)
                     | {"track_id": track_id, "split": split, "genre": GENRES[label], "label": label}
                     | {"artist_id": artist(track_id), "path": f"{track_id}.mp3", "source_sha1": "0" * 40}
+                    | {"license": "CC0-1.0"}
                     | {"logmel": mel.astype("<f2").tobytes()}
                 )
                 track_id += 1

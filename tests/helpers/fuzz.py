@@ -116,7 +116,7 @@ def _try_clips(files, numbers, seed, limit, tally, keep):
             made[number] = data, how
             Path(folder, f"{number}.mp3").write_bytes(data)
             row = {"track_id": number, "path": f"{number}.mp3", "genre": "a", "label": 0, "split": "training"}
-            rows.append(row | {"artist_id": "a", "artist_name": "a"})
+            rows.append(row | {"artist_id": "a", "artist_name": "a", "license": "CC0-1.0"})
         plan = Plan.of(with_sizes(pa.Table.from_pylist(rows, schema=TRACKS), root), RECIPE)
         out.make(SHARDS)
         for shard in plan.shards:

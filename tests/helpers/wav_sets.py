@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 import pyarrow as pa
 import soundfile
 
 from mgc.audio.logmel import LogMelSpec
-from mgc.collection.splits import SPLITS, artist_leaks
+from mgc.collection.splits import artist_leaks
 from mgc.collection.tracks import SCHEMA as TRACKS
 from mgc.core.storage import Folder
 from mgc.features import shards
 from mgc.features.card import dataset_card
+from mgc.features.croissant import croissant
 from mgc.features.feature_set import FeatureSet
-from mgc.features.layout import CARD, FORMAT, MANIFEST, QUARANTINE, SHARDS, Manifest, parquet_bytes
+from mgc.features.layout import CARD, CROISSANT, FORMAT, MANIFEST, QUARANTINE, SHARDS, Manifest, parquet_bytes
 from mgc.features.plan import Recipe, with_sizes
 
 RATE = 22_050
@@ -28,6 +27,10 @@ RECIPE = Recipe(spec=SPEC, min_seconds=0.2, clips_per_shard=4)
 
 
 GENRES = ("Folk", "Jazz", "Rock")
+
+
+LICENCES = ("CC-BY-4.0", "Attribution-NonCommercial 3.0 International", "unknown")
+"""Licences of the clips, in turn."""
 
 
 BAD = {"training/Folk-3.wav": b"", "training/Jazz-2.wav": b"no sound", "validation/Rock-0.wav": b""}
@@ -47,7 +50,8 @@ def tracks(root, counts, genres=GENRES, seconds=0.55, bad=None):
                 if path in (bad or {}):
                     (root / path).write_bytes(bad[path])
                 row = {"track_id": 100 + len(rows), "path": path, "genre": genre, "label": label, "split": split}
-                rows.append(row | {"artist_id": f"a{len(rows)}", "artist_name": f"Artist {len(rows)}"})
+                row |= {"artist_id": f"a{len(rows)}", "artist_name": f"Artist {len(rows)}"}
+                rows.append(row | {"license": LICENCES[len(rows) % len(LICENCES)]})
     return with_sizes(pa.Table.from_pylist(rows, schema=TRACKS), Folder.at(root))
 
 
@@ -62,19 +66,16 @@ def finish(plan, root, out):
         for shard in plan.shards
     ]
     out.write(QUARANTINE, parquet_bytes(shards.quarantine(records)))
-    clips = {split: Counter() for split in SPLITS}
-    for record in records:
-        clips[record.entry.split].update(record.genres)
     manifest = Manifest(
-        FORMAT,
-        plan.fingerprint,
-        plan.recipe.to_dict(),
-        tuple(sorted(set(plan.clips["genre"].to_pylist()))),
-        {split: dict(counts) for split, counts in clips.items()},
-        dict(sorted(Counter(row["reason"] for record in records for row in record.quarantined).items())),
-        tuple(artist_leaks(plan.clips)),
-        tuple(record.entry for record in records),
+        format=FORMAT,
+        fingerprint=plan.fingerprint,
+        recipe=plan.recipe.to_dict(),
+        genres=tuple(sorted(set(plan.clips["genre"].to_pylist()))),
+        artist_leaks=tuple(artist_leaks(plan.clips)),
+        shards=tuple(record.entry for record in records),
+        **shards.totals(records),
     )
+    out.write(CROISSANT, croissant(manifest).encode())
     out.write(CARD, dataset_card(manifest).encode())
     out.write(MANIFEST, manifest.to_json().encode())
     return FeatureSet.open(out)
