@@ -1,10 +1,12 @@
-# For a fresh machine with Python 3.11+ and make: `make demo`, `make test`, and `make docs` for the site.
+# For a fresh machine with Python 3.11+ and make: `make demo`, `make test`, `make docs` for the site, `make wheel` for
+# what a package index takes (`make wheel CONSTRAINTS=` tries it with the newest releases of what it needs).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+CONSTRAINTS ?= constraints.txt
 
-.PHONY: demo test docs lint format clean
+.PHONY: demo test docs wheel lint format clean
 
 demo: $(READY)
 	$(BIN)/mgc demo --out demo
@@ -15,6 +17,15 @@ test: lint
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo 'Look at site/index.html'
+
+wheel: $(READY)
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m build --wheel --outdir dist/from_the_tree
+	cmp dist/*.whl dist/from_the_tree/*.whl
+	rm -r dist/from_the_tree
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python .ci/check_wheel.py dist $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -33,4 +44,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) demo site
+	rm -rf $(VENV) demo site dist

@@ -137,6 +137,24 @@ class Audit(Command):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Index(Command):
+    """Write the MD5 of every file of a collection as JSON, in the form that a mirdata loader reads."""
+
+    step = "collection.index:index"
+
+    root: str
+    """FMA folder, folder with a folder per genre, or CSV file (path,genre[,split,artist]); a path or a URI (s3://…)."""
+    out: Path
+    """The JSON file."""
+    subset: str = "small"
+    """Of an FMA folder: small, medium or large."""
+    version: str = "1.0"
+    """The data set's version, as the index names it."""
+    allow_outside: bool = False
+    """Of a CSV file: take paths that lead out of its folder, too."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Preprocess(OnRay):
     """Turn a collection into a feature set: log-Mel spectrograms in Parquet shards."""
 
@@ -462,12 +480,29 @@ class Demo(Command):
     """Folder for the generated set and its features; made anew."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reproduce(Command):
+    """Run stated figures again by their own commands, and say which hold."""
+
+    step = "reproduce:reproduce"
+
+    file: Positional[Path]
+    """YAML file of claims: docs/claims.yaml has those of docs/results.md."""
+    only: tuple[str, ...] = ()
+    """Names of the claims to try; all by default."""
+    data: tuple[str, ...] = ()
+    """Data sets that claims need, each as NAME=FOLDER; claims without theirs are skipped."""
+    work: Path = Path("reproduced")
+    """Folder to run the commands in; what has been run there is not run again."""
+
+
 Job: TypeAlias = Callable[[Any], Result]
 
 COMMANDS: dict[str, type[Command]] = {
     "toy": Toy,
     "download": Download,
     "audit": Audit,
+    "index": Index,
     "preprocess": Preprocess,
     "verify": Verify,
     "inspect": Inspect,
@@ -486,6 +521,7 @@ COMMANDS: dict[str, type[Command]] = {
     "serve": Serve,
     "ui": Ui,
     "demo": Demo,
+    "reproduce": Reproduce,
 }
 OLD_NAMES = {"crown": "promote"}
 """Commands by their former names, which are still understood."""

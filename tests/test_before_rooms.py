@@ -10,7 +10,7 @@ import pytest
 
 from mgc.config import ModelConfig, OptimConfig, TrainConfig
 from mgc.core.storage import Folder
-from mgc.evaluation import run_page
+from mgc.evaluation import run_card, run_page
 from mgc.evaluation.compare import compare
 from mgc.evaluation.evaluate import evaluate, evaluate_once
 from mgc.evaluation.predictions import Predictions
@@ -123,6 +123,9 @@ def test_pages_are_made(uri, ids, project):
     assert "test clips right" in text
     assert 'alt="Loss' in text  # the learning curves, from the metrics of before
     assert report(ids["train"], out=project / "same.html").run_id == ids["train"]
+    card = Run.find(uri, ids["train"]).fetch(run_card.CARD, project).read_text()
+    assert all(f"\n### {split} split\n" in card for split in ("Test", "Validation"))
+    assert Run.find(uri, ids["train"]).checkpoint(project / "fetched").joinpath(run_card.README).read_text() == card
 
 
 def test_the_page_of_the_sweep_is_made(uri, ids, project):

@@ -51,6 +51,7 @@ def test_every_command_and_flag_is_the_contracts():
         "toy": {"out", "clips_per_genre", "seed"},
         "download": {"name", "root", "base_url"},
         "audit": {"root", "subset", "allow_outside"},
+        "index": {"root", "out", "subset", "version", "allow_outside"},
         "preprocess": {
             "root", "out", "features", "subset", "allow_outside", "workers", "limit", "min_seconds", "max_quarantined",
             "clips_per_shard", "keep_damaged", "clip_timeout", "overwrite", "wait", "verbose", "license",
@@ -81,6 +82,7 @@ def test_every_command_and_flag_is_the_contracts():
         "serve": {"model", "host", "port", "precision", "limits"},
         "ui": {"port"},
         "demo": {"out"},
+        "reproduce": {"file", "only", "data", "work"},
     }  # fmt: skip
     fields_of_the_configuration = "channels norm input-norm dropout head head-dropout lr schedule weight-decay"
     fields_of_the_configuration += " label-smoothing batch-size epochs seed window spatial-dropout mixup-alpha"
@@ -125,6 +127,7 @@ def test_every_command_and_flag_is_the_contracts():
         "toy OUT --clips-per-genre 12 --seed 0",
         "audit --root ROOT --subset small",
         "download fma_small --root ROOT --base-url http://127.0.0.1/",
+        "index --root ROOT --out index.json --subset small --version 1.0",
         "download musicnn",
         "download ast",
         "preprocess --root R --out F --features ast",
@@ -150,6 +153,7 @@ def test_every_command_and_flag_is_the_contracts():
         "serve --model M --upload-timeout 30 --at-once 4",
         "ui --port 5000",
         "demo --out DIR",
+        "reproduce docs/claims.yaml --only toy-floor --data fma=FMA soundtrack8=S8 --work W",
     ],
 )
 def test_the_contracts_lines_are_understood(line):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mgc.core.progress import say
 from mgc.core.results import Result
 from mgc.dataset.protocols import gap, held_out
-from mgc.evaluation import figures, run_page
+from mgc.evaluation import figures, run_card, run_page
 from mgc.evaluation.calibration import PRECISION, Calibrated, check_precision
 from mgc.evaluation.metrics import Scores
 from mgc.evaluation.predictions import Member, Predictions, Source
@@ -107,7 +107,7 @@ def evaluate(
 
     Runs on the GPU if there is one. The probabilities of an ensemble are the mean of its members'. On ``validation`` a
     cross-validation is scored on all its clips, each by the model, or the ensemble of seeds, not trained on its fold.
-    The run keeps figures, plots, the predictions and a page; the members of a parent keep their own.
+    The run keeps figures, plots, the predictions, a page and the model card; the members of a parent keep their own.
 
     Parameters
     ----------
@@ -204,6 +204,7 @@ def _evaluate(
         if len(models) > 1:
             for model, its in zip(models, each, strict=True):
                 _log(model.run, [model], its, precision)
+                run_card.keep(model.run, [model], precision=precision)
         scores, calibrated = _log(run, models, whole, precision)
         if logged:
             logged.metrics(_metrics(whole.source, scores, calibrated))

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 from mgc.core.errors import InputError
 from mgc.core.results import Result
 from mgc.core.storage import Folder
+from mgc.evaluation import run_card
 from mgc.evaluation.compare import LEVEL, Comparison, between, evaluated
 from mgc.evaluation.trained_models import read_models
 from mgc.model.cnn import together
 from mgc.tracking import registry
 from mgc.tracking.registry import CHAMPION, MODELS_TAG, REGISTERED
-from mgc.tracking.runs import FEATURES_TAG, FINGERPRINT_TAG, LEAKY_TAG, PARENT_TAG, Run, run_id_of
+from mgc.tracking.runs import FEATURES_TAG, FINGERPRINT_TAG, LEAKY_TAG, PARENT_TAG, REGISTERED_TAG, Run, run_id_of
 from mgc.tracking.store import existing_store
 
 if TYPE_CHECKING:
@@ -114,6 +115,8 @@ def promote(run: RunLike, features: str | Path | None = None, *, name: str = REG
     if registry.champion(uri, name) != before:  # another was promoted in these seconds: it is the one to beat
         return promote(run, features, name=name)
     number = registry.register(uri, name, model_id, challenger.id, members, _facts(predictions))
+    challenger.tag({REGISTERED_TAG: f"{name}, version {number}"})
+    run_card.keep(challenger, models, model_id=model_id)
     registry.set_champion(uri, name, number)
     return Promotion(challenger.id, challenger.id, number, promoted=True, reason=reason, comparison=comparison)
 

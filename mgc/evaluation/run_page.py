@@ -17,11 +17,12 @@ import numpy as np
 from mgc.config import TrainConfig, member_name
 from mgc.core.errors import MgcError
 from mgc.dataset import clips as clips_of
-from mgc.evaluation import figures
+from mgc.evaluation import figures, run_card
 from mgc.evaluation.calibration import PRECISION
+from mgc.evaluation.model_card import INTENDED, OUT_OF_SCOPE
 from mgc.evaluation.predictions import Predictions
+from mgc.evaluation.run_card import feature_set_at
 from mgc.evaluation.trained_models import calibration_of, predict_validation, read_models
-from mgc.features.feature_set import FeatureSet
 from mgc.pages import html
 from mgc.tracking.metric_names import EPOCH
 from mgc.tracking.runs import FEATURES_TAG, flatten
@@ -29,6 +30,7 @@ from mgc.tracking.runs import FEATURES_TAG, flatten
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mgc.evaluation.model_card import ModelCard
     from mgc.evaluation.trained_models import TrainedModel
     from mgc.pages.html import Page
     from mgc.tracking.runs import Record, Run
@@ -54,6 +56,8 @@ def make(
     precision: float = PRECISION,
 ) -> Page:
     """Make the page of a training run, a trial, or a parent run of seeds or folds, and log it as ``report.html``.
+
+    The run's model card is made with it.
 
     Parameters
     ----------
@@ -84,32 +88,30 @@ def make(
         known = predictions if predictions and predictions.source.split == split else None
         shown = shown or known or Predictions.kept(run, split)
     shown = shown or _validated(models, record)
-    return html.keep(run, _render(run, record, models, shown, precision), out, shown.source.split if shown else None)
+    card = run_card.keep(run, models, precision=precision)
+    page = _render(run, record, models, shown, precision, card)
+    return html.keep(run, page, out, shown.source.split if shown else None)
 
 
 def _validated(models: Sequence[TrainedModel], record: Record) -> Predictions | None:
     """Predictions on the validation clips; None if the feature set that the models were trained on is not there."""
-    feature_set = _feature_set(record.tags.get(FEATURES_TAG, ""), models[0].card.fingerprint)
+    feature_set = feature_set_at(record.tags.get(FEATURES_TAG, ""), models[0].card.fingerprint)
     if feature_set:
         with suppress(MgcError):  # shards are missing
             return predict_validation(models, feature_set)[1]
     return None
 
 
-def _feature_set(location: str, fingerprint: str) -> FeatureSet | None:
-    """The feature set of a location, if it is still the one of this fingerprint."""
-    try:
-        found = FeatureSet.open(location)
-    except MgcError:
-        return None
-    return found if found.manifest.fingerprint == fingerprint else None
-
-
 # What is on the page
 
 
 def _render(
-    run: Run, record: Record, models: Sequence[TrainedModel], predictions: Predictions | None, precision: float
+    run: Run,
+    record: Record,
+    models: Sequence[TrainedModel],
+    predictions: Predictions | None,
+    precision: float,
+    card: ModelCard | None,
 ) -> str:
     facts: dict[str, Any] = {
         **html.heading(record),
@@ -117,6 +119,8 @@ def _render(
         "notes": _notes(models, predictions),
         "curves": _curves(models),
         "embeddings": _embeddings(models[0].run) if models[0].card.config.frozen else None,
+        "card": card
+        and {"name": run_card.CARD, "intended": INTENDED, "not_for": OUT_OF_SCOPE, "limits": card.limits()},
         "settings": settings_of(models),
         "settings_note": "Marked: what differs from the preset plain_cnn.",
         "origin": html.origin(run, record, _data(record, models, predictions)),
@@ -213,7 +217,7 @@ def _mistakes(predictions: Predictions) -> dict[str, Any]:
         for row in rows_B
     ]
     picture = None
-    if listed and (feature_set := _feature_set(source.features, source.fingerprint)):
+    if listed and (feature_set := feature_set_at(source.features, source.fingerprint)):
         splits = {entry.split: None for entry in feature_set.manifest.shards if entry.rows}
         with suppress(MgcError):  # shards are missing
             clips = clips_of.load(feature_set, *splits, lazily=True)

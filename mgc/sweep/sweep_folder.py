@@ -259,7 +259,8 @@ class TrialFolder:
             step="trial",
             config=config,
             parent=task.parent,
-            tags={TRACK_TAG: self.sweep.train_config({}).track} | ({LEAKY_TAG: "true"} if leak else {}),
+            tags={TRACK_TAG: self.sweep.train_config({}).track, STORAGE_TAG: str(self.folder)}
+            | ({LEAKY_TAG: "true"} if leak else {}),
         )
         run.features(Folder.at(self.sweep.features), self.sweep.fingerprint, "training")
         self.folder.write(RUN_ID, run.id.encode())

@@ -6,7 +6,9 @@ A version is the model of one run. Its tags name the run and, of an ensemble, th
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mgc.tracking.store import client, current
@@ -98,6 +100,26 @@ def register(uri: str, name: str, model_id: str, run_id: str, models: tuple[str,
             name, f"models:/{model_id}", run_id=run_id, tags={**facts, **identity}, model_id=model_id
         )
     return str(made.version)
+
+
+def add_text(uri: str, model_id: str, text: str, name: str) -> None:
+    """Add a text to the files of a logged model, and so of the versions that are of it.
+
+    Parameters
+    ----------
+    uri
+        Of the store.
+    model_id
+        MLflow's id of the logged model.
+    text
+        The content.
+    name
+        Of the file, which is replaced.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, name)
+        file.write_text(text)
+        client(uri).log_model_artifact(model_id, str(file))
 
 
 def set_champion(uri: str, name: str, number: str) -> None:

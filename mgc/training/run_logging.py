@@ -12,11 +12,12 @@ from mgc.core.errors import InputError
 from mgc.core.progress import Progress
 from mgc.core.ray_session import output_folder
 from mgc.dataset.protocols import leak
-from mgc.evaluation import calibration
+from mgc.evaluation import calibration, run_card
 from mgc.evaluation import figures as plots
 from mgc.evaluation.calibration import Calibration
 from mgc.evaluation.predictions import Predictions, Source
 from mgc.evaluation.run_page import EMBEDDINGS
+from mgc.evaluation.trained_models import TrainedModel
 from mgc.features.feature_set import FeatureSet
 from mgc.model import checkpoint
 from mgc.tracking import runs as tracking
@@ -116,7 +117,7 @@ class EpochLogger:
 
 
 def keep(run: tracking.Run, fitted: Fitted, data: LearningSet) -> None:
-    """Log all that a finished fit leaves: figures, plots, validation predictions, checkpoint, and the model's program.
+    """Log all that a finished fit leaves: figures, plots, validation predictions, checkpoint, program and model card.
 
     The fit's state is deleted last: if this is interrupted, the fit can be resumed and this done again.
 
@@ -143,7 +144,8 @@ def keep(run: tracking.Run, fitted: Fitted, data: LearningSet) -> None:
     model, card = checkpoint.read(fitted.checkpoint)
     predictions = validation_predictions(run, fitted, data, card.config.split)
     predictions.keep(run)
-    Calibration.fit(predictions.labels_N, predictions.probabilities_NG).write(fitted.checkpoint)
+    calibrated = Calibration.fit(predictions.labels_N, predictions.probabilities_NG)
+    calibrated.write(fitted.checkpoint)
     names = (checkpoint.WEIGHTS, checkpoint.CARD, calibration.FILE)
     with fitted.checkpoint.on_this_machine(*names) as here:
         for name in names:
@@ -158,6 +160,7 @@ def keep(run: tracking.Run, fitted: Fitted, data: LearningSet) -> None:
         sample = data.clips.take(data.training[:PICTURED])
         run.figure(plots.spectrograms(sample, data.genres, data.spec), "pictures/spectrograms.png")
     run.model(model, card.spec.shape, len(card.genres))
+    run_card.keep(run, [TrainedModel(run, model, card, calibrated)])
     discard(fitted.checkpoint)
 
 

@@ -23,6 +23,7 @@ from mgc.core.progress import say
 from mgc.core.results import Result
 from mgc.core.storage import Folder
 from mgc.dataset.protocols import LEAKY, learning_set
+from mgc.evaluation import run_card
 from mgc.evaluation.metrics import wilson
 from mgc.model import checkpoint
 from mgc.tracking import store
@@ -216,6 +217,7 @@ def _train_several(job: _Job, config: TrainConfig, seeds: int, run_name: str | N
         names = ("train_accuracy", "val_accuracy", "val_accuracy_sd", "val_clips")
         gap = result.train_accuracy - result.val_accuracy
         parent.metrics({name: getattr(result, name) for name in names} | {"gap": gap})
+        run_card.keep(parent)
     return result
 
 

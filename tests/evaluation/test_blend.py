@@ -75,7 +75,7 @@ def test_a_clip_has_no_part_in_the_weights_that_it_is_scored_with(uri):
 
 
 def test_the_test_split_counts_as_an_evaluation(uri):
-    runs = [kept(uri, name, [0, 1], splits=("validation", "test"), fingerprint="b") for name in ("x", "y")]
+    runs = [kept(uri, name, [0, 1], splits=("validation", "test"), fingerprint="bb") for name in ("x", "y")]
     result = blend([run.id for run in runs], split="test")
     assert Predictions.kept(tracking.Run.find(uri, result.run_id), "test").source.test_evaluations == 1
     assert "test_accuracy" in tracking.Run.find(uri, result.run_id).record().metrics

@@ -17,6 +17,7 @@ import yaml
 from botocore.validate import ParamValidator
 from jsonschema import Draft202012Validator
 
+from mgc import __version__
 from mgc.cli import parse
 
 REPO = Path(__file__).parents[2]
@@ -141,8 +142,7 @@ def containerfile_problems(text):
 
 def image_problems(images, gpu=False):
     """Images that are not ours of this version, or not of the right kind."""
-    mgc = re.search(r'^version = "(.+)"$', (REPO / "pyproject.toml").read_text(), re.MULTILINE)[1]
-    wanted = f"registry.example.com/mgc:{mgc}-{'cuda' if gpu else 'cpu'}"
+    wanted = f"registry.example.com/mgc:{__version__}-{'cuda' if gpu else 'cpu'}"
     return [f"{image} should be {wanted}" for image in images if image != wanted]
 
 

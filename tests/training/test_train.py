@@ -18,7 +18,7 @@ from mgc.config import ModelConfig, OptimConfig, TrainConfig
 from mgc.core.errors import InputError, RunError
 from mgc.core.storage import Folder
 from mgc.dataset import clips
-from mgc.evaluation import calibration
+from mgc.evaluation import calibration, run_card
 from mgc.evaluation.evaluate import evaluate
 from mgc.evaluation.predictions import Predictions
 from mgc.model import checkpoint
@@ -84,6 +84,7 @@ def test_a_run_holds_all_that_is_needed_to_trust_it(trained, client, features):
         f"checkpoint/{calibration.FILE}",
         f"checkpoint/{checkpoint.CARD}",
         f"checkpoint/{checkpoint.WEIGHTS}",
+        f"checkpoint/{run_card.README}",
     }
 
 
