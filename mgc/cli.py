@@ -104,8 +104,8 @@ class Download(Command):
     step = "collection.download:download"
     encoder_step: ClassVar[str] = "encoders.fetch:fetch"
 
-    name: Positional[Literal["fma_small", "fma_medium", "fma_large", "fma_metadata", "musicnn"]]
-    """fma_metadata has the genres and splits, the other parts of FMA the clips; musicnn is an encoder."""
+    name: Positional[Literal["fma_small", "fma_medium", "fma_large", "fma_metadata", "musicnn", "ast"]]
+    """fma_metadata has the genres and splits, the other parts of FMA the clips; musicnn and ast are encoders."""
     root: Path | None = None
     """Folder to unpack FMA in: ROOT/fma_small, ROOT/fma_metadata. Encoders go to the cache (MGC_CACHE)."""
     base_url: str = "https://os.unil.cloud.switch.ch/fma/"
@@ -164,8 +164,8 @@ class Preprocess(OnRay):
     """FMA folder, folder with a folder per genre, or CSV file (path,genre[,split,artist,license]), by path or URI."""
     out: str
     """Folder of the feature set, by path or URI; what is finished in it is kept, new clips get new shards."""
-    features: Literal["logmel", "musicnn"] = "logmel"
-    """The log-Mel that mgc's own networks learn from, or the one that the pretrained encoder musicnn listens to."""
+    features: Literal["logmel", "musicnn", "ast"] = "logmel"
+    """The log-Mel that mgc's own networks learn from, or that which the pretrained encoder of this name listens to."""
     subset: str = "small"
     """Of an FMA folder: small, medium or large."""
     allow_outside: bool = False
@@ -370,7 +370,7 @@ class Baseline(Command):
     """The collection that it was made from; MFCCs need it."""
     kind: Literal["mfcc", "logmel", "random_cnn"] = "mfcc"
     """Statistics of MFCCs; of the feature set's log-Mel bands; or of a CNN with random filters."""
-    encoder: Literal["none", "musicnn", "musicnn_random"] = "none"
+    encoder: Literal["none", "musicnn", "musicnn_random", "ast"] = "none"
     """In their place: vectors of a pretrained encoder, or of the same layers with random weights."""
     classifier: Literal["svm", "logistic", "ridge", "knn", "zero_shot"] = "svm"
     """Support vector machine, logistic or ridge regression, nearest neighbours; or an encoder's own tags."""

@@ -41,7 +41,7 @@ class ModelConfig:
     """Dropout before the linear layer."""
     spatial_dropout: bool = False
     """Blocks drop whole channels instead of single values."""
-    encoder: Literal["none", "musicnn", "musicnn_random"] = "none"
+    encoder: Literal["none", "musicnn", "musicnn_random", "ast"] = "none"
     """Instead of a CNN: a classifier on what a pretrained encoder makes of each window of the clip. Of the other fields
     it has ``input_norm``, ``hidden``, ``norm``, ``dropout`` and ``head_dropout``."""
     hidden: tuple[int, ...] = ()

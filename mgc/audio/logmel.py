@@ -9,6 +9,7 @@ Shape suffixes: F mel bands, T frames, N samples.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -34,19 +35,20 @@ class LogMelSpec:
     seconds: float = 29.9
     """Length of the signal; shorter clips are zero-padded, longer ones cut."""
     n_fft: int = 2048
-    """Samples in a Hann window."""
+    """Samples of an FFT, and of a Hann window; Kaldi's is shorter, see ``frame_length``."""
     hop_length: int = 512
     """Samples from one frame to the next."""
     n_mels: int = 128
-    """Mel bands (Slaney's scale and normalisation) from 0 Hz to half the sample rate."""
+    """Mel bands (Slaney's scale and normalisation) from 0 Hz, Kaldi's from 20 Hz, to half the sample rate."""
     top_db: float = 80.0
     """dB kept below the loudest value; lower values are raised to that floor."""
     amin: float = 1e-10
     """Floor of the power, before the logarithm."""
-    scaling: Literal["zscore", "log1p"] = "zscore"
+    scaling: Literal["zscore", "log1p", "kaldi"] = "zscore"
     """``zscore``: decibels, z-scored over the clip, so that no clip is louder than another. ``log1p``: log10(1 + 10⁴ ×
     power), which keeps the level (Dieleman & Schrauwen, «End-to-end learning for music audio», ICASSP 2014);
-    ``top_db`` and ``amin`` have no part in it."""
+    ``top_db`` and ``amin`` have no part in it. ``kaldi``: Kaldi's log filter bank at its level, less ``AUDIOSET_MEAN``,
+    over twice ``AUDIOSET_STD``; ``top_db`` has no part in it."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON holds them.
@@ -64,17 +66,36 @@ class LogMelSpec:
         return round(self.sample_rate * self.seconds)
 
     @property
+    def frame_length(self) -> int:
+        """Samples in a Hann window: ``n_fft``, or Kaldi's 25 ms, which zeros fill up to ``n_fft``."""
+        return self.sample_rate // 40 if self.scaling == "kaldi" else self.n_fft
+
+    @property
+    def padding(self) -> int:
+        """Zeros around a clip, half of them before it, so that its frames are centred; Kaldi's are within the clip."""
+        return 0 if self.scaling == "kaldi" else self.n_fft
+
+    @property
     def shape(self) -> tuple[int, int]:
         """(mel bands, frames) of a feature: (128, 1288) by default."""
-        return self.n_mels, 1 + self.n_samples // self.hop_length
+        return self.n_mels, 1 + (self.n_samples + self.padding - self.frame_length) // self.hop_length
 
 
 RECIPES: dict[str, LogMelSpec] = {
     "logmel": LogMelSpec(),
     "musicnn": LogMelSpec(sample_rate=16_000, n_fft=512, hop_length=256, n_mels=96, scaling="log1p"),
+    "ast": LogMelSpec(sample_rate=16_000, n_fft=512, hop_length=160, amin=2.0**-23, scaling="kaldi"),
 }
-"""Log-Mel spectrograms by name: those that mgc's own networks learn from, and what musicnn was trained on (Pons &
-Serra, «musicnn: pre-trained convolutional neural networks for music audio tagging», ISMIR 2019 late-breaking)."""
+"""Log-Mel spectrograms by name: those that mgc's own networks learn from, and what musicnn (Pons & Serra, «musicnn:
+pre-trained convolutional neural networks for music audio tagging», ISMIR 2019 late-breaking) and AST (Gong, Chung &
+Glass, «AST: Audio Spectrogram Transformer», Interspeech 2021) were trained on."""
+
+AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974
+"""Of Kaldi's log filter bank over AudioSet, in natural logarithms of power, as AST's authors counted them."""
+DECIBELS = 10 / math.log(10)
+"""Of a natural logarithm of power that is 1."""
+PREEMPHASIS = 0.97
+"""Share of the sample before that Kaldi takes from each."""
 
 
 class Feature(NamedTuple):
@@ -83,9 +104,10 @@ class Feature(NamedTuple):
     z_FT: NDArray[np.float16]
     """The scaled log-Mel spectrogram [shape=spec.shape, dtype="<f2"]."""
     mean_db: float
-    """Mean of the spectrogram in dB; of ``log1p`` always -40, the level of its floor."""
+    """Mean of the spectrogram in dB; of ``log1p`` always -40, the level of its floor, of ``kaldi`` AudioSet's mean."""
     std_db: float
-    """Standard deviation of the spectrogram in dB, 0 for digital silence; of ``log1p`` always 10."""
+    """Standard deviation of the spectrogram in dB, 0 for digital silence; of ``log1p`` always 10, of ``kaldi`` twice
+    AudioSet's."""
 
 
 def feature(samples_N: NDArray[np.float32], spec: LogMelSpec) -> Feature:
@@ -113,6 +135,10 @@ def feature(samples_N: NDArray[np.float32], spec: LogMelSpec) -> Feature:
         # 10 log10(power + 10⁻⁴) dB, plus 40, over 10; float16 first, as musicnn was trained
         power_FT = np.minimum(mel_power(samples_N, spec).T, np.finfo(np.float16).max).astype(np.float16)
         return Feature(np.log10(1 + 1e4 * power_FT.astype(np.float32)).astype("<f2"), -40.0, 10.0)
+    if spec.scaling == "kaldi":
+        log_FT = np.log(np.maximum(mel_power(samples_N, spec), spec.amin)).T
+        mean, scale = AUDIOSET_MEAN, 2 * AUDIOSET_STD
+        return Feature(((log_FT - mean) / scale).astype("<f2", order="C"), mean * DECIBELS, scale * DECIBELS)
     z_FT, mean_db, std_db = standardize(log_mel(samples_N, spec))
     return Feature(z_FT.astype("<f2"), mean_db, std_db)
 
@@ -161,19 +187,21 @@ def mel_power(samples_N: NDArray[np.float32], spec: LogMelSpec) -> NDArray[np.fl
     Returns
     -------
     np.ndarray [shape=(frames, mel bands), dtype=float32]
-        Power. Frames are centred: the signal is padded with ``n_fft / 2`` zeros on both sides.
+        Power. Frames are centred: the signal is padded with ``n_fft / 2`` zeros on both sides. Kaldi's begin with the
+        first sample and end before the last one.
     """
     n_mels, n_frames = spec.shape
-    padded = np.zeros(spec.n_samples + spec.n_fft, np.float32)
+    padded = np.zeros(spec.n_samples + spec.padding, np.float32)
     kept = min(len(samples_N), spec.n_samples)
-    padded[spec.n_fft // 2 : spec.n_fft // 2 + kept] = samples_N[:kept]
-    frames = np.lib.stride_tricks.sliding_window_view(padded, spec.n_fft)[:: spec.hop_length]
+    padded[spec.padding // 2 : spec.padding // 2 + kept] = samples_N[:kept]
+    frames = np.lib.stride_tricks.sliding_window_view(padded, spec.frame_length)[:: spec.hop_length]
+    prepared = _emphasized if spec.scaling == "kaldi" else np.asarray
 
     window, bands = _window_and_bands(spec)
     mel_TF = np.empty((n_frames, n_mels), np.float32)
     for start in range(0, n_frames, CHUNK_FRAMES):
         stop = min(start + CHUNK_FRAMES, n_frames)
-        spectrum = scipy.fft.rfft(frames[start:stop] * window, axis=1, overwrite_x=True)
+        spectrum = scipy.fft.rfft(prepared(frames[start:stop]) * window, spec.n_fft, axis=1, overwrite_x=True)
         power = np.square(spectrum.real)
         power += np.square(spectrum.imag)
         for mels, bins, weights in bands:
@@ -203,12 +231,12 @@ def standardize(db_FT: NDArray[np.float32]) -> tuple[NDArray[np.float32], float,
 
 
 def mel_filters(spec: LogMelSpec) -> NDArray[np.float32]:
-    """Triangular filters on Slaney's mel scale, each of unit area.
+    """Triangular filters: on Slaney's mel scale and each of unit area, or Kaldi's, which are 1 at their peak.
 
     Parameters
     ----------
     spec
-        Sample rate, FFT size and number of bands.
+        Sample rate, FFT size, number of bands, and whose filters.
 
     Returns
     -------
@@ -218,17 +246,23 @@ def mel_filters(spec: LogMelSpec) -> NDArray[np.float32]:
     Notes
     -----
     The formula is that of M. Slaney's Auditory Toolbox (1998), as in ``librosa.filters.mel``, which is not called here
-    because importing it costs a worker two seconds and 85 MB.
+    because importing it costs a worker two seconds and 85 MB. Kaldi's triangles are straight on its mel scale, that of
+    HTK, and not in Hz; the lowest may lie between two bins and be empty (``mel-computations.cc`` of Kaldi).
     """
     top = spec.sample_rate / 2
-    edges = _mel_to_hz(np.linspace(0.0, _hz_to_mel(top), spec.n_mels + 2))
-    width = np.diff(edges)
     bins = np.linspace(0.0, top, 1 + spec.n_fft // 2)
+    if spec.scaling == "kaldi":
+        bins = _kaldi_mel(bins)
+        edges = np.linspace(_kaldi_mel(20.0), bins[-1], spec.n_mels + 2)
+    else:
+        edges = _mel_to_hz(np.linspace(0.0, _hz_to_mel(top), spec.n_mels + 2))
+    width = np.diff(edges)
     ramps = edges[:, None] - bins[None, :]
     rising = -ramps[:-2] / width[:-1, None]
     falling = ramps[2:] / width[1:, None]
     triangles = np.maximum(0.0, np.minimum(rising, falling)).astype(np.float32)
-    return np.asarray(triangles * (2.0 / (edges[2:] - edges[:-2]))[:, None], np.float32)
+    heights = np.ones(spec.n_mels) if spec.scaling == "kaldi" else 2.0 / (edges[2:] - edges[:-2])
+    return np.asarray(triangles * heights[:, None], np.float32)
 
 
 _HZ_PER_MEL = 200.0 / 3
@@ -249,10 +283,26 @@ def _mel_to_hz(mel: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(mel < log_from_mel, mel * _HZ_PER_MEL, logarithmic)
 
 
+def _kaldi_mel(hz: Any) -> Any:
+    """Kaldi's mel scale."""
+    return 1127.0 * np.log1p(hz / 700.0)
+
+
+def _emphasized(frames_TN: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Frames without their mean, and with louder treble: from each sample a share of the one before is taken.
+
+    A frame's first sample stays: the window makes it zero.
+    """
+    centred_TN: NDArray[np.float32] = frames_TN - frames_TN.mean(axis=1, keepdims=True)
+    centred_TN[:, 1:] -= PREEMPHASIS * centred_TN[:, :-1]
+    return centred_TN
+
+
 @lru_cache(maxsize=4)
 def _window_and_bands(spec: LogMelSpec) -> tuple[NDArray[np.float32], list[tuple[slice, slice, Any]]]:
     """Hann window, and for each group of mel bands its slice, its FFT bins and its weights [shape=(bins, mels)]."""
-    window = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(spec.n_fft) / spec.n_fft)).astype(np.float32)
+    period = spec.frame_length - (spec.scaling == "kaldi")  # Kaldi's window is symmetric
+    window = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(spec.frame_length) / period)).astype(np.float32)
     filters = mel_filters(spec)
     bands = []
     for start in range(0, spec.n_mels, BAND_MELS):

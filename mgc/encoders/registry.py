@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from mgc.core.errors import InputError, path_error
-from mgc.encoders import musicnn
+from mgc.encoders import audio_transformer, musicnn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,6 +82,19 @@ ENCODERS = {
         build=musicnn.Musicnn,
         behind=musicnn.BEHIND,
     ),
+    "ast": Encoder(
+        name="ast",
+        trained_on="AudioSet, 527 kinds of sound in YouTube's videos",
+        licence="BSD-3-Clause",
+        source="Gong, Chung and Glass, «AST: Audio Spectrogram Transformer», 2021; "
+        f"{audio_transformer.REPOSITORY} of the Hugging Face hub",
+        features="ast",
+        window=audio_transformer.WINDOW,
+        size=audio_transformer.SIZE,
+        n_parameters=86_187_264,
+        download_megabytes=346,
+        build=audio_transformer.AudioTransformer,
+    ),
 }
 """All encoders by name."""
 
@@ -125,7 +138,8 @@ def load(name: str) -> nn.Module:
     Raises
     ------
     InputError
-        There is no such encoder, its weights were not downloaded, or their file is damaged or cannot be read.
+        There is no such encoder, a package that it needs is not installed, its weights were not downloaded, or their
+        file is damaged or cannot be read.
     """
     from safetensors import SafetensorError  # here, because the training step runs where there is torch alone
     from safetensors.torch import load_file
@@ -164,7 +178,7 @@ def untrained(name: str, seed: int = 0) -> nn.Module:
     Raises
     ------
     InputError
-        There is no such encoder.
+        There is no such encoder, or a package that it needs is not installed.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -128,7 +128,7 @@ def baseline(
     root: str | Path | None = None,
     *,
     kind: Literal["mfcc", "logmel", "random_cnn"] = "mfcc",
-    encoder: Literal["none", "musicnn", "musicnn_random"] = "none",
+    encoder: Literal["none", "musicnn", "musicnn_random", "ast"] = "none",
     classifier: Literal["svm", "logistic", "ridge", "knn", "zero_shot"] = "svm",
     split: Literal["official", "random"] = "official",
     folds: int = 0,

@@ -121,8 +121,8 @@ def preprocess(
         The feature set's folder, by path or URI; what is finished in it is kept, and clips that are new get shards of
         their own.
     features
-        ``"logmel"``, which mgc's own networks learn from, or ``"musicnn"``, the log-Mel that the pretrained encoder of
-        this name listens to: see ``mgc.audio.logmel.RECIPES``.
+        ``"logmel"``, which mgc's own networks learn from; ``"musicnn"`` or ``"ast"``, the log-Mel that the pretrained
+        encoder of this name listens to: see ``mgc.audio.logmel.RECIPES``.
     subset
         Subset of an FMA folder: ``"small"``, ``"medium"`` or ``"large"``.
     allow_outside

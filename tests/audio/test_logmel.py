@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import librosa
 import numpy as np
@@ -70,6 +71,33 @@ def test_musicnn_listens_to_librosas_mel_spectrogram_at_its_own_level():
     louder = feature(10 * samples, spec).z_FT[:, :200].astype(float) - found.z_FT[:, :200]
     assert np.median(louder) == pytest.approx(2, abs=0.05)  # 20 dB
     assert np.isfinite(feature(np.full(spec.n_samples, 1e4, np.float32), spec).z_FT).all()
+
+
+def assert_kaldis(samples, spec):
+    """The feature is what AST's own feature extractor makes of the samples."""
+    extractor = pytest.importorskip("transformers").ASTFeatureExtractor(max_length=spec.shape[1])
+    samples = librosa.util.fix_length(samples, size=spec.n_samples)
+    (expected_TF,) = extractor(samples, sampling_rate=spec.sample_rate).input_values
+    found = feature(samples, spec)
+    assert (found.z_FT.dtype.str, found.z_FT.shape) == ("<f2", spec.shape)
+    assert np.abs(found.z_FT.astype(float) - expected_TF.T).max() < 2e-3  # half of float16's steps at 1.5 is 5e-4
+    log_FT = expected_TF.T * 2 * extractor.std + extractor.mean
+    assert np.abs(found.z_FT.astype(float) * found.std_db + found.mean_db - 10 * log_FT / np.log(10)).max() < 0.08
+
+
+@pytest.mark.filterwarnings("ignore:At least one mel filter")
+@pytest.mark.parametrize("name", SOUNDS)
+def test_ast_listens_to_kaldis_log_filter_bank(name):
+    spec = replace(RECIPES["ast"], seconds=4.0)
+    assert_kaldis(SOUNDS[name](spec.sample_rate, spec.seconds), spec)
+
+
+@pytest.mark.filterwarnings("ignore:At least one mel filter")
+def test_ast_hears_a_real_clip_as_by_transformers(fma_clip):
+    spec = RECIPES["ast"]
+    assert spec.shape == (128, 2988)
+    with open(fma_clip, "rb") as file:
+        assert_kaldis(audio.load(file, sample_rate=spec.sample_rate, seconds=spec.seconds).samples, spec)
 
 
 # Synthetic sound
