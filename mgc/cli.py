@@ -237,6 +237,8 @@ class Train(Learning):
     """On a GPU: the same figures each time, bit for bit, in more time; on the CPU they are so anyway."""
     run_name: str | None = None
     """Name of the MLflow run."""
+    teacher_features: str | None = None
+    """With --teacher: a feature set of the same clips that it listens to."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -104,6 +104,10 @@ class OptimConfig:
     """Longest gradient; longer ones are shortened to it; 0 is off."""
     ema_epochs: float = 0.0
     """Validate and keep an exponential moving average of the weights over so many epochs; 0 is off."""
+    teacher: Literal["none", "musicnn", "musicnn_random"] = "none"
+    """A pretrained encoder whose vectors of the clip the network learns to guess beside its genre (distillation)."""
+    teacher_weight: float = 1.0
+    """Of that guess in the loss: 1 minus its cosine with what the teacher says; a genre's cross-entropy has 1."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of convolutions in training; norms, loss and evaluation are always float32."""
 
@@ -113,6 +117,7 @@ class OptimConfig:
         _require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "at least 0")
         _require(0 <= self.label_smoothing < 1, "optim.label_smoothing", self.label_smoothing, "in [0, 1)")
         _require(self.batch_size > 0, "optim.batch_size", self.batch_size, "positive")
+        _require(self.teacher_weight > 0, "optim.teacher_weight", self.teacher_weight, "positive")
         for name in ("warmup_epochs", "clip_norm", "ema_epochs"):
             _require(getattr(self, name) >= 0, f"optim.{name}", getattr(self, name), "at least 0")
 
@@ -121,6 +126,8 @@ LATER: tuple[tuple[str, str, Any], ...] = (
     ("model", "encoder", "none"),
     ("model", "hidden", []),
     ("optim", "encoder_lr", 0.0),
+    ("optim", "teacher", "none"),
+    ("optim", "teacher_weight", 1.0),
 )
 """Fields that came after the first stored runs, and their defaults."""
 
@@ -156,6 +163,7 @@ class TrainConfig:
         _require(0 <= self.fold <= self.folds, "fold", self.fold, f"one of the {self.folds} folds")
         _require(not self.folds or self.split == "official", "folds", self.folds, "without `split=random`")
         if self.model.encoder != "none":  # BatchNorm of vectors learns nothing of a batch of one
+            _require(self.optim.teacher == "none", "optim.teacher", self.optim.teacher, "none on an encoder")
             _require(self.optim.batch_size > 2, "optim.batch_size", self.optim.batch_size, "at least 3 on an encoder")
         if self.frozen:  # its classifier does not see the spectrogram
             for part, name in (
@@ -181,7 +189,7 @@ class TrainConfig:
     @property
     def track(self) -> str:
         """Where the network's knowledge is from: its own clips alone, or music that others have heard before."""
-        return track(self.model.encoder)
+        return track(self.model.encoder, self.optim.teacher)
 
     def identity(self) -> dict[str, Any]:
         """Return the tree by which a fit is known: without fields that came later where they have their defaults.
@@ -255,19 +263,23 @@ class SweepConfig:
         _require(self.seeds >= 2 or not self.top, "seeds", self.seeds, "at least 2; `top=0` retrains nothing")
 
 
-def track(encoder: str) -> str:
+def track(encoder: str, teacher: str = "none") -> str:
     """Say where a network's knowledge is from; figures of different tracks answer different questions.
 
     Parameters
     ----------
     encoder
         Its encoder, or ``none``.
+    teacher
+        The encoder that it was distilled from, or ``none``.
 
     Examples
     --------
     >>> track("musicnn")
     'pretrained (musicnn)'
     """
+    if teacher != "none":
+        return f"distilled ({teacher})"
     if encoder == "none":
         return "from scratch"
     return f"{'random features' if encoder.endswith('_random') else 'pretrained'} ({encoder})"

@@ -3,7 +3,7 @@
 All three give the same batches: an epoch's order goes through the shards in groups, in each of which clips are
 shuffled. A set of up to ``clips.GROUP`` shards is one group, which is an ordinary shuffle.
 
-Shape suffixes: N clips, B clips in a batch, F mel bands, T frames.
+Shape suffixes: N clips, B clips in a batch, F mel bands, T frames, K windows, D values of a vector.
 """
 
 from __future__ import annotations
@@ -52,6 +52,10 @@ class Feed:
         if self.device.type == "cuda":  # by number: to the thread that sends batches, «cuda» is the first GPU
             self.device = torch.device("cuda", torch.cuda.current_device())
         self.labels_N = torch.from_numpy(clips.labels_N.copy()).to(self.device)
+        self.taught_NKD = (
+            None if clips.taught_NKD is None else torch.from_numpy(clips.taught_NKD.copy()).to(self.device)
+        )
+        """What a teacher says of the clips, if there is one."""
         self.shape = clips.mel_NFT.shape
         self._host = _as_tensor(clips.mel_NFT) if isinstance(clips.mel_NFT, np.ndarray) else clips.mel_NFT
         self.mel_NFT = self._moved() if resident else None

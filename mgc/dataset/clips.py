@@ -1,6 +1,6 @@
 """The clips of a feature set for training and evaluation: labels and ids in memory, spectrograms there or in shards.
 
-Shape suffixes: N clips, B of them, F mel bands, T frames.
+Shape suffixes: N clips, B of them, F mel bands, T frames, K windows, D values of a vector.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ class Clips:
     paths: tuple[str, ...]
     encoder: dict[str, NDArray[Any]] | None = None
     """Weights of the pretrained encoder that the network is built on, by name: they travel to each worker."""
+    taught_NKD: NDArray[np.float16] | None = None
+    """What a teacher says of K windows of each clip, where the network is distilled from one."""
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -65,6 +67,7 @@ class Clips:
             splits_N=self.splits_N[rows_B],
             shards_N=self.shards_N[rows_B],
             paths=tuple(self.paths[row] for row in rows_B),
+            taught_NKD=None if self.taught_NKD is None else self.taught_NKD[rows_B],
         )
 
 

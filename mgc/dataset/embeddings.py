@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from mgc.core.errors import path_error
+from mgc.core.errors import InputError, path_error
 from mgc.core.progress import Progress
 from mgc.dataset import clips as clips_of
 from mgc.encoders import registry
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 FOLDER = "embeddings"
 """Of the storage."""
+COMPONENTS = 128
+"""Of a teacher's vectors that are learnt."""
 
 
 def load_embedded(
@@ -151,6 +153,53 @@ def vectors_of(
         if device.type == "cuda":
             torch.cuda.empty_cache()  # for the fits that follow, which may be other processes
     return np.concatenate([found for found in parts if found is not None])
+
+
+def taught_by(teacher: str, feature_set: FeatureSet, clips: Clips, storage: Folder) -> NDArray[np.float16]:
+    """Compute what a teacher says of clips that are known by another feature set.
+
+    Its vectors are standardised and reduced to their first principal components, each divided by the root of its
+    deviation: of many correlated values a few would decide a cosine alone. No label is used.
+
+    Parameters
+    ----------
+    teacher
+        Name of the encoder.
+    feature_set
+        A finished feature set of the recipe that the teacher listens to, of the same clips.
+    clips
+        Those that are wanted.
+    storage
+        As ``vectors_of`` takes it.
+
+    Returns
+    -------
+    np.ndarray [shape=(N, K, D), dtype=float16]
+        D is ``COMPONENTS`` at most.
+
+    Raises
+    ------
+    InputError
+        As ``vectors_of``, or a clip is not in the feature set.
+    RunError
+        As ``vectors_of``.
+    """
+    splits = tuple(dict.fromkeys(clips.splits_N.tolist()))
+    known = clips_of.load(feature_set, *splits, lazily=True)
+    place_of = {int(track): place for place, track in enumerate(known.track_ids_N)}
+    if missing := [int(track) for track in clips.track_ids_N if int(track) not in place_of]:
+        raise InputError(
+            f"`teacher_features={feature_set.folder}`: {len(missing)} clips are not in it, the first is track "
+            f"{missing[0]}; make it of the same collection"
+        )
+    vectors_NDK = vectors_of(feature_set, splits, teacher, storage)
+    vectors_NKD = vectors_NDK[[place_of[int(track)] for track in clips.track_ids_N]].transpose(0, 2, 1)
+    rows_ND = torch.from_numpy(vectors_NKD.reshape(-1, vectors_NKD.shape[2]).astype(np.float32))
+    rows_ND = (rows_ND - rows_ND.mean(0)) / rows_ND.std(0).clamp_min(1e-4)
+    values_D, axes_DD = torch.linalg.eigh(rows_ND.T @ rows_ND / len(rows_ND))
+    values_D, axes_DD = values_D[-COMPONENTS:].clamp_min(1e-6), axes_DD[:, -COMPONENTS:]
+    reduced_ND = rows_ND @ (axes_DD / values_D**0.25)
+    return reduced_ND.half().numpy().reshape(*vectors_NKD.shape[:2], -1)
 
 
 def _file(entry: ShardEntry) -> str:

@@ -58,6 +58,11 @@ class LearningSet:
         return None if weights is None else {name: torch.tensor(array) for name, array in weights.items()}
 
     @property
+    def taught(self) -> int:
+        """Values of a teacher's vectors; 0 without a teacher."""
+        return 0 if self.clips.taught_NKD is None else self.clips.taught_NKD.shape[2]
+
+    @property
     def gaps(self) -> tuple[str, ...]:
         """Sentences that name the genres without a clip to learn from, or to validate with."""
         labels_N, untold = self.clips.labels_N, "validation does not tell how well they are learnt"

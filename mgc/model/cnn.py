@@ -1,6 +1,6 @@
 """The network: blocks of convolution over a log-Mel spectrogram and a linear head; and an ensemble of networks.
 
-Shape suffixes: B clips in a batch, C channels, F mel bands, T frames, G genres.
+Shape suffixes: B clips in a batch, C channels, F mel bands, T frames, G genres, D values of a vector.
 """
 
 from __future__ import annotations
@@ -75,7 +75,14 @@ class GenreCNN(GenreNetwork):
         self.head_dropout = nn.Dropout(config.head_dropout)
         self.linear = nn.Linear(pooled, n_genres)
 
-    def _logits(self, mel_B1FT: Tensor) -> Tensor:
+    def pooled(self, mel_B1FT: Tensor) -> Tensor:
+        """Compute what the linear layer sees [shape=(B, D)], with dropout in training.
+
+        Parameters
+        ----------
+        mel_B1FT
+            Spectrograms that are heard as one [shape=(B, 1, F, T)].
+        """
         mel_BFT = self.input_norm(mel_B1FT.squeeze(1))
         maps_BCFT = self.blocks(mel_BFT.unsqueeze(1))
         if self.head == "flatten":
@@ -85,8 +92,11 @@ class GenreCNN(GenreNetwork):
         else:
             over = (2, 3) if self.head == "avgmax" else 3
             pooled = torch.cat([maps_BCFT.mean(over), maps_BCFT.amax(over)], dim=1).flatten(1)
-        logits_BG: Tensor = self.linear(self.head_dropout(pooled))
-        return logits_BG
+        values_BD: Tensor = self.head_dropout(pooled)
+        return values_BD
+
+    def _logits(self, mel_B1FT: Tensor) -> Tensor:
+        return self.linear(self.pooled(mel_B1FT))  # type: ignore[no-any-return]
 
 
 def folded(model: GenreNetwork) -> GenreNetwork:

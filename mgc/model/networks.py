@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from mgc.model.cnn import GenreCNN
 from mgc.model.pretrained import CLASSIFIER, ENCODER, Pretrained
+from mgc.model.student import NETWORK, Student
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,9 +38,9 @@ def build(config: ModelConfig, n_genres: int, shape: tuple[int, int]) -> GenreNe
 
 
 def to_train(
-    config: TrainConfig, n_genres: int, shape: tuple[int, int], encoder: Mapping[str, Tensor] | None
+    config: TrainConfig, n_genres: int, shape: tuple[int, int], encoder: Mapping[str, Tensor] | None, taught: int
 ) -> GenreNetwork:
-    """Build what a fit trains: the network, or of one on a frozen encoder the classifier alone.
+    """Build what a fit trains: the network, of one on a frozen encoder the classifier alone; with a teacher its guess.
 
     Parameters
     ----------
@@ -51,6 +52,8 @@ def to_train(
         (mel bands, frames) of a whole clip.
     encoder
         Weights of the pretrained encoder, where there is one.
+    taught
+        Values of a teacher's vectors; 0 without a teacher.
 
     Returns
     -------
@@ -63,8 +66,9 @@ def to_train(
         As ``build``.
     """
     model = build(config.model, n_genres, shape)
-    if not isinstance(model, Pretrained):
-        return model
+    if isinstance(model, GenreCNN):
+        return Student(model, taught) if taught else model
+    assert isinstance(model, Pretrained)
     if config.frozen:
         return model.classifier
     assert encoder is not None
@@ -73,7 +77,9 @@ def to_train(
 
 
 def whole(weights: dict[str, Tensor], config: TrainConfig, encoder: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    """Return the weights of a checkpoint from those that a fit has trained: a frozen encoder's are added.
+    """Return the weights of a checkpoint from those that a fit has trained.
+
+    A frozen encoder's are added; the guess of a teacher's vectors is left out.
 
     Parameters
     ----------
@@ -84,6 +90,8 @@ def whole(weights: dict[str, Tensor], config: TrainConfig, encoder: Mapping[str,
     encoder
         Weights of the pretrained encoder, where there is one.
     """
+    if config.optim.teacher != "none":
+        return {name.removeprefix(NETWORK): each for name, each in weights.items() if name.startswith(NETWORK)}
     if not config.frozen:
         return weights
     assert encoder is not None

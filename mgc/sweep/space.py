@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SPACES = Path(__file__).with_name("spaces")
-FIXED = ("epochs", "seed", "split", "folds", "fold", "model.encoder", "optim.encoder_lr")
+FIXED = ("epochs", "seed", "split", "folds", "fold", "model.encoder", "optim.encoder_lr", "optim.teacher")
 """Fields that are the same in all trials: else accuracies could not be compared, or the data would be another."""
 RANGES = ("uniform", "log_uniform")
 

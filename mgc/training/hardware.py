@@ -14,7 +14,7 @@ from mgc.core.cluster import check_seen, smallest_object_store
 from mgc.core.errors import InputError
 from mgc.core.progress import say
 from mgc.dataset import clips as clips_of
-from mgc.dataset.embeddings import load_embedded, weights_of
+from mgc.dataset.embeddings import load_embedded, taught_by, weights_of
 from mgc.dataset.protocols import splits_of
 from mgc.features.layout import MANIFEST
 from mgc.model.device import best_device
@@ -156,6 +156,7 @@ def load_clips(
     *,
     gpu: bool = False,
     on_ray: bool = False,
+    teacher_features: FeatureSet | None = None,
 ) -> tuple[FeedName | None, Clips]:
     """Read the clips of a fit, or what its frozen encoder makes of them, which fits anywhere.
 
@@ -165,6 +166,8 @@ def load_clips(
         As ``choose_feed`` takes them.
     storage
         Where the vectors of an encoder are kept.
+    teacher_features
+        A feature set of the same clips that the teacher listens to, where the network is distilled from one.
 
     Returns
     -------
@@ -174,9 +177,12 @@ def load_clips(
     Raises
     ------
     InputError
-        As ``choose_feed``, ``mgc.dataset.clips.load`` and ``mgc.dataset.embeddings.load_embedded``.
+        As ``choose_feed``, ``mgc.dataset.clips.load`` and ``mgc.dataset.embeddings``; or a teacher lacks its feature
+        set, or a feature set its teacher.
     """
-    splits, encoder = splits_of(config), config.model.encoder
+    splits, encoder, teacher = splits_of(config), config.model.encoder, config.optim.teacher
+    if (teacher == "none") != (teacher_features is None):
+        raise InputError("`optim.teacher` and `teacher_features` need each other: who teaches, and what it listens to")
     check_encoder(encoder, feature_set.manifest.spec)
     if config.frozen:
         here: FeedName | None = None if on_ray else "device" if gpu else "memory"
@@ -184,6 +190,8 @@ def load_clips(
         return feed or here, load_embedded(feature_set, splits, encoder, storage, device=device)
     chosen, lazily = choose_feed(feed, feature_set, config, gpu=gpu, on_ray=on_ray)
     clips = clips_of.load(feature_set, *splits, lazily=lazily)
+    if teacher_features is not None:
+        clips = replace(clips, taught_NKD=taught_by(teacher, teacher_features, clips, storage))
     return chosen, clips if encoder == "none" else replace(clips, encoder=weights_of(encoder))
 
 

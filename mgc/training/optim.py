@@ -49,7 +49,7 @@ def build_learner(config: TrainConfig, data: LearningSet, device: torch.device) 
         Where the model goes, in PyTorch's ``channels_last`` format.
     """
     torch.manual_seed(config.seed)
-    model = to_train(config, len(data.genres), data.spec.shape, data.encoder)
+    model = to_train(config, len(data.genres), data.spec.shape, data.encoder, data.taught)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if rank_and_world()[1] > 1:
         sync_batchnorm(model)

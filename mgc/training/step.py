@@ -6,7 +6,7 @@ device: order, draws and learning rates of an epoch are sent there once, and a s
 that lives there too. Nothing comes back before the epoch is over.
 
 Shape suffixes: N clips in an epoch, S steps in it, B clips in a batch, F mel bands, T frames, W frames of a window,
-G genres.
+G genres, D values of a teacher's vector, X of logits and vector.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from mgc.dataset import augment
+from mgc.model.student import distance, said_of
 from mgc.training.distributed import rank_and_world
 from mgc.training.optim import update_average
 
@@ -170,11 +171,14 @@ class TrainStep:
         mel_BFW, shares_B = augment.training_batch(mel_BFT, config, self._draws, places_B, self.mine)
         target_B = self.feed.labels_N[self._rows_N[own_B]]
         with torch.autocast(mel_BFW.device.type, torch.bfloat16, enabled=optim.precision == "bfloat16"):
-            logits_BG = self._module(mel_BFW.unsqueeze(1)).float()
+            output_BX = self._module(mel_BFW.unsqueeze(1)).float()
+        logits_BG, guess_BD = output_BX.tensor_split([learner.model.linear.out_features], 1)
         loss_B = _cross_entropy(logits_BG, target_B, optim.label_smoothing)
         if self.mixing:
             partner_B = self.feed.labels_N[self._rows_N[self._draws.partners_N[own_B]]]
             loss_B = torch.lerp(_cross_entropy(logits_BG, partner_B, optim.label_smoothing), loss_B, shares_B)
+        if self.feed.taught_NKD is not None:
+            loss_B = loss_B + optim.teacher_weight * distance(guess_BD, self._said(own_B, shares_B))
         local = loss_B.sum()
         learner.optimizer.zero_grad(set_to_none=True)
         # DDP means over ranks; with this factor the sum is the mean over the whole batch, however it is shared
@@ -187,6 +191,19 @@ class TrainStep:
         self._sums += torch.stack([local.detach(), (logits_BG.detach().argmax(1) == target_B).sum()])
         self._place += size
         self._count += 1
+
+    def _said(self, own_B: Tensor, shares_B: Tensor) -> Tensor:
+        """What the teacher says of this rank's clips [shape=(B, D)]; of mixed ones, mixed."""
+        assert self._rows_N is not None
+        assert self.feed.taught_NKD is not None
+        taught_NKD, frames = self.feed.taught_NKD, self.feed.shape[2]
+        last = frames - (self.config.crop or frames)
+
+        def said(places_B: Tensor) -> Tensor:
+            return said_of(taught_NKD[self._rows_N[places_B]], self._draws.starts_N[places_B], last)
+
+        said_BD = said(own_B)
+        return torch.lerp(said(self._draws.partners_N[own_B]), said_BD, shares_B[:, None]) if self.mixing else said_BD
 
 
 def _cross_entropy(logits_BG: Tensor, target_B: Tensor, smoothing: float) -> Tensor:

@@ -24,6 +24,7 @@ from mgc.core.results import Result
 from mgc.core.storage import Folder
 from mgc.dataset.protocols import LEAKY, learning_set
 from mgc.evaluation.metrics import wilson
+from mgc.features.feature_set import FeatureSet
 from mgc.model import checkpoint
 from mgc.tracking import store
 from mgc.tracking.runs import EXPERIMENT, PLACE_TAG, STORAGE_TAG, Run
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
     from mgc.config import TrainConfig
     from mgc.dataset.protocols import LearningSet
-    from mgc.features.feature_set import FeatureSet
     from mgc.training.hardware import FeedName
 
 CHECKPOINTS = "checkpoints"
@@ -127,6 +127,7 @@ def train(
     deterministic: bool = False,
     run_name: str | None = None,
     allow_leaks: bool = False,
+    teacher_features: str | Path | FeatureSet | None = None,
 ) -> TrainedRun | TrainedRuns:
     """Train the CNN on a feature set.
 
@@ -161,6 +162,8 @@ def train(
         Name of the MLflow run; part of what an interrupted one is known by.
     allow_leaks
         Train on a set with artists in more than one split; the run is tagged ``mgc.leaky``.
+    teacher_features
+        Where ``config.optim.teacher`` names an encoder: a finished feature set of the same clips that it listens to.
 
     Returns
     -------
@@ -188,7 +191,10 @@ def train(
     home = store.storage(storage, feature_set.folder)
     place.prepare(home)
     store.made(home, CHECKPOINTS)
-    chosen, clips = load_clips(feature_set, config, home, feed, gpu=place.gpu, on_ray=place.on_ray)
+    taught = None if teacher_features is None else FeatureSet.open(teacher_features)
+    chosen, clips = load_clips(
+        feature_set, config, home, feed, gpu=place.gpu, on_ray=place.on_ray, teacher_features=taught
+    )
     place = replace(place, feed=chosen, graphs=graphs, deterministic=deterministic)
     folds = [config.fold] if config.fold or not config.folds else list(range(1, config.folds + 1))
     data = {fold: learning_set(feature_set, replace(config, fold=fold), clips=clips) for fold in folds}
