@@ -78,7 +78,7 @@ def test_a_model_trained_on_two_machines_is_evaluated_and_used_from_a_third(two,
     trained = answer(two.run("train", *FIT, "--epochs", "3", "--workers", "2"))
     assert trained["checkpoint"] == f"s3://music/state/checkpoints/{trained['run_id']}"
     left = {path.partition("/")[2] for path in two.store.contents("state/checkpoints") if trained["run_id"] in path}
-    assert left == {"calibration.json", "model.json", "model.safetensors"}
+    assert left == {"README.md", "calibration.json", "model.json", "model.safetensors"}
     assert epochs_of(client, trained["run_id"]) == [1, 2, 3]
     assert client.get_run(trained["run_id"]).data.metrics["nodes"] == 2
 
