@@ -252,7 +252,12 @@ def test_the_training_job_keeps_its_state_and_its_run_beside_the_features(head, 
     assert "train: 44 clips, 12 for validation, from scratch, on 2 CPU workers" in done.stdout
     assert "train: 2/2 epochs" in done.stdout
     (checkpoint,) = (tmp_path / "state" / "checkpoints").iterdir()
-    assert sorted(path.name for path in checkpoint.iterdir()) == ["calibration.json", "model.json", "model.safetensors"]
+    assert sorted(path.name for path in checkpoint.iterdir()) == [
+        "README.md",
+        "calibration.json",
+        "model.json",
+        "model.safetensors",
+    ]
     assert (tmp_path / "mlflow_runs" / "mlflow.db").exists()
 
 
