@@ -30,6 +30,7 @@ import math
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -89,7 +90,7 @@ class Claim:
     def needs(self) -> tuple[str, ...]:
         """Names of the data sets that it needs."""
         found = (name for command in self.commands for part in command for name in _PLACEHOLDER.findall(part))
-        return tuple(dict.fromkeys(name for name in found if not name[0].isdigit()))
+        return tuple(dict.fromkeys(name for name in found if not name[0].isdecimal()))
 
 
 @dataclass(frozen=True)
@@ -188,13 +189,14 @@ def reproduce(
         raise InputError(f"`only={min(unknown)}`: no claim of {file} has this name")
     chosen = [claim for claim in claims if not only or claim.name in only]
     folders = _folders(data, known)
-    runner = _Runner(_work(Path(work)))
-    outcomes = []
-    for number, claim in enumerate(chosen, start=1):
-        say(f"reproduce: {number} of {len(chosen)}, {claim.name}" + (f" ({claim.cost})" if claim.cost else ""))
-        outcomes.append(_tried(claim, folders, known, runner))
-        say(f"reproduce: {outcomes[-1]}")
-    return Reproduction(tuple(outcomes), str(runner.work), round(time.monotonic() - start, 2))
+    outcomes, place = [], _work(Path(work))
+    with Folder.at(place).claim("`work`:"):
+        runner = _Runner(place)
+        for number, claim in enumerate(chosen, start=1):
+            say(f"reproduce: {number} of {len(chosen)}, {claim.name}" + (f" ({claim.cost})" if claim.cost else ""))
+            outcomes.append(_tried(claim, folders, known, runner))
+            say(f"reproduce: {outcomes[-1]}")
+    return Reproduction(tuple(outcomes), str(place), round(time.monotonic() - start, 2))
 
 
 def _tried(claim: Claim, folders: Mapping[str, str], known: Mapping[str, str], runner: _Runner) -> Outcome:
@@ -223,7 +225,7 @@ def _filled(command: Iterable[str], folders: Mapping[str, str], answers: list[di
 
     def value(match: re.Match[str]) -> str:
         number, _, key = match[1].partition(".")
-        return str(_value(answers[int(number) - 1], key)) if number.isdigit() else folders[match[1]]
+        return str(_value(answers[int(number) - 1], key)) if number.isdecimal() else folders[match[1]]
 
     return [_PLACEHOLDER.sub(value, part) for part in command]
 
@@ -247,6 +249,7 @@ class _Runner:
         self._answers: dict[str, dict[str, Any]] = (
             json.loads(self._file.read_text())["answers"] if self._file.exists() else {}
         )
+        self._failed: dict[str, str] = {}
 
     def answer(self, arguments: list[str]) -> dict[str, Any]:
         """Return what a command line answers, from before or from now.
@@ -260,17 +263,27 @@ class _Runner:
         if line in self._answers:
             say(f"reproduce: {line}  (answered before)")
             return self._answers[line]
-        say(f"reproduce: {line}")
-        code, printed = self._run(arguments)
-        try:
-            answer = json.loads(printed.strip().rpartition("\n")[2])
-        except ValueError:
-            raise RunError(f"«{line}» answered no JSON (exit code {code})") from None
-        if code:
-            raise RunError(f"«{line}» ended with exit code {code}: {_error(answer)}")
-        self._answers[line] = answer
-        self._keep()
-        return answer  # type: ignore[no-any-return]
+        if line not in self._failed:
+            say(f"reproduce: {line}")
+            self._clear(arguments)
+            code, printed = self._run(arguments)
+            try:
+                answer = json.loads(printed.strip().rpartition("\n")[2])
+            except ValueError:
+                answer, code = {"error": "it answered no JSON"}, code or 1
+            if not code:
+                self._answers[line] = answer
+                self._keep()
+                return answer  # type: ignore[no-any-return]
+            self._failed[line] = f"«{line}» ended with exit code {code}: {_error(answer)}"
+        raise RunError(self._failed[line])
+
+    def _clear(self, arguments: list[str]) -> None:
+        """Remove what a killed reproduction's ``mgc toy`` left: it takes no folder that is there."""
+        for argument in arguments[1:] if arguments[0] == "toy" else []:
+            folder = (self.work / argument).resolve()
+            if self.work.resolve() in folder.parents:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _run(self, arguments: list[str]) -> tuple[int, str]:
         """Run a command to its end; an interrupt is passed on to it once, and waits for it."""
@@ -376,7 +389,7 @@ def _checked(tree: Any) -> tuple[dict[str, str], list[Claim]]:
     data = tree.get("data", {})
     _require(isinstance(data, dict), "data: must be names, each with a line that says what it is")
     for name, what in data.items():
-        fits = isinstance(name, str) and _NAME.fullmatch(name) and not name[0].isdigit() and isinstance(what, str)
+        fits = isinstance(name, str) and _NAME.fullmatch(name) and not name[0].isdecimal() and isinstance(what, str)
         _require(fits, f"data.{name}: must be a name in small letters, with a line that says what it is")
     claims: list[Claim] = []
     for number, each in enumerate(tree["claims"], start=1):
@@ -414,7 +427,7 @@ def _command(where: str, line: Any, number: int, data: Mapping[str, str]) -> tup
     _require(fits, f"{where}: must be a line «mgc COMMAND …», of {', '.join(COMMANDS)}")
     for name in (name for part in arguments for name in _PLACEHOLDER.findall(part)):
         step, _, key = name.partition(".")
-        earlier = step.isdigit() and 1 <= int(step) < number and key
+        earlier = step.isdecimal() and 1 <= int(step) < number and key
         _require(name in data or earlier, f"{where}: {{{name}}} is no data set and no answer of an earlier command")
     return tuple(arguments)
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from mgc import cli, reproduce
+from mgc.core.storage import Folder
 
 CLAIMS = Path(__file__).parents[1] / "docs" / "claims.yaml"
 
@@ -188,3 +189,32 @@ def test_an_interrupt_ends_the_command_that_runs(run, tmp_path):
     assert process.returncode == 143
     assert "interrupted (SIGTERM)" in said
     assert [each.name for each in (tmp_path / "reproduced").iterdir()] == [reproduce.ANSWERS]
+
+
+def test_what_a_killed_reproduction_left_of_a_synthetic_set_is_made_anew(run, tmp_path):
+    left = tmp_path / "reproduced" / "toy"
+    left.mkdir(parents=True)
+    (left / "half.wav").write_bytes(b"half")
+    (tmp_path / "reproduced" / "answers.json").write_text(
+        json.dumps({"version": reproduce.mgc.__version__, "answers": {}})
+    )
+    made = claim(name="made", commands=["mgc toy toy --clips-per-genre 4"], metric="clips", value=32)
+    code, answer, said = run(made)
+    assert (code, answer["claims"][0]["verdict"]) == (0, "holds"), said
+    assert not (left / "half.wav").exists()
+
+
+def test_two_at_a_time_in_one_folder_are_refused(run, tmp_path):
+    assert run(claim())[0] == 0
+    with Folder.at(tmp_path / "reproduced").claim("`work`:"):
+        code, answer, _ = run(claim())
+    assert code == 2
+    assert "--work: " in answer["error"]
+
+
+def test_a_command_that_failed_is_not_run_again_by_the_next_claim(run):
+    bad = ["mgc audit --root nothing"]
+    code, answer, said = run(claim(commands=bad), claim(name="again", commands=bad))
+    assert code == 1
+    assert [each["verdict"] for each in answer["claims"]] == ["failed", "failed"]
+    assert said.count("reproduce: mgc audit --root nothing") == 1

@@ -131,7 +131,7 @@ def _row(cells: dict[str, str], folder: Folder, where: str) -> dict[str, Any]:
         "artist_name": artist,
         "title": cells.get("title") or None,
         "duration": _seconds(cells.get("duration", ""), where),
-        "license": cells.get("license") or None,
+        "license": cells.get("license") or cells.get("licence") or None,
     }
     if "split" in cells:
         split = SPLIT_WORDS.get(cells["split"].lower())

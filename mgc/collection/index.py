@@ -138,10 +138,12 @@ def index(
 
 
 def _md5(folder: Folder, path: str) -> tuple[str | None, int]:
-    """MD5 and size of a file, read in pieces; None and 0 where it cannot be read."""
+    """MD5 and size of a file, read in pieces; None and 0 where there is none."""
     try:
         with folder.open(path) as handle:
             digest = hashlib.file_digest(handle, lambda: hashlib.md5(usedforsecurity=False))
             return digest.hexdigest(), handle.tell()
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return None, 0
+    except OSError as error:
+        raise path_error(f"{folder}/{path}: cannot be read ({error.strerror or error})", error) from error

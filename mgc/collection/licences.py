@@ -2,12 +2,14 @@
 
 Sources write one licence in many ways: «Attribution-Noncommercial-Share Alike 3.0 United States» (FMA),
 «CC-BY-NC-SA-4.0» (SPDX), «https://creativecommons.org/licenses/by-nc-sa/3.0/us/». What is none of these, nor CC0 or the
-public domain, is not understood: no term is known of it, so a filter by terms does not take it for free.
+public domain, or has a word beside it, is not understood: no term is known of it, so a filter by terms does not take it
+for free.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,17 +29,32 @@ TERMS = {
 """The terms of Creative Commons, in the order of its ids, and how names, ids and URLs write them."""
 _WEB, _CREATIVE_COMMONS = r"^(?:https?://)?(?:www\.)?creativecommons\.org", r"^(?:creative commons )?(?:cc )?"
 _FAMILIES = {
-    "CC0": re.compile(rf"{_CREATIVE_COMMONS}(?:cc[ -]?)?(?:0|zero)\b|{_WEB}/publicdomain/zero"),
+    "CC0": re.compile(rf"^(?:creative commons |cc[ -]?)+(?:0|zero)\b|{_WEB}/publicdomain/zero"),
     "public domain": re.compile(rf"{_CREATIVE_COMMONS}public domain|{_WEB}/(?:licenses/)?publicdomain"),
-    "CC": re.compile(
-        rf"{_CREATIVE_COMMONS}(?:attribution|cc[ -]by\b)|^by(?:[ -](?:nc|nd|sa))*(?:[ -][\d.]+)?$|{_WEB}/licenses/by\b"
-    ),
+    "CC": re.compile(rf"{_CREATIVE_COMMONS}(?:attribution|cc[ -]by\b|by\b)|{_WEB}/licenses/by\b"),
 }
-"""How texts begin that are understood: what only mentions them may say anything."""
+"""How texts begin that are understood."""
 _VERSION = re.compile(r"(?<![\d.])([1-4]\.\d)(?!\.?\d)")
-_NO_COUNTRY = re.compile(
-    r"international|universal|unported|generic|public|licen[sc]e|legalcode|deed(\.\w+)?|cc|by|nc|nd|sa"
+_COUNTRIES = (
+    "argentina|australia|austria|belgium|brazil|bulgaria|canada|chile|china mainland|china|colombia|costa rica|croatia|"
+    "czech republic|denmark|ecuador|egypt|england (?:and|&) wales|estonia|finland|france|georgia|germany|greece|"
+    "guatemala|hong kong|hungary|india|ireland|israel|italy|japan|luxembourg|macedonia|malaysia|malta|mexico|"
+    "netherlands|new zealand|norway|peru|philippines|poland|portugal|puerto rico|romania|scotland|serbia|singapore|"
+    "slovenia|south africa|south korea|korea|spain|sweden|switzerland|taiwan|thailand|uganda|united kingdom|"
+    "united states|venezuela|vietnam|igo"
 )
+_CODES = (
+    "ar|at|au|be|bg|br|ca|ch|cl|cn|co|cr|cz|de|dk|ec|ee|eg|es|fi|fr|ge|gr|gt|hk|hr|hu|ie|il|in|it|jp|kr|lu|mk|mt|mx|"
+    "my|nl|no|nz|pe|ph|pl|pr|pt|ro|rs|se|sg|si|th|tw|ug|uk|us|ve|vn|za"
+)
+_COUNTRY = re.compile(rf"\b(?:{_COUNTRIES})\b|(?<=[1-4]\.\d[ /-])(?:{_CODES})\b")
+"""To whose law a licence was ported: Creative Commons' jurisdictions, and their codes behind a version."""
+_KNOWN = re.compile(
+    r"https?://|www\.|creativecommons\.org|\b(?:creative commons|(?:cc[ -]?)?(?:0|zero)(?!\.)|cc|public ?domain|mark|"
+    r"dedication|attribution|by|non[ -]?commercial|nc|no[ -]?deriv(?:atives?(?: works?)?|s)?|nd|share[ -]?alike|sa|"
+    r"international|universal|unported|generic|public|licen[sc]es?|legalcode|deed(?:\.\w+)?)\b|" + _VERSION.pattern
+)
+"""What may stand in a text that is understood; whatever else is there may take back what it seems to give."""
 
 
 @dataclass(frozen=True)
@@ -91,16 +108,17 @@ def parse(text: str) -> Licence:
     >>> parse("https://creativecommons.org/licenses/by/4.0/").spdx
     'CC-BY-4.0'
     """
-    folded = " ".join(re.sub(r"\(aka [^)]*\)", " ", text.casefold().replace("_", "-")).split())
+    plain = re.sub(r"[\u2010-\u2015\u2212_]", "-", unicodedata.normalize("NFKC", text).casefold())
+    folded = " ".join(re.sub(r"\(aka [^)]*\)", " ", plain).split())
     found = frozenset(term for term, words in TERMS.items() if re.search(words, folded))
-    version = _VERSION.search(folded)
-    after = re.sub(r"[^a-z.]+", " ", folded[version.end() :]) if version else ""
-    words = (word.strip(".") for word in after.split())
-    country = " ".join(word for word in words if word and not _NO_COUNTRY.fullmatch(word)) or None
+    version, country = _VERSION.search(folded), _COUNTRY.search(folded)
+    unknown = re.search(r"\w", _KNOWN.sub(" ", _COUNTRY.sub(" ", folded)))
     family = next((name for name, begins in _FAMILIES.items() if begins.search(folded)), None)
-    if family == "CC":
-        family = "-".join(["CC", *(term for term in TERMS if term in found)]) if "sampling" not in folded else None
-    return Licence(found, family, version[1] if version else None, country)
+    if unknown:
+        family = None
+    elif family == "CC":
+        family = "-".join(["CC", *(term for term in TERMS if term in found)])
+    return Licence(found, family, version[1] if version else None, country[0] if country else None)
 
 
 @dataclass(frozen=True)

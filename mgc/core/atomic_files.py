@@ -76,7 +76,7 @@ def _sync(path: Path) -> None:
 
 
 def write_text(text: str, target: Path) -> None:
-    """Write a text file whole or not at all.
+    """Write a text file, in UTF-8, whole or not at all.
 
     Parameters
     ----------
@@ -91,4 +91,4 @@ def write_text(text: str, target: Path) -> None:
         The file cannot be written; nothing of it is left.
     """
     with replacing(target) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")

@@ -310,7 +310,9 @@ def _split(card: ModelCard) -> str:
     verdict = (
         f"{card.leak}."
         if card.leak
-        else ("No artist is known to be in more than one split, as far as the collection names its artists.")
+        else "not checked: the feature set is not where it was."
+        if card.manifest is None and config.split == "official"
+        else "No artist is known to be in more than one split, as far as the collection names its artists."
     )
     return f"## Split and leaks\n\n{said}\n\nVerdict: {_plain(verdict)}"
 

@@ -116,25 +116,35 @@ def random_cnn_of(feature_set: FeatureSet, splits: Sequence[str]) -> NDArray[np.
     Raises
     ------
     InputError
-        A shard is gone or not what the manifest says, or there are too few bands.
+        A shard is gone or not what the manifest says, there are no training clips, or too few bands.
     """
     keep_freed_memory()
-    device, entries = best_device(), feature_set.manifest.shards
+    device, entries = best_device(), [entry for entry in feature_set.manifest.shards if entry.rows]
     networks = [RandomCNN(feature_set.manifest.spec.shape[0], seed).to(device) for seed in range(DRAWS)]
-    first = next(entry for entry in entries if entry.split == "training")
+    fitted: list[NDArray[np.float16]] = []
+    for entry in (entry for entry in entries if entry.split == "training"):
+        if sum(len(mel_BFT) for mel_BFT in fitted) < FITTED:
+            fitted.append(feature_set.spectrograms(entry))
+    if not fitted:
+        raise InputError(f"`features={feature_set.folder}`: no clips in split «training»")
     with torch.inference_mode():
-        clips_BFT = torch.from_numpy(feature_set.spectrograms(first)[:FITTED]).to(device, torch.float32)
+        clips_BFT = torch.from_numpy(np.concatenate(fitted)[:FITTED]).to(device, torch.float32)
         for network in networks:
             network.train()(clips_BFT)
             network.eval()
         wanted = [entry for split in splits for entry in entries if entry.split == split]
-        progress, rows = Progress("random CNN", sum(entry.rows for entry in wanted), "clips"), []
+        count, done = sum(entry.rows for entry in wanted), 0
+        progress, statistics_ND = Progress("random CNN", count, "clips"), np.empty((0, 0), np.float32)
         for entry in wanted:
             for mel_BFT in torch.from_numpy(feature_set.spectrograms(entry)).split(TOGETHER):
                 clips_BFT = mel_BFT.to(device, torch.float32)
-                rows.append(torch.cat([network(clips_BFT) for network in networks], 1).cpu().numpy())
-                progress.advance(len(mel_BFT))
-    return np.concatenate(rows)
+                values_BD = torch.cat([network(clips_BFT) for network in networks], 1).cpu().numpy()
+                if not done:
+                    statistics_ND = np.empty((count, values_BD.shape[1]), np.float32)
+                statistics_ND[done : done + len(values_BD)] = values_BD
+                done += len(values_BD)
+                progress.advance(len(values_BD))
+    return statistics_ND
 
 
 def _norm(kind: type[nn.BatchNorm1d | nn.BatchNorm2d], channels: int) -> nn.Module:

@@ -57,7 +57,7 @@ def keep(
     run: Run,
     models: Sequence[TrainedModel] | None = None,
     *,
-    precision: float = PRECISION,
+    precision: float | None = None,
     model_id: str | None = None,
 ) -> ModelCard | None:
     """Make the model card of a run from what the run keeps, and keep it, in place of an earlier one.
@@ -72,7 +72,8 @@ def keep(
     models
         The run's models, where they were read already.
     precision
-        Share of right answers, on validation clips, that is left when what is marked unsure is left out.
+        Share of right answers, on validation clips, that is left when what is marked unsure is left out; by default
+        that of the run's last evaluation.
     model_id
         MLflow's id of a logged model, to whose files the card is added as well: those of a registered version.
 
@@ -99,7 +100,7 @@ def keep(
     return card
 
 
-def model_card(run: Run, models: Sequence[TrainedModel], *, precision: float = PRECISION) -> ModelCard:
+def model_card(run: Run, models: Sequence[TrainedModel], *, precision: float | None = None) -> ModelCard:
     """Gather the facts of a model card from what a run keeps.
 
     Parameters
@@ -123,6 +124,9 @@ def model_card(run: Run, models: Sequence[TrainedModel], *, precision: float = P
     """
     record, first = run.record(), models[0]
     tags, network, config = record.tags, first.model, first.card.config
+    if precision is None:
+        asked = (record.metrics.get(f"{prefix}_sure_precision") for prefix in ("test", "val_ensemble", "val"))
+        precision = next(filter(None, asked), PRECISION)
     trained = network.classifier if isinstance(network, Pretrained) and config.frozen else network
     features = tags.get(FEATURES_TAG, "")
     manifest = _manifest(run, features, first.card.fingerprint)

@@ -97,7 +97,7 @@ class FeatureSet:
         return table
 
     def spectrograms(self, entry: ShardEntry, table: pa.Table | None = None) -> NDArray[np.float16]:
-        """Read the z-scored log-Mel spectrograms of a shard [shape=(rows, n_mels, n_frames)].
+        """Read the scaled log-Mel spectrograms of a shard [shape=(rows, n_mels, n_frames)].
 
         Parameters
         ----------

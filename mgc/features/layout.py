@@ -122,7 +122,7 @@ class Manifest:
 
     format: int
     fingerprint: str
-    """Hash of recipe, decoder, plan and source files: sets of the same fingerprint have the same shards."""
+    """Hash of recipe, decoder, plan and source files: sets of the same fingerprint have the same features."""
     recipe: dict[str, Any]
     """Fields of the ``mgc.features.recipe.Recipe`` that the set was made by."""
     genres: tuple[str, ...]

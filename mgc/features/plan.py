@@ -245,7 +245,8 @@ class Plan:
         old = self.table.sort_by("track_id")
         new = clips.filter(pc.is_in(clips["track_id"], value_set=old["track_id"].combine_chunks())).sort_by("track_id")
         if "license" not in old.column_names:
-            old = old.append_column("license", pa.array([UNKNOWN] * len(old)))
+            known = sum(text != UNKNOWN for text in new["license"].to_pylist())
+            return f"its licences were not known when it was made, {known} are now" if known else None
         return None if old["license"].equals(new["license"]) else _change("license", old, new)
 
     # On disk

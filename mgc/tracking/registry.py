@@ -118,7 +118,7 @@ def add_text(uri: str, model_id: str, text: str, name: str) -> None:
     """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, name)
-        file.write_text(text)
+        file.write_text(text, encoding="utf-8")
         client(uri).log_model_artifact(model_id, str(file))
 
 

@@ -1,5 +1,6 @@
 """The index of a collection, by the rules of mirdata's own validator."""
 
+import errno
 import hashlib
 import json
 import shutil
@@ -7,7 +8,8 @@ import shutil
 import pytest
 
 from mgc.collection.index import index
-from mgc.core.errors import InputError
+from mgc.core.errors import InputError, RunError
+from mgc.core.storage import Folder
 
 
 def write(root, **texts):
@@ -94,3 +96,17 @@ def test_what_cannot_be_indexed_is_an_input_error_and_nothing_is_written(fma, tm
     with pytest.raises(InputError, match="none of the 3 files is there"):
         index(fma, out)
     assert not out.exists()
+
+
+def test_a_disk_that_fails_is_no_missing_file(fma, tmp_path, monkeypatch):
+    opened = Folder.open
+
+    def fail(folder, path):
+        if path.endswith("000010.mp3"):
+            raise OSError(errno.EIO, "Input/output error")
+        return opened(folder, path)
+
+    monkeypatch.setattr(Folder, "open", fail)
+    with pytest.raises(RunError, match=r"000010\.mp3: cannot be read \(Input/output error\)"):
+        index(fma, tmp_path / "index.json")
+    assert not (tmp_path / "index.json").exists()

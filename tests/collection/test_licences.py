@@ -91,12 +91,34 @@ def test_an_spdx_id_and_a_url_name_the_text_itself_and_no_other_one():
         "Noncommercial Sampling Plus 1.0",
         "https://example.org/creativecommons.org/licenses/by/4.0/",
         "GPL-3.0",
+        "0",
+        "0 - All Rights Reserved",
+        "Zero rights granted",
+        "Attribution - Pas d'Utilisation Commerciale - Pas de Modification 3.0 France",
+        "Attribution, not for commercial use",
+        "Attribution (personal use only)",
+        "Attribution required; all rights reserved",
+        "Attribution Noncomercial",
+        "Public domain in the US only, all rights reserved elsewhere",
+        "CC BY, ask the artist first",
     ],
 )
 def test_what_is_not_understood_is_not_free(text):
     assert parse(text).family is None
     assert not LicenceFilter(without=["NC", "ND"]).takes(text)
     assert LicenceFilter(only=[text or "CC-BY"]).takes(text) == bool(text)  # named, it is taken
+
+
+def test_other_hyphens_and_other_laws_are_understood():
+    assert parse("Attribution-Non\u2011Commercial 4.0").family == "CC-BY-NC"
+    for text, country in (
+        ("CC-BY-SA-2.0-UK", "uk"),
+        ("Attribution-NonCommercial 2.0 UK: England & Wales", "uk"),
+        ("https://creativecommons.org/licenses/by/3.0/us/", "us"),
+        ("Attribution 3.0 South Africa", "south africa"),
+    ):
+        assert (parse(text).country, parse(text).spdx) == (country, None), text
+        assert parse(text).family, text
 
 
 def test_a_filter_by_terms_takes_the_licences_without_them():

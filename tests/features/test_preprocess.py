@@ -486,11 +486,12 @@ def test_a_set_of_before_licences_stays_as_it_is(made, old, no_ray, request, tmp
     assert verify(copy).ok
 
 
-def test_a_killed_preprocessing_of_before_licences_goes_on_as_it_began(ray_session, old, licensed, tmp_path):
+def test_a_killed_preprocessing_of_before_licences_goes_on_as_it_began(ray_session, old, licensed, tmp_path, capsys):
     copy = shutil.copytree(old, tmp_path / "set")
     for name in (MANIFEST, CARD, QUARANTINE, "shards/training-00002-of-00005.parquet"):
         (copy / name).unlink()
     assert preprocess(licensed, copy, **OPTIONS).written < 5
+    assert "its licences were not known when it was made, 14 are now" in capsys.readouterr().err
     assert contents(copy).items() >= contents(old).items()
     assert contents(copy).keys() == contents(old).keys() | {CROISSANT, SHEET}
     preprocess(licensed, copy, overwrite=True, **OPTIONS)
