@@ -21,7 +21,7 @@ from typing import Annotated, Any, ClassVar, Literal, NoReturn, TypeAlias, Union
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
-from mgc.config import DEFAULT_PRESET, OLD_PRESETS, PRESETS, SweepConfig, TrainConfig, read_config
+from mgc.config import DEFAULT_PRESET, OLD_PRESETS, PRESETS, EncoderName, SweepConfig, TrainConfig, read_config
 from mgc.core import signals
 from mgc.core.errors import InputError, MgcError
 from mgc.core.progress import drop_output, flush, open_streams, say, show
@@ -370,7 +370,7 @@ class Baseline(Command):
     """The collection that it was made from; MFCCs need it."""
     kind: Literal["mfcc", "logmel", "random_cnn"] = "mfcc"
     """Statistics of MFCCs; of the feature set's log-Mel bands; or of a CNN with random filters."""
-    encoder: Literal["none", "musicnn", "musicnn_random", "ast"] = "none"
+    encoder: EncoderName = "none"
     """In their place: vectors of a pretrained encoder, or of the same layers with random weights."""
     classifier: Literal["svm", "logistic", "ridge", "knn", "zero_shot"] = "svm"
     """Support vector machine, logistic or ridge regression, nearest neighbours; or an encoder's own tags."""

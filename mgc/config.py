@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
 from mgc.core.errors import InputError
 from mgc.core.storage import Folder
 
+EncoderName: TypeAlias = Literal["none", "musicnn", "musicnn_random", "ast"]
+"""A pretrained encoder, or none."""
 Node = TypeVar("Node", bound="ModelConfig | AugmentConfig | OptimConfig | TrainConfig")
 
 
@@ -41,7 +43,7 @@ class ModelConfig:
     """Dropout before the linear layer."""
     spatial_dropout: bool = False
     """Blocks drop whole channels instead of single values."""
-    encoder: Literal["none", "musicnn", "musicnn_random", "ast"] = "none"
+    encoder: EncoderName = "none"
     """Instead of a CNN: a classifier on what a pretrained encoder makes of each window of the clip. Of the other fields
     it has ``input_norm``, ``hidden``, ``norm``, ``dropout`` and ``head_dropout``."""
     hidden: tuple[int, ...] = ()

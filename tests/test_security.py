@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from helpers import feature_sets
 from helpers.feature_sets import make_features
 from helpers.fuzz import finished_set
@@ -129,7 +130,8 @@ def test_a_page_escapes_genres_and_paths(tmp_path, monkeypatch):
     assert "&lt;script&gt;alert(1)" in page
     assert "&lt;svg onload" in page
     assert not re.search(r"<script>alert|<img src=x|<svg onload", page)
-    card = dataset_card(own.manifest)
+    _, header, card = dataset_card(own.manifest).split("---\n", 2)
+    assert SCRIPT in yaml.safe_load(header)["dataset_info"]["features"][3]["dtype"]["class_label"]["names"].values()
     assert "&lt;script&gt;" in card
     assert "<script>" not in card
 

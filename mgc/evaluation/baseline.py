@@ -23,7 +23,7 @@ import numpy as np
 
 from mgc.collection.splits import SPLITS
 from mgc.collection.tracks import read_tracks
-from mgc.config import TrainConfig, track
+from mgc.config import EncoderName, TrainConfig, track
 from mgc.core.errors import InputError
 from mgc.core.progress import say
 from mgc.core.results import Result
@@ -128,7 +128,7 @@ def baseline(
     root: str | Path | None = None,
     *,
     kind: Literal["mfcc", "logmel", "random_cnn"] = "mfcc",
-    encoder: Literal["none", "musicnn", "musicnn_random", "ast"] = "none",
+    encoder: EncoderName = "none",
     classifier: Literal["svm", "logistic", "ridge", "knn", "zero_shot"] = "svm",
     split: Literal["official", "random"] = "official",
     folds: int = 0,

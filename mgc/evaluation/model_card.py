@@ -17,6 +17,7 @@ import yaml
 from mgc.collection.splits import SPLITS
 from mgc.config import PRESETS, member_name
 from mgc.features.card import licences
+from mgc.pages.markdown import plain, table
 from mgc.tracking.runs import flatten
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ class ModelCard:
         """Return the card: Markdown behind a YAML header."""
         header = yaml.safe_dump(self.header(), sort_keys=False, allow_unicode=True, width=1000)
         parts = [
-            f"# {_plain(self.name)}",
+            f"# {plain(self.name)}",
             f"A model that tells the genre of music: {_listed(self.genres)}. "
             f"Made by mgc in MLflow run `{self.run_id}`; this card is made from what the run keeps.",
             _leak(self),
@@ -158,7 +159,7 @@ class ModelCard:
             _split(self),
             _training(self),
             _results(self),
-            f"## Limits\n\n{_bullets(map(_plain, self.limits()))}",
+            f"## Limits\n\n{_bullets(map(plain, self.limits()))}",
             f"## Ethical considerations\n\n{_bullets(ETHICS)}",
         ]
         return f"---\n{header}---\n\n" + "\n\n".join(part for part in parts if part) + "\n"
@@ -201,7 +202,7 @@ def preset_of(config: TrainConfig) -> str | None:
 
 
 def _leak(card: ModelCard) -> str:
-    return f"> **{_plain(card.leak)}. The figures flatter.**" if card.leak else ""
+    return f"> **{plain(card.leak)}. The figures flatter.**" if card.leak else ""
 
 
 def _details(card: ModelCard) -> str:
@@ -225,7 +226,7 @@ def _details(card: ModelCard) -> str:
         "run": f"`{card.run_id}` ({card.step})",
         "git commit": f"`{card.commit}`" if card.commit else "not known",
         **({"part of run": f"`{card.parent}`"} if card.parent else {}),
-        "registered as": _plain(card.registered or "not registered"),
+        "registered as": plain(card.registered or "not registered"),
         "track": card.config.track,
         "network": f"{several}{network}; {name}; {parameters}",
         "input": f"log-Mel spectrogram, {bands} bands × {frames} frames ({spec.seconds:g} s)",
@@ -235,11 +236,11 @@ def _details(card: ModelCard) -> str:
         rows |= {
             "encoder trained on": encoder.trained_on or "nothing: random weights",
             "encoder's licence": encoder.licence or "none: random weights",
-            "encoder's source": _plain(encoder.source),
+            "encoder's source": plain(encoder.source),
         }
     rows["licence of the weights"] = "not stated: it is for whoever publishes them to say"
-    table = _table(("", ""), ((f"**{name}**", value) for name, value in rows.items()))
-    return f"## Model details\n\n{table}"
+    details = table(("", ""), ((f"**{name}**", value) for name, value in rows.items()))
+    return f"## Model details\n\n{details}"
 
 
 def _usage(card: ModelCard) -> str:
@@ -270,7 +271,7 @@ print(mgc.predict("{model}", ["song.mp3"]))
 def _data(card: ModelCard) -> str:
     lines = [
         "## Training data",
-        f"The feature set «{_plain(PurePosixPath(card.features).name or '(name not known)')}», fingerprint "
+        f"The feature set «{plain(PurePosixPath(card.features).name or '(name not known)')}», fingerprint "
         f"`{card.models[0][1].fingerprint}`.",
     ]
     if card.manifest is None:
@@ -278,18 +279,18 @@ def _data(card: ModelCard) -> str:
     else:
         clips = card.manifest.clips
         splits = [split for split in SPLITS if split in clips]
-        rows = ((_plain(genre), *(clips[split].get(genre, 0) for split in splits)) for genre in card.genres)
+        rows = ((plain(genre), *(clips[split].get(genre, 0) for split in splits)) for genre in card.genres)
         total = ("all clips", *(sum(clips[split].values()) for split in splits))
-        lines.append(_table(("genre", *splits), [*rows, total]))
+        lines.append(table(("genre", *splits), [*rows, total]))
         quarantined = ", ".join(f"{count} {reason}" for reason, count in card.manifest.quarantined.items())
         lines.append(f"Clips without a feature (quarantine): {quarantined or 'none'}.")
         if card.manifest.licenses:
-            counts = ((_plain(name), count) for name, count in licences(card.manifest).items())
-            lines.append(_table(("licence of the track", "clips"), counts))
+            counts = ((plain(name), count) for name, count in licences(card.manifest).items())
+            lines.append(table(("licence of the track", "clips"), counts))
         else:
             lines.append("Licences of the tracks: unknown.")
     recipe = card.manifest.recipe if card.manifest else {"spec": card.models[0][1].spec.to_dict()}
-    lines.append("Recipe: " + ", ".join(f"{name} {_plain(value)}" for name, value in flatten(recipe).items()) + ".")
+    lines.append("Recipe: " + ", ".join(f"{name} {plain(value)}" for name, value in flatten(recipe).items()) + ".")
     return "\n\n".join(lines)
 
 
@@ -314,7 +315,7 @@ def _split(card: ModelCard) -> str:
         if card.manifest is None and config.split == "official"
         else "No artist is known to be in more than one split, as far as the collection names its artists."
     )
-    return f"## Split and leaks\n\n{said}\n\nVerdict: {_plain(verdict)}"
+    return f"## Split and leaks\n\n{said}\n\nVerdict: {plain(verdict)}"
 
 
 def _training(card: ModelCard) -> str:
@@ -333,14 +334,14 @@ def _training(card: ModelCard) -> str:
     )
     names = ("model", "epochs", "kept epoch", "training accuracy", "validation accuracy", "run")
     leaves = [flatten(each.config.to_dict()) for _, each in card.models]
-    settings = ((f"`{name}`", "; ".join(dict.fromkeys(_plain(each[name]) for each in leaves))) for name in leaves[0])
+    settings = ((f"`{name}`", "; ".join(dict.fromkeys(plain(each[name]) for each in leaves))) for name in leaves[0])
     return f"""## Training
 
 Devices: {card.place or "not known"}; {took}.
 
-{_table(names, members)}
+{table(names, members)}
 
-{_table(("setting", "value"), settings)}"""
+{table(("setting", "value"), settings)}"""
 
 
 def _results(card: ModelCard) -> str:
@@ -381,12 +382,12 @@ def _result(card: ModelCard, result: SplitResult) -> str:
     if source.fingerprint != card.models[0][1].fingerprint:
         facts.append(f"of another feature set than the training's, fingerprint `{source.fingerprint}`")
     rows = (
-        (_plain(genre), row["support"], *(f"{row[name]:.3f}" for name in ("precision", "recall", "f1")))
+        (plain(genre), row["support"], *(f"{row[name]:.3f}" for name in ("precision", "recall", "f1")))
         for genre, row in scores.per_genre.items()
     )
-    table = _table(("genre", "clips", "precision", "recall", "F1"), rows)
+    genres = table(("genre", "clips", "precision", "recall", "F1"), rows)
     title = f"{SPLIT_NAMES[source.split]}{', LEAKY' * bool(source.leak)}"
-    return f"### {title}\n\n{_bullets(f'{fact[0].upper()}{fact[1:]}.' for fact in facts)}\n\n{table}"
+    return f"### {title}\n\n{_bullets(f'{fact[0].upper()}{fact[1:]}.' for fact in facts)}\n\n{genres}"
 
 
 def _limits(card: ModelCard) -> Iterable[str]:
@@ -481,23 +482,13 @@ def _number(value: float | None, form: str = ".3f") -> str:
 
 
 def _listed(names: Iterable[str]) -> str:
-    return ", ".join(map(_plain, names))
+    return ", ".join(map(plain, names))
 
 
 def _bullets(sentences: Iterable[str]) -> str:
     return "\n".join(f"- {sentence}" for sentence in sentences)
 
 
-def _table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
-    """A table of Markdown."""
-    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in (head, ("---",) * len(head), *rows))
-
-
 def _slug(text: str) -> str:
     """A tag: ``pretrained (musicnn)`` is ``pretrained-musicnn``."""
     return re.sub(r"\W+", "-", text).strip("-")
-
-
-def _plain(value: object) -> str:
-    """A user's text in Markdown: no line, no column, no link and no tag of its own."""
-    return re.sub(r"([\\`*\[\]<>|&$~#])", r"\\\1", " ".join(str(value).split()))

@@ -6,7 +6,6 @@ folder, pushed as it is, is a data set with splits and a viewer, and ``datasets.
 
 from __future__ import annotations
 
-import html
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ import yaml
 from mgc.collection.licences import UNKNOWN, parse
 from mgc.collection.splits import SPLITS
 from mgc.features.layout import CROISSANT, QUARANTINE, SHARDS, SHEET
+from mgc.pages.markdown import plain, table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -195,12 +195,5 @@ def _all(manifest: Manifest) -> list[tuple[str, int]]:
 
 
 def _table(what: str, names: Sequence[str], counts: dict[str, dict[str, int]]) -> str:
-    """A table in Markdown: a line for each name, with its count in each split."""
-    lines = [f"| {what} | " + " | ".join(counts) + " |", "|---|" + "---:|" * len(counts)]
-    rows = ([_text(name), *(str(each.get(name, 0)) for each in counts.values())] for name in names)
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
-
-
-def _text(name: str) -> str:
-    """A name in a table of Markdown: text, with no tag, no column and no line of its own."""
-    return html.escape(" ".join(name.split()), quote=False).replace("|", r"\|")
+    """A line for each name, with its count in each split."""
+    return table((what, *counts), ([plain(name), *(each.get(name, 0) for each in counts.values())] for name in names))

@@ -104,7 +104,7 @@ def test_a_training_leaves_its_card_with_the_run_and_beside_the_weights(first, t
 
 def test_names_are_text_and_nothing_else(first):
     assert header(first)["model-index"][0]["name"] == NAME
-    assert "\n# a \\| run \\<b\\>of\\</b\\> \\[mine\\](x)\n" in first
+    assert "\n# a \\| run &lt;b&gt;of&lt;/b&gt; \\[mine\\](x)\n" in first
 
 
 def test_an_evaluation_adds_its_figures_and_its_count(evaluated, trained, run):
