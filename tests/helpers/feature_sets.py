@@ -38,6 +38,7 @@ def make_features(path: Path, *, leaks: tuple[dict, ...] = (), seed: int = 0) ->
                     "label": label,
                     "artist_id": str(track_id),
                     "path": f"{track_id:06d}.mp3",
+                    "license": "unknown",
                     "source_sha1": f"{track_id:040x}",
                     "seconds": SPEC.seconds,
                     "promised_seconds": SPEC.seconds,
