@@ -88,7 +88,7 @@ def load(feature_set: FeatureSet, *splits: str, lazily: bool = False) -> Clips:
     for split in splits:
         if not any(entry.rows for entry in feature_set.manifest.shards if entry.split == split):
             raise InputError(f"`features={feature_set.folder}`: no clips in split «{split}»")
-    entries = [entry for split in splits for entry in feature_set.manifest.shards if entry.split == split]
+    entries = feature_set.manifest.shards_of(*splits)
     columns = ("label", "track_id", "artist_id", "path")
     known: dict[str, list[Any]] = {name: [] for name in columns}
     sharded, start = ShardedMel(feature_set, entries, kept=2 * GROUP), 0

@@ -131,7 +131,7 @@ def vectors_of(
     for name, tensor in network.state_dict().items():
         digest.update(name.encode() + tensor.numpy().tobytes())
     folder = storage / FOLDER / f"{encoder}-{digest.hexdigest()[:12]}"
-    entries = [entry for split in splits for entry in feature_set.manifest.shards if entry.split == split]
+    entries = feature_set.manifest.shards_of(*splits)
     device = device or best_device()
     try:
         folder.make()

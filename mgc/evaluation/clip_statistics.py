@@ -114,7 +114,7 @@ def logmels_of(feature_set: FeatureSet, splits: Sequence[str]) -> NDArray[np.flo
         A shard is gone or not what the manifest says.
     """
     rows = []
-    for entry in (entry for split in splits for entry in feature_set.manifest.shards if entry.split == split):
+    for entry in feature_set.manifest.shards_of(*splits):
         table = feature_set.table(entry, ["logmel", "mean_db", "std_db"])
         scale, shift = (table[name].to_numpy()[:, None, None] for name in ("std_db", "mean_db"))
         db_NFT = feature_set.spectrograms(entry, table).astype(np.float32) * scale + shift

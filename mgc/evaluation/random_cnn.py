@@ -18,8 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mgc.config import ModelConfig
 from mgc.core.errors import InputError
 from mgc.core.progress import Progress
+from mgc.model.cnn import GenreCNN
 from mgc.model.device import best_device, keep_freed_memory
 
 if TYPE_CHECKING:
@@ -30,14 +32,14 @@ if TYPE_CHECKING:
     from mgc.features.feature_set import FeatureSet
 
 CHANNELS = (16, 32, 64, 128)
-"""Filters of each block: 3 × 3 convolution, BatchNorm, 2 × 2 max pooling, ReLU; as in the presets."""
+"""Filters of each block, as in the presets."""
 DRAWS = 4
 STRETCH = 256
 """Frames of which maxima are taken; they are averaged over the clip. 6 s at the default recipe."""
 RANGES = 8
 """Of mel bands, each with its own statistics."""
 TOGETHER = 4
-"""Clips."""
+"""Clips that are computed at a time."""
 FITTED = 32
 """Clips that BatchNorm's statistics are of."""
 
@@ -62,18 +64,16 @@ class RandomCNN(nn.Module):
         super().__init__()
         if bands < 2 ** len(CHANNELS):
             raise InputError(f"`kind=random_cnn`: {len(CHANNELS)} poolings leave nothing of {bands} mel bands")
-        self.input_norm = _norm(nn.BatchNorm1d, bands)
+        config = ModelConfig(channels=CHANNELS, norm=True, input_norm=True, dropout=0.0, head="avg")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.blocks = nn.ModuleList(
-                nn.Sequential(
-                    nn.Conv2d(before, filters, 3, padding=1, bias=False),
-                    _norm(nn.BatchNorm2d, filters),
-                    nn.MaxPool2d(2),
-                    nn.ReLU(),
-                )
-                for before, filters in zip((1, *CHANNELS), CHANNELS, strict=False)
-            )
+            cnn = GenreCNN(config, n_genres=1, shape=(bands, STRETCH))
+        layers = len(cnn.blocks) // len(CHANNELS)
+        self.input_norm = cnn.input_norm
+        self.blocks = nn.ModuleList(cnn.blocks[first : first + layers] for first in range(0, len(cnn.blocks), layers))
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                module.momentum = 1.0  # its statistics are those of the last batch
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, mel_BFT: Tensor) -> Tensor:
@@ -119,11 +119,11 @@ def random_cnn_of(feature_set: FeatureSet, splits: Sequence[str]) -> NDArray[np.
         A shard is gone or not what the manifest says, there are no training clips, or too few bands.
     """
     keep_freed_memory()
-    device, entries = best_device(), [entry for entry in feature_set.manifest.shards if entry.rows]
-    networks = [RandomCNN(feature_set.manifest.spec.shape[0], seed).to(device) for seed in range(DRAWS)]
+    device, manifest = best_device(), feature_set.manifest
+    networks = [RandomCNN(manifest.spec.shape[0], seed).to(device) for seed in range(DRAWS)]
     fitted: list[NDArray[np.float16]] = []
-    for entry in (entry for entry in entries if entry.split == "training"):
-        if sum(len(mel_BFT) for mel_BFT in fitted) < FITTED:
+    for entry in manifest.shards_of("training"):
+        if entry.rows and sum(len(mel_BFT) for mel_BFT in fitted) < FITTED:
             fitted.append(feature_set.spectrograms(entry))
     if not fitted:
         raise InputError(f"`features={feature_set.folder}`: no clips in split «training»")
@@ -132,7 +132,7 @@ def random_cnn_of(feature_set: FeatureSet, splits: Sequence[str]) -> NDArray[np.
         for network in networks:
             network.train()(clips_BFT)
             network.eval()
-        wanted = [entry for split in splits for entry in entries if entry.split == split]
+        wanted = [entry for entry in manifest.shards_of(*splits) if entry.rows]
         count, done = sum(entry.rows for entry in wanted), 0
         progress, statistics_ND = Progress("random CNN", count, "clips"), np.empty((0, 0), np.float32)
         for entry in wanted:
@@ -145,10 +145,6 @@ def random_cnn_of(feature_set: FeatureSet, splits: Sequence[str]) -> NDArray[np.
                 done += len(values_BD)
                 progress.advance(len(values_BD))
     return statistics_ND
-
-
-def _norm(kind: type[nn.BatchNorm1d | nn.BatchNorm2d], channels: int) -> nn.Module:
-    return kind(channels, momentum=1.0, affine=False)  # momentum 1: its statistics are those of the last batch
 
 
 def _pooled(maps_BCFT: Tensor, stretches: int) -> list[Tensor]:

@@ -147,6 +147,16 @@ class Manifest:
         """Parameters of the log-Mel spectrograms."""
         return LogMelSpec(**self.recipe["spec"])
 
+    def shards_of(self, *splits: str) -> list[ShardEntry]:
+        """Return the shards of some splits, split by split: the order of a set's clips.
+
+        Parameters
+        ----------
+        *splits
+            ``training``, ``validation`` or ``test``.
+        """
+        return [entry for split in splits for entry in self.shards if entry.split == split]
+
     def to_json(self) -> str:
         """Stable, readable JSON: the same set gives the same bytes."""
         return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
